@@ -1,0 +1,1 @@
+"""vlmexport: a vision-language model, exported to the phone and proved equal."""

@@ -1,0 +1,137 @@
+"""The bundle: a folder with its files and ``vlmexport.json``. Written beside its destination, renamed when complete."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlmexport.errors import CheckpointError, ParityFailed, UsageError
+from vlmexport.recipe import Recipe
+
+MANIFEST = "vlmexport.json"
+CARD = "README.md"
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class File(_Model):
+    """A file of the bundle: path relative to it, with forward slashes."""
+
+    path: str
+    bytes: int
+    sha256: str
+    component: str | None = None
+
+
+class Source(_Model):
+    """The checkpoint that the bundle was made from."""
+
+    name: str
+    path: str
+    layout: str
+    spec: dict[str, Any]
+    weights: dict[str, str] = Field(description="File name → sha256.")
+
+
+class Manifest(_Model):
+    """``vlmexport.json``."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["onnx", "gguf"]
+    source: Source
+    recipe: Recipe
+    tools: dict[str, str]
+    calibration: dict[str, Any] | None = None
+    files: list[File] = Field(default_factory=list)
+    tensors: dict[str, str] = Field(default_factory=dict, description="Tensor or layer → type, where not the default.")
+    notes: list[str] = Field(default_factory=list)
+    details: dict[str, Any] = Field(default_factory=dict, description="What the bundle's own runtime needs to know.")
+    parity: dict[str, Any] | None = None
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path, components: dict[str, str]) -> list[File]:
+    """The files of a bundle, manifest and card aside (they change with each check), in order of their paths."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name not in (MANIFEST, CARD, "parity.json"):
+            component = components.get(name)
+            found.append(File(path=name, bytes=path.stat().st_size, sha256=sha256(path), component=component))
+    return found
+
+
+@contextmanager
+def staged(destination: Path, force: bool) -> Iterator[Path]:
+    """A temporary folder beside the destination, renamed to it when the block ends without an error.
+
+    Raises:
+        UsageError: the destination exists and ``force`` is not set.
+    """
+    if destination.exists() and not force:
+        raise UsageError(f"{destination} exists already", "pass --force to replace it, or another --output")
+    if destination.exists() and not (destination / MANIFEST).is_file() and any(destination.iterdir()):
+        raise UsageError(f"{destination} is no bundle and not empty", "pass another --output; it was left alone")
+    temporary = destination.with_name(f".{destination.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        old = destination.with_name(f".{destination.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if destination.exists():
+            os.replace(destination, old)
+        os.replace(temporary, destination)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write ``vlmexport.json`` so that it is never half there."""
+    temporary = folder / f".{MANIFEST}.partial"
+    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / MANIFEST)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a bundle's manifest.
+
+    Raises:
+        UsageError: not a bundle, or its manifest is damaged.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UsageError(f"{folder} is not a bundle (it has no {MANIFEST})", "make one with `vlmexport onnx` or `gguf`")
+    try:
+        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or of another version", "export the bundle again") from error
+
+
+def verify(folder: Path, manifest: Manifest) -> None:
+    """Compare every file with its recorded size and hash.
+
+    Raises:
+        ParityFailed: a file is missing or changed.
+    """
+    for file in manifest.files:
+        path = folder / file.path
+        if not path.is_file():
+            raise ParityFailed(f"{path} is missing from the bundle", "export the bundle again")
+        if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
+            raise ParityFailed(f"{path} is not the file that was exported", "it was changed or damaged: export it again")

@@ -1,0 +1,182 @@
+"""Statistics of the inputs of the linear layers. They add up: ``a + b`` is the statistics of both sample sets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+BINS = 4096
+
+
+@dataclass
+class Histogram:
+    """Counts in ``BINS`` equal bins around zero, of a width that is a power of two.
+
+    The width is the smallest power of two with which ±BINS/2 bins hold every value seen. A larger value doubles the
+    width and adds bins pairwise, so a histogram does not depend on the order of the samples, and two of them can be
+    added exactly.
+    """
+
+    exponent: int | None = None
+    counts: I64 = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return 2.0 ** (self.exponent or 0)
+
+    @property
+    def edges(self) -> F64:
+        """f64 [BINS + 1] edges of the bins."""
+        return (np.arange(BINS + 1, dtype=np.float64) - BINS // 2) * self.width
+
+    @property
+    def centres(self) -> F64:
+        """f64 [BINS] centres of the bins."""
+        return (np.arange(BINS, dtype=np.float64) - BINS // 2 + 0.5) * self.width
+
+    def add(self, values: torch.Tensor) -> None:
+        """Count float values of any shape; all finite."""
+        largest = float(values.abs().max()) if values.numel() else 0.0
+        if largest == 0.0:
+            needed = self.exponent if self.exponent is not None else -126
+        else:
+            needed = math.floor(math.log2(largest / (BINS // 2))) + 1
+        self.coarsen(needed)
+        index = torch.floor(values.flatten() / self.width).to(torch.int64) + BINS // 2
+        self.counts += torch.bincount(index.clamp_(0, BINS - 1), minlength=BINS).numpy()
+
+    def coarsen(self, exponent: int) -> None:
+        """Make bins at least 2**exponent wide."""
+        if self.exponent is None:
+            self.exponent = exponent
+        half = BINS // 2
+        while self.exponent < exponent:
+            if not self.counts.any():
+                self.exponent = exponent
+                return
+            merged = np.zeros_like(self.counts)
+            merged[half // 2 : half + half // 2] = self.counts.reshape(half, 2).sum(1)
+            self.counts = merged
+            self.exponent += 1
+
+    def __add__(self, other: Histogram) -> Histogram:
+        exponents = [h.exponent for h in (self, other) if h.exponent is not None]
+        if not exponents:
+            return Histogram()
+        parts = [Histogram(h.exponent, h.counts.copy()) for h in (self, other)]
+        for part in parts:
+            part.coarsen(max(exponents))
+        return Histogram(max(exponents), parts[0].counts + parts[1].counts)
+
+
+@dataclass
+class LayerStatistics:
+    """What went into one layer. Columns are its input features (channels for a convolution).
+
+    Σx² and counts are kept apart for image and for text positions; in vision and projector all are image.
+    """
+
+    columns: int
+    minimum: float = math.inf
+    maximum: float = -math.inf
+    histogram: Histogram = field(default_factory=Histogram)
+    abs_max: F64 = field(default_factory=lambda: np.zeros(0))
+    sum_sq_image: F64 = field(default_factory=lambda: np.zeros(0))
+    sum_sq_text: F64 = field(default_factory=lambda: np.zeros(0))
+    count_image: int = 0
+    count_text: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("abs_max", "sum_sq_image", "sum_sq_text"):
+            if getattr(self, name).size == 0:
+                setattr(self, name, np.zeros(self.columns))
+
+    def add(self, rows: torch.Tensor, is_image: torch.Tensor | None = None) -> None:
+        """Add f32 [rows, columns]; ``is_image`` bool [rows], all image where it is None."""
+        low, high = rows.aminmax()
+        self.minimum = min(self.minimum, float(low))
+        self.maximum = max(self.maximum, float(high))
+        self.histogram.add(rows)
+        self.abs_max = np.maximum(self.abs_max, rows.abs().amax(0).numpy().astype(np.float64))
+        squares = rows.double().square()
+        if is_image is None:
+            is_image = torch.ones(rows.shape[0], dtype=torch.bool)
+        self.sum_sq_image = self.sum_sq_image + squares[is_image].sum(0).numpy()
+        self.sum_sq_text = self.sum_sq_text + squares[~is_image].sum(0).numpy()
+        self.count_image += int(is_image.sum())
+        self.count_text += int((~is_image).sum())
+
+    def importance(self, image_weight: float = 1.0) -> F64:
+        """f64 [columns]: mean x² where image positions weigh ``image_weight`` and text positions 1."""
+        total = image_weight * self.count_image + self.count_text
+        if not total:
+            return np.zeros(self.columns)
+        return (image_weight * self.sum_sq_image + self.sum_sq_text) / total
+
+    def __add__(self, other: LayerStatistics) -> LayerStatistics:
+        return LayerStatistics(
+            columns=self.columns,
+            minimum=min(self.minimum, other.minimum),
+            maximum=max(self.maximum, other.maximum),
+            histogram=self.histogram + other.histogram,
+            abs_max=np.maximum(self.abs_max, other.abs_max),
+            sum_sq_image=self.sum_sq_image + other.sum_sq_image,
+            sum_sq_text=self.sum_sq_text + other.sum_sq_text,
+            count_image=self.count_image + other.count_image,
+            count_text=self.count_text + other.count_text,
+        )
+
+
+@dataclass
+class Statistics:
+    """Statistics by layer path (``<component>.<canonical module name>``, as in ``model.VLM``)."""
+
+    layers: dict[str, LayerStatistics] = field(default_factory=dict)
+    samples: tuple[str, ...] = ()
+
+    def __add__(self, other: Statistics) -> Statistics:
+        layers = dict(self.layers)
+        for name, layer in other.layers.items():
+            layers[name] = layers[name] + layer if name in layers else layer
+        return Statistics(layers, self.samples + other.samples)
+
+    def save(self, path: Path) -> None:
+        """Write to a safetensors file."""
+        arrays: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]] = {}
+        for name, layer in self.layers.items():
+            arrays[f"{name}/abs_max"] = layer.abs_max
+            arrays[f"{name}/sum_sq_image"] = layer.sum_sq_image
+            arrays[f"{name}/sum_sq_text"] = layer.sum_sq_text
+            arrays[f"{name}/histogram"] = layer.histogram.counts
+            arrays[f"{name}/counts"] = np.array(
+                [layer.count_image, layer.count_text, layer.histogram.exponent or 0], np.int64
+            )
+            arrays[f"{name}/range"] = np.array([layer.minimum, layer.maximum])
+        save_file(arrays, path, metadata={"samples": "\n".join(self.samples)})
+
+    @classmethod
+    def load(cls, path: Path) -> Statistics:
+        """Read what ``save`` wrote."""
+        layers = {}
+        with safe_open(path, framework="np") as file:
+            for name in sorted({key.rsplit("/", 1)[0] for key in file.keys()}):  # noqa: SIM118
+                get = {part: file.get_tensor(f"{name}/{part}") for part in
+                       ("abs_max", "sum_sq_image", "sum_sq_text", "histogram", "counts", "range")}
+                image, text, exponent = (int(value) for value in get["counts"])
+                layers[name] = LayerStatistics(
+                    len(get["abs_max"]), float(get["range"][0]), float(get["range"][1]),
+                    Histogram(exponent, get["histogram"]), get["abs_max"],
+                    get["sum_sq_image"], get["sum_sq_text"], image, text,
+                )  # fmt: skip
+            samples = (file.metadata() or {}).get("samples", "")
+        return cls(layers, tuple(samples.split("\n")) if samples else ())

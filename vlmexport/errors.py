@@ -1,0 +1,57 @@
+"""One class per exit code. Every message says what happened, where, and what to do next.
+
+Exit codes: 0 pass, 1 parity failed, 2 usage, recipe or damaged input, 3 unsupported model or operator,
+4 missing dependency, 5 not enough data to judge.
+"""
+
+from __future__ import annotations
+
+
+class VlmExportError(Exception):
+    """Base of all errors that a user can act on.
+
+    Args:
+        what: what happened and where, one sentence without a full stop.
+        cure: what to do next, one sentence without a full stop.
+    """
+
+    exit_code = 2
+
+    def __init__(self, what: str, cure: str = "") -> None:
+        self.what = what
+        self.cure = cure
+        super().__init__(f"{what}: {cure}" if cure else what)
+
+
+class ParityFailed(VlmExportError):
+    """A gate failed."""
+
+    exit_code = 1
+
+
+class UsageError(VlmExportError):
+    """A command, an argument, a recipe or an input file is wrong."""
+
+    exit_code = 2
+
+
+class CheckpointError(UsageError):
+    """The checkpoint is missing, damaged or contradicts itself."""
+
+
+class Unsupported(VlmExportError):
+    """The model, an operator or a combination cannot be exported."""
+
+    exit_code = 3
+
+
+class MissingDependency(VlmExportError):
+    """An optional dependency is not installed."""
+
+    exit_code = 4
+
+
+class NotEnoughData(VlmExportError):
+    """There are too few samples to give a verdict."""
+
+    exit_code = 5

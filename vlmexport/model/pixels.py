@@ -1,0 +1,62 @@
+"""The pixels stage: an image file to normalised pixel values, as MobileVLM does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from vlmexport.checkpoint import VisionSpec
+from vlmexport.errors import UsageError
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file as RGB.
+
+    Raises:
+        UsageError: it is missing or no image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise UsageError(f"image {path} does not exist", "check the path") from error
+    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        raise UsageError(f"image {path} cannot be read ({error})", "pass a PNG, JPEG or WebP file") from error
+
+
+def background(spec: VisionSpec) -> tuple[int, int, int]:
+    """The mean colour that pads an image to a square, 8 bits a channel."""
+    red, green, blue = (int(255 * mean) for mean in spec.image_mean)
+    return red, green, blue
+
+
+def to_size(image: Image.Image, spec: VisionSpec) -> Image.Image:
+    """RGB image → RGB image of ``image_size`` squared: pad then resize, or resize the short side then crop."""
+    side = spec.image_size
+    width, height = image.size
+    if spec.aspect_ratio == "pad":
+        if width != height:
+            square = Image.new("RGB", (max(width, height),) * 2, background(spec))
+            square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
+            image = square
+        return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
+    short = min(width, height)
+    size = (int(side * width / short), int(side * height / short))
+    image = image.resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def normalise(image: Image.Image, spec: VisionSpec) -> torch.Tensor:
+    """RGB image of the right size → f32 [1, 3, height, width], zero mean and unit variance by CLIP's constants."""
+    array = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
+    array = (array - np.asarray(spec.image_mean, np.float32)) / np.asarray(spec.image_std, np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None]
+
+
+def pixel_values(image: Image.Image, spec: VisionSpec) -> torch.Tensor:
+    """RGB image of any size → f32 [1, 3, height, width]."""
+    return normalise(to_size(image, spec), spec)

@@ -1,0 +1,107 @@
+"""Find the module of a kind in a plug-in folder; what each module must supply.
+
+In a plug-in folder the module's name is the value in the checkpoint's config. A module whose kind is a pattern
+(``mlp2x_gelu``) declares it as ``PATTERN``. No table is kept by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Protocol, cast
+
+import torch
+from torch import nn
+
+from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, VisionSpec
+from vlmexport.errors import Unsupported
+
+
+@dataclass(frozen=True)
+class GgufProjector:
+    """What a projector's file says about its place in an mmproj."""
+
+    projector_type: str
+    tensors: dict[str, str]
+    """Published name → GGUF name."""
+
+    f16: frozenset[str] = frozenset()
+    """Published names that must stay F16 (ggml asserts on depthwise kernels of another type)."""
+
+
+class VisionPlugin(Protocol):
+    """A file in ``model/vision``."""
+
+    def build(self, spec: VisionSpec) -> nn.Module:
+        """The module; parameters on the meta device, buffers filled."""
+
+    def features(self, module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) -> torch.Tensor:
+        """f32 [images, 3, height, width] → [images, patches, vision width]."""
+
+
+class ProjectorPlugin(Protocol):
+    """A file in ``model/projector``."""
+
+    EXAMPLE: str
+    """A kind that this file answers to, for the conformance tests."""
+
+    def build(self, spec: ProjectorSpec) -> nn.Module:
+        """The module, parameters on the meta device: [images, patches, in] → [images, visual tokens, out]."""
+
+    def num_tokens(self, spec: ProjectorSpec) -> int:
+        """Visual tokens for one image."""
+
+    def gguf(self, spec: ProjectorSpec) -> GgufProjector:
+        """How an mmproj holds it.
+
+        Raises:
+            Unsupported: libmtmd cannot hold it, or would compute it wrongly.
+        """
+
+
+class LanguagePlugin(Protocol):
+    """A file in ``model/language``."""
+
+    def build(self, spec: LanguageSpec) -> nn.Module:
+        """The causal language model; parameters on the meta device, buffers filled."""
+
+
+def plugin(folder: str, kind: str) -> ModuleType:
+    """The module that supplies a kind.
+
+    Raises:
+        Unsupported: no file in the folder supplies it; the message lists those that are there.
+    """
+    package = import_module(f"vlmexport.model.{folder}")
+    names = sorted(info.name for info in iter_modules(package.__path__))
+    if kind in names:
+        return import_module(f"{package.__name__}.{kind}")
+    patterns = []
+    for name in names:
+        module = import_module(f"{package.__name__}.{name}")
+        pattern = getattr(module, "PATTERN", None)
+        if pattern is None:
+            patterns.append(name)
+        elif re.fullmatch(pattern, kind):
+            return module
+        else:
+            patterns.append(str(module.EXAMPLE))
+    raise Unsupported(f"unknown {folder} {kind!r}", f"known: {', '.join(patterns)}; a new one is one file in model/{folder}")
+
+
+def vision(spec: VisionSpec) -> VisionPlugin:
+    """The vision encoder's module."""
+    return cast(VisionPlugin, plugin("vision", spec.kind))
+
+
+def projector(spec: ProjectorSpec) -> ProjectorPlugin:
+    """The projector's module."""
+    return cast(ProjectorPlugin, plugin("projector", spec.kind))
+
+
+def language(spec: LanguageSpec) -> LanguagePlugin:
+    """The language model's module."""
+    return cast(LanguagePlugin, plugin("language", spec.kind))

@@ -1,0 +1,120 @@
+"""MobileVLM V1's LDP: two linear layers, then two inverted-residual blocks, the second with stride 2.
+Source: Chu et al. 2023, arXiv:2312.16886; the blocks follow MobileNetV3, arXiv:1905.02244."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vlmexport.checkpoint import ProjectorSpec
+from vlmexport.errors import Unsupported
+from vlmexport.model.plugins import GgufProjector
+
+EXAMPLE = "ldpnet"
+
+
+def squeeze_channels(channels: int) -> int:
+    """A quarter of the channels, rounded to a multiple of 8 and never more than 10 % below (MobileNetV3)."""
+    quarter = channels // 4
+    rounded = max(8, int(quarter + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * quarter else rounded
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm over the channels of an [N, C, H, W] map."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class SqueezeExcitation(nn.Module):
+    """A gate for each channel, from the map's mean."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        squeezed = squeeze_channels(channels)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.fc2(functional.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+        return functional.hardsigmoid(scale) * x
+
+
+class InvertedResidual(nn.Module):
+    """Depthwise 3x3, gate, pointwise; a skip connection where the stride is 1."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+        pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+        self.skip = stride == 1
+        self.block = nn.Sequential(
+            nn.Sequential(depthwise, ChannelNorm(channels), nn.Hardswish()),
+            SqueezeExcitation(channels),
+            nn.Sequential(pointwise, ChannelNorm(channels)),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.block(x)
+        return x + y if self.skip else y
+
+
+class _Block(nn.Module):
+    def __init__(self, spec: ProjectorSpec) -> None:
+        super().__init__()
+        self.grid = spec.grid
+        inner = spec.out_features
+        self.mlp = nn.Sequential(
+            nn.Identity(), nn.Linear(spec.in_features, inner), nn.GELU(), nn.Linear(inner, inner)
+        )
+        self.mb_block = nn.Sequential(nn.Identity(), InvertedResidual(inner, 1), InvertedResidual(inner, 2))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        x = self.mlp(features).transpose(1, 2).unflatten(2, (self.grid, self.grid))
+        tokens: torch.Tensor = self.mb_block(x).flatten(2).transpose(1, 2)
+        return tokens
+
+
+class LDP(nn.Module):
+    """[images, grid², in] → [images, ceil(grid / 2)², out]."""
+
+    def __init__(self, spec: ProjectorSpec) -> None:
+        super().__init__()
+        self.model = _Block(spec)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        tokens: torch.Tensor = self.model(features)
+        return tokens
+
+
+def build(spec: ProjectorSpec) -> nn.Module:
+    """Published names: ``model.mlp.{1,3}``, ``model.mb_block.{1,2}.block.{0,1,2}``.
+
+    Raises:
+        Unsupported: the patches are no square.
+    """
+    if spec.grid**2 != spec.in_tokens:
+        raise Unsupported(f"ldpnet needs a square of patches, not {spec.in_tokens}", "use a square image")
+    with torch.device("meta"):
+        return LDP(spec)
+
+
+def num_tokens(spec: ProjectorSpec) -> int:
+    """A quarter of the patches."""
+    return ((spec.grid + 1) // 2) ** 2
+
+
+def gguf(spec: ProjectorSpec) -> GgufProjector:
+    """``mm.model.mlp`` and ``mm.model.mb_block``; libmtmd hard-codes the 24x24 grid."""
+    if spec.grid != 24:
+        raise Unsupported(f"libmtmd hard-codes a 24x24 grid for ldpnet, this one is {spec.grid}x{spec.grid}", "use ONNX")
+    parts = ["weight", "bias"]
+    names = [f"model.mlp.{i}.{part}" for i in (1, 3) for part in parts]
+    for b in (1, 2):
+        block = f"model.mb_block.{b}.block"
+        names += [f"{block}.0.0.weight", f"{block}.2.0.weight"]
+        names += [f"{block}.{i}.{part}" for i in ("0.1", "1.fc1", "1.fc2", "2.1") for part in parts]
+    depthwise = frozenset(f"model.mb_block.{b}.block.0.0.weight" for b in (1, 2))
+    return GgufProjector("ldp", {name: f"mm.{name}" for name in names}, depthwise)

@@ -1,0 +1,27 @@
+"""One linear layer (LLaVA's ``linear``). Source: Liu et al. 2023, arXiv:2304.08485."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from vlmexport.checkpoint import ProjectorSpec
+from vlmexport.errors import Unsupported
+from vlmexport.model.plugins import GgufProjector
+
+EXAMPLE = "linear"
+
+
+def build(spec: ProjectorSpec) -> nn.Module:
+    """Published names: ``weight``, ``bias``."""
+    return nn.Linear(spec.in_features, spec.out_features, device=torch.device("meta"))
+
+
+def num_tokens(spec: ProjectorSpec) -> int:
+    """One visual token for each patch."""
+    return spec.in_tokens
+
+
+def gguf(spec: ProjectorSpec) -> GgufProjector:
+    """libmtmd aborts on it."""
+    raise Unsupported("libmtmd cannot hold a linear projector (it aborts)", "use an ONNX bundle")

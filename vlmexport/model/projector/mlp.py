@@ -1,0 +1,43 @@
+"""LLaVA-1.5's ``mlpNx_gelu``: N linear layers with GELU between. Source: Liu et al. 2023, arXiv:2310.03744."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+
+from vlmexport.checkpoint import ProjectorSpec
+from vlmexport.errors import Unsupported
+from vlmexport.model.plugins import GgufProjector
+
+PATTERN = r"mlp(\d+)x_gelu"
+EXAMPLE = "mlp2x_gelu"
+
+
+def depth(spec: ProjectorSpec) -> int:
+    """The N of ``mlpNx_gelu``."""
+    match = re.fullmatch(PATTERN, spec.kind)
+    return int(match[1]) if match else 2
+
+
+def build(spec: ProjectorSpec) -> nn.Module:
+    """Published names: ``0``, ``2``, … ``2(N-1)`` with ``weight`` and ``bias``."""
+    with torch.device("meta"):
+        layers: list[nn.Module] = [nn.Linear(spec.in_features, spec.out_features)]
+        for _ in range(1, depth(spec)):
+            layers += [nn.GELU(), nn.Linear(spec.out_features, spec.out_features)]
+        return nn.Sequential(*layers)
+
+
+def num_tokens(spec: ProjectorSpec) -> int:
+    """One visual token for each patch."""
+    return spec.in_tokens
+
+
+def gguf(spec: ProjectorSpec) -> GgufProjector:
+    """``mm.0`` and ``mm.2``; libmtmd silently cuts deeper ones short."""
+    if depth(spec) != 2:
+        raise Unsupported(f"libmtmd computes {spec.kind} wrongly (it reads two layers)", "use an ONNX bundle")
+    names = [f"{i}.{part}" for i in (0, 2) for part in ("weight", "bias")]
+    return GgufProjector("mlp", {name: f"mm.{name}" for name in names})

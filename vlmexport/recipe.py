@@ -1,0 +1,159 @@
+"""TOML + environment + flags → one frozen Recipe. What a target wants is decided here and nowhere else.
+
+Precedence: flag > ``VLMEXPORT_*`` > recipe file > defaults. Unknown keys are errors that name the nearest known one.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vlmexport.errors import UsageError
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Calibration(_Frozen):
+    """The samples that statistics are taken from."""
+
+    samples: int = Field(72, ge=1, description="Samples of the calibration set to use, in its order.")
+
+
+class Onnx(_Frozen):
+    """The ONNX bundle."""
+
+    vision: Literal["int8", "fp32"] = Field("int8", description="Precision of vision encoder and projector.")
+    decoder: Literal["int8", "fp32"] = Field("int8", description="Precision of the decoder.")
+    scheme: Literal["fbgemm", "qnnpack", "qnnpack-per-tensor"] = Field(
+        "fbgemm", description="Static int8 scheme: fbgemm U8xS8 per channel, qnnpack S8xS8 per channel."
+    )
+    observer: Literal["minmax", "mse"] = Field("mse", description="How activation ranges come from statistics.")
+    float_layers: tuple[str, ...] = Field(
+        (), description="Patterns (fnmatch) of layers that stay in float, as in the float model's module paths."
+    )
+
+
+class Gguf(_Frozen):
+    """The GGUF bundle."""
+
+    type: str = Field("q4_k_m", description="Type of the language model.")
+    mmproj_type: Literal["f16", "f32"] = Field("f16", description="Type of the mmproj.")
+    imatrix: str = Field("auto", description="auto (from the calibration set), none, or an imatrix file.")
+    image_weight: float = Field(1.0, ge=0, description="Weight of image positions in the importance matrix.")
+
+
+class Gates(_Frozen):
+    """What a bundle must reach on held-out data; a gate that is not set is not judged."""
+
+    features_cosine: float | None = None
+    tokens_cosine: float | None = None
+    tokens_cosine_p1: float | None = None
+    tokens_nmse: float | None = None
+    tokens_sqnr_db: float | None = None
+    logits_max_abs: float | None = None
+    logits_kld: float | None = None
+    logits_top1: float | None = None
+    answers_equal: float | None = None
+    task_drop: float | None = None
+
+
+class Recipe(_Frozen):
+    """One resolved recipe; it is saved in the bundle."""
+
+    name: str = "custom"
+    format: Literal["onnx", "gguf"] = "onnx"
+    target: Literal["x86", "arm64", "web", "any"] = "any"
+    calibration: Calibration = Calibration()
+    onnx: Onnx = Onnx()
+    gguf: Gguf = Gguf()
+    gates: Gates = Gates()
+
+
+def recipes_folder() -> Path:
+    """Where the recipes that ship with the package lie: in a checkout, or in the installed package."""
+    for folder in (Path(__file__).parent / "_data" / "recipes", Path(__file__).parent.parent / "recipes"):
+        if folder.is_dir():
+            return folder
+    raise UsageError("the recipes that ship with vlmexport are missing", "install it again")
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    return sorted(path.stem for path in recipes_folder().glob("*.toml"))
+
+
+def resolve(name: str, flags: Mapping[str, Any] | None = None, environ: Mapping[str, str] | None = None) -> Recipe:
+    """The recipe of a name (shipped) or a path (TOML), with environment and flags applied.
+
+    Args:
+        name: a shipped recipe's name, or a path that ends in ``.toml``.
+        flags: dotted keys, e.g. ``{"gguf.type": "q8_0"}``; values that are None are left out.
+        environ: ``VLMEXPORT_GGUF_TYPE=q8_0`` sets ``gguf.type``; defaults to the process's.
+
+    Raises:
+        UsageError: no such recipe, an unknown key, or a value that does not fit.
+    """
+    path = Path(name) if name.endswith(".toml") else recipes_folder() / f"{name}.toml"
+    if not path.is_file():
+        raise UsageError(f"there is no recipe {name!r}", f"known: {', '.join(shipped())}; or pass a .toml file")
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not TOML ({error})", "correct that line") from error
+    data.setdefault("name", path.stem)
+    for key, value in _from_environment(os.environ if environ is None else environ).items():
+        _set(data, key, value)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _set(data, key, value)
+    return parse(data, str(path))
+
+
+def parse(data: Mapping[str, Any], where: str) -> Recipe:
+    """A Recipe from plain data.
+
+    Raises:
+        UsageError: names the key, and the nearest known one.
+    """
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            near = get_close_matches(key, keys(), n=1, cutoff=0.4)
+            cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys())}"
+            raise UsageError(f"{where}: unknown recipe key {key!r}", cure) from error
+        raise UsageError(f"{where}: {key}: {first['msg']}", "see `vlmexport recipes`") from error
+
+
+def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every dotted key of a recipe."""
+    found = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            found += keys(kind, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    names = {"VLMEXPORT_" + key.replace(".", "_").upper(): key for key in keys()}
+    return {names[name]: value for name, value in environ.items() if name in names}
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        data = data.setdefault(parent, {})
+    data[last] = value

@@ -1,0 +1,64 @@
+"""The float model in PyTorch: what every artifact is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from PIL import Image
+
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.model import load
+from vlmexport.runtime.stages import F32, Token
+
+
+class ReferenceRuntime:
+    """The five stages of a checkpoint in float32."""
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.name = f"torch {torch.__version__} float32"
+        self.eos_token_id = checkpoint.spec.eos_token_id
+        self._checkpoint = checkpoint
+        self._vlm = load(checkpoint)
+
+    @torch.inference_mode()
+    def pixels(self, image: Image.Image) -> F32:
+        """RGB image → [1, 3, height, width]."""
+        return self._vlm.pixels(image).numpy()
+
+    @torch.inference_mode()
+    def features(self, pixels: F32) -> F32:
+        """[1, 3, height, width] → [1, patches, vision width]."""
+        return self._vlm.features(torch.from_numpy(pixels)).contiguous().numpy()
+
+    @torch.inference_mode()
+    def tokens(self, features: F32) -> F32:
+        """[1, patches, vision width] → [1, visual tokens, hidden]."""
+        return self._vlm.tokens(torch.from_numpy(features)).contiguous().numpy()
+
+    def prompt(self, question: str) -> Prompt:
+        """Token ids before and after the image."""
+        return self._checkpoint.tokenizer.prompt(self._checkpoint.spec.prompt, question)
+
+    @torch.inference_mode()
+    def logits(self, prompt: Prompt, tokens: F32) -> F32:
+        """[1, sequence, vocabulary]."""
+        return self._vlm.logits(self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))).numpy()
+
+    @torch.inference_mode()
+    def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
+        """Greedy decoding, the end-of-sequence token included."""
+        embeds = self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
+        for token, logits in self._vlm.generate(embeds, max_new_tokens):
+            best = torch.topk(logits, 2).values
+            yield Token(token, float(best[0] - best[1]))
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+        return self._checkpoint.tokenizer.decode(ids)
+
+    def close(self) -> None:
+        """Nothing to release."""

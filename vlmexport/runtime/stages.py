@@ -1,0 +1,63 @@
+"""The five stages as an interface that every runtime implements: pixels → features → tokens → logits → answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vlmexport.checkpoint.tokenizer import Prompt
+
+F32 = npt.NDArray[np.float32]
+STAGES = ("pixels", "features", "tokens", "logits", "answer")
+
+
+@dataclass(frozen=True)
+class Token:
+    """One greedily decoded token, and how far its logit stood above the second best."""
+
+    id: int
+    margin: float
+
+
+class Runtime(Protocol):
+    """Runs the five stages of one bundle (or of the float model). Arrays are float32, in C order.
+
+    Every method raises ``vlmexport.errors.VlmExportError`` with a cure when the runtime cannot run it.
+    """
+
+    name: str
+    """Runtime and version, e.g. ``onnxruntime 1.31.1``."""
+
+    notes: tuple[str, ...]
+    """What the verdict must say about this run (e.g. kernels of another machine, the class-token repair)."""
+
+    eos_token_id: int
+
+    def pixels(self, image: Image.Image) -> F32:
+        """RGB image → [1, 3, height, width]."""
+
+    def features(self, pixels: F32) -> F32:
+        """[1, 3, height, width] → [1, patches, vision width]."""
+
+    def tokens(self, features: F32) -> F32:
+        """[1, patches, vision width] → [1, visual tokens, hidden]."""
+
+    def prompt(self, question: str) -> Prompt:
+        """Token ids before and after the image, by this bundle's own tokenizer and template."""
+
+    def logits(self, prompt: Prompt, tokens: F32) -> F32:
+        """Logits at every position of before + image + after: [1, sequence, vocabulary]."""
+
+    def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
+        """Greedy decoding, the end-of-sequence token included."""
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+
+    def close(self) -> None:
+        """Release the runtime (sessions, subprocesses)."""
