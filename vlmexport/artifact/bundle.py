@@ -134,4 +134,6 @@ def verify(folder: Path, manifest: Manifest) -> None:
         if not path.is_file():
             raise ParityFailed(f"{path} is missing from the bundle", "export the bundle again")
         if path.stat().st_size != file.bytes or sha256(path) != file.sha256:
-            raise ParityFailed(f"{path} is not the file that was exported", "it was changed or damaged: export it again")
+            raise ParityFailed(
+                f"{path} is not the file that was exported", "it was changed or damaged: export it again"
+            )

@@ -170,8 +170,10 @@ class Statistics:
         layers = {}
         with safe_open(path, framework="np") as file:
             for name in sorted({key.rsplit("/", 1)[0] for key in file.keys()}):  # noqa: SIM118
-                get = {part: file.get_tensor(f"{name}/{part}") for part in
-                       ("abs_max", "sum_sq_image", "sum_sq_text", "histogram", "counts", "range")}
+                get = {
+                    part: file.get_tensor(f"{name}/{part}")
+                    for part in ("abs_max", "sum_sq_image", "sum_sq_text", "histogram", "counts", "range")
+                }
                 image, text, exponent = (int(value) for value in get["counts"])
                 layers[name] = LayerStatistics(
                     len(get["abs_max"]), float(get["range"][0]), float(get["range"][1]),

@@ -140,7 +140,8 @@ def _vision(config: dict[str, Any], tensors: dict[str, LazyTensor], path: Path) 
         inner = tensors["encoder.layers.0.mlp.fc1.weight"].shape[0]
     except KeyError as error:
         raise CheckpointError(
-            f"{path} holds no vision tower (tensor {error} is missing)", "pass a merged checkpoint that carries its tower"
+            f"{path} holds no vision tower (tensor {error} is missing)",
+            "pass a merged checkpoint that carries its tower",
         ) from error
     given = config.get("vision_config") or {}
     layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layers."))
@@ -203,11 +204,14 @@ def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, LazyTens
     """
     missing = sorted(set(expected) - set(found))
     if missing:
-        raise CheckpointError(f"{where}: {len(missing)} tensors are missing: {', '.join(missing[:4])}", "download it again")
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors are missing: {', '.join(missing[:4])}", "download it again"
+        )
     unknown = sorted(set(found) - set(expected))
     if unknown:
         raise Unsupported(
-            f"{where}: {len(unknown)} tensors are unknown: {', '.join(unknown[:4])}", "this is not the model its config says"
+            f"{where}: {len(unknown)} tensors are unknown: {', '.join(unknown[:4])}",
+            "this is not the model its config says",
         )
     for name, shape in expected.items():
         if found[name].shape != shape:

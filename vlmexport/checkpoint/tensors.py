@@ -88,7 +88,9 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         path = (root / name).absolute()
         if not path.is_relative_to(root) or ".." in Path(name).parts:
-            raise CheckpointError(f"{index} names a shard outside of its folder: {name}", "do not trust this checkpoint")
+            raise CheckpointError(
+                f"{index} names a shard outside of its folder: {name}", "do not trust this checkpoint"
+            )
         if not path.is_file():
             raise CheckpointError(f"{index} names a shard that is missing: {name}", "download it again")
         paths.append(path)

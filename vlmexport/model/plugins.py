@@ -89,7 +89,9 @@ def plugin(folder: str, kind: str) -> ModuleType:
             return module
         else:
             patterns.append(str(module.EXAMPLE))
-    raise Unsupported(f"unknown {folder} {kind!r}", f"known: {', '.join(patterns)}; a new one is one file in model/{folder}")
+    raise Unsupported(
+        f"unknown {folder} {kind!r}", f"known: {', '.join(patterns)}; a new one is one file in model/{folder}"
+    )
 
 
 def vision(spec: VisionSpec) -> VisionPlugin:

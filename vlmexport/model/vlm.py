@@ -46,7 +46,9 @@ class VLM(nn.Module):
 
     def prompt_embeds(self, prompt: Prompt, tokens: torch.Tensor) -> torch.Tensor:
         """Text before, visual tokens of one image, text after → f32 [1, sequence, hidden]."""
-        return torch.cat([self.embed(prompt.before), tokens.reshape(1, -1, tokens.shape[-1]), self.embed(prompt.after)], 1)
+        return torch.cat(
+            [self.embed(prompt.before), tokens.reshape(1, -1, tokens.shape[-1]), self.embed(prompt.after)], 1
+        )
 
     def logits(self, embeds: torch.Tensor) -> torch.Tensor:
         """f32 [batch, sequence, hidden] → f32 [batch, sequence, vocabulary]."""

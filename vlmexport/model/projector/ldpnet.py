@@ -66,9 +66,7 @@ class _Block(nn.Module):
         super().__init__()
         self.grid = spec.grid
         inner = spec.out_features
-        self.mlp = nn.Sequential(
-            nn.Identity(), nn.Linear(spec.in_features, inner), nn.GELU(), nn.Linear(inner, inner)
-        )
+        self.mlp = nn.Sequential(nn.Identity(), nn.Linear(spec.in_features, inner), nn.GELU(), nn.Linear(inner, inner))
         self.mb_block = nn.Sequential(nn.Identity(), InvertedResidual(inner, 1), InvertedResidual(inner, 2))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -109,7 +107,9 @@ def num_tokens(spec: ProjectorSpec) -> int:
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """``mm.model.mlp`` and ``mm.model.mb_block``; libmtmd hard-codes the 24x24 grid."""
     if spec.grid != 24:
-        raise Unsupported(f"libmtmd hard-codes a 24x24 grid for ldpnet, this one is {spec.grid}x{spec.grid}", "use ONNX")
+        raise Unsupported(
+            f"libmtmd hard-codes a 24x24 grid for ldpnet, this one is {spec.grid}x{spec.grid}", "use ONNX"
+        )
     parts = ["weight", "bias"]
     names = [f"model.mlp.{i}.{part}" for i in (1, 3) for part in parts]
     for b in (1, 2):

@@ -18,9 +18,7 @@ SIDE = 12
 class _FeatureTransform(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(in_features, out_features), nn.GELU(), nn.Linear(out_features, out_features)
-        )
+        self.mlp = nn.Sequential(nn.Linear(in_features, out_features), nn.GELU(), nn.Linear(out_features, out_features))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         output: torch.Tensor = self.mlp(x)
@@ -77,7 +75,9 @@ def num_tokens(spec: ProjectorSpec) -> int:
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """``mm.model.mlp`` and ``mm.model.peg``; libmtmd hard-codes the 24x24 grid."""
     if spec.grid != 24:
-        raise Unsupported(f"libmtmd hard-codes a 24x24 grid for ldpnetv2, this one is {spec.grid}x{spec.grid}", "use ONNX")
+        raise Unsupported(
+            f"libmtmd hard-codes a 24x24 grid for ldpnetv2, this one is {spec.grid}x{spec.grid}", "use ONNX"
+        )
     tensors = {f"mlp.mlp.{i}.{part}": f"mm.model.mlp.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
     tensors |= {f"peg.peg.0.{part}": f"mm.model.peg.0.{part}" for part in ("weight", "bias")}
     return GgufProjector("ldpv2", tensors, frozenset({"peg.peg.0.weight"}))
