@@ -1,1 +1,35 @@
-"""vlmexport: a vision-language model, exported to the phone and proved equal."""
+"""vlmexport: take a vision-language model to the phone, and prove that it arrived intact.
+
+The public face; each name is imported when it is first used, so that ``import vlmexport`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmexport.checkpoint.locate import open_model
+    from vlmexport.export import export
+    from vlmexport.parity.check import check
+    from vlmexport.recipe import Recipe, resolve
+    from vlmexport.runtime.ask import ask
+    from vlmexport.runtime.opening import open_runtime
+
+__all__ = ["Recipe", "ask", "check", "export", "open_model", "open_runtime", "resolve"]
+
+_HOMES = {
+    "Recipe": "vlmexport.recipe",
+    "ask": "vlmexport.runtime.ask",
+    "check": "vlmexport.parity.check",
+    "export": "vlmexport.export",
+    "open_model": "vlmexport.checkpoint.locate",
+    "open_runtime": "vlmexport.runtime.opening",
+    "resolve": "vlmexport.recipe",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'vlmexport' has no attribute {name!r}")

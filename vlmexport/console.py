@@ -6,7 +6,7 @@ No colour and no bar without a terminal; ``NO_COLOR`` is honoured (rich does bot
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,23 +56,16 @@ class Console:
         self._err.print(f"error: {error}", style="red", markup=False)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Progress | _Silent]:
-        """A bar on stderr; ``advance(task)`` with the task ``0``. Without a terminal a line at the end instead."""
+    def progress(self, label: str, total: int) -> Iterator[Callable[[], None]]:
+        """A bar on stderr; yields what to call after each of ``total`` steps. Without a terminal, one line."""
         if self.quiet or not self._err.is_terminal:
             self.note(label)
-            yield _Silent()
+            yield lambda: None
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=self._err, transient=True) as progress:
-            progress.add_task(label, total=total)
-            yield progress
-
-
-class _Silent:
-    """Stands in for a bar where there is no terminal."""
-
-    def advance(self, task: Any, advance: float = 1) -> None:
-        """Nothing to show."""
+            task = progress.add_task(label, total=total)
+            yield lambda: progress.advance(task)
 
 
 QUIET = Console(quiet=True)

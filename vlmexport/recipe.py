@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlmexport.errors import UsageError
 
+_GGUF_BITS = {4: "q4_k_m", 8: "q8_0", 16: "f16", 32: "f32"}
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -53,16 +55,17 @@ class Gguf(_Frozen):
 class Gates(_Frozen):
     """What a bundle must reach on held-out data; a gate that is not set is not judged."""
 
-    features_cosine: float | None = None
-    tokens_cosine: float | None = None
-    tokens_cosine_p1: float | None = None
-    tokens_nmse: float | None = None
-    tokens_sqnr_db: float | None = None
-    logits_max_abs: float | None = None
-    logits_kld: float | None = None
-    logits_top1: float | None = None
-    answers_equal: float | None = None
-    task_drop: float | None = None
+    pixels_max_abs: float | None = Field(None, description="Largest difference of a normalised pixel.")
+    features_cosine: float | None = Field(None, description="Mean cosine per patch, at least.")
+    tokens_cosine: float | None = Field(None, description="Mean cosine per visual token, at least.")
+    tokens_cosine_p1: float | None = Field(None, description="1st percentile of that cosine, at least.")
+    tokens_nmse: float | None = Field(None, description="Normalised mean squared error, at most.")
+    tokens_sqnr_db: float | None = Field(None, description="Signal to quantization noise in dB, at least.")
+    logits_max_abs: float | None = Field(None, description="Largest difference of a logit, at most.")
+    logits_kld: float | None = Field(None, description="Mean KL divergence in nats, at most.")
+    logits_top1: float | None = Field(None, description="Share of equal best tokens, at least.")
+    answer_equal: float | None = Field(None, description="Share of answers equal token by token, at least.")
+    answer_task_drop: float | None = Field(None, description="Loss of accuracy against the float model, at most.")
 
 
 class Recipe(_Frozen):
@@ -75,6 +78,13 @@ class Recipe(_Frozen):
     onnx: Onnx = Onnx()
     gguf: Gguf = Gguf()
     gates: Gates = Gates()
+
+    @property
+    def needs_statistics(self) -> bool:
+        """Whether any tensor of this recipe is quantized by what calibration saw."""
+        if self.format == "onnx":
+            return "int8" in (self.onnx.vision, self.onnx.decoder)
+        return self.gguf.imatrix == "auto" and self.gguf.type not in ("f32", "f16", "bf16")
 
 
 def recipes_folder() -> Path:
@@ -115,6 +125,26 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, environ: Mapping[
         if value is not None:
             _set(data, key, value)
     return parse(data, str(path))
+
+
+def gguf_recipe(kind: str | None, bits: int | None) -> tuple[str, dict[str, str]]:
+    """The recipe for a GGUF type or a number of bits, and the flags that complete it.
+
+    A type without a recipe of its own is judged by the gates of q4_k_m.
+
+    Raises:
+        UsageError: both or an unknown number of bits.
+    """
+    if kind is not None and bits is not None:
+        raise UsageError("--bits and --type were both given", "pass one of them")
+    if kind is None:
+        if bits is not None and bits not in _GGUF_BITS:
+            raise UsageError(f"--bits {bits} is unknown", f"known: {', '.join(map(str, _GGUF_BITS))}; or pass --type")
+        kind = _GGUF_BITS[bits or 4]
+    kind = kind.lower()
+    if f"gguf-{kind}" in shipped():
+        return f"gguf-{kind}", {}
+    return "gguf-q4_k_m", {"gguf.type": kind, "name": f"gguf-{kind}"}
 
 
 def parse(data: Mapping[str, Any], where: str) -> Recipe:

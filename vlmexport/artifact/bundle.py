@@ -7,11 +7,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vlmexport.artifact.card import card
+from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
 
@@ -64,6 +67,17 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def source_of(checkpoint: Checkpoint) -> Source:
+    """Where a bundle comes from, with the hashes of its weights."""
+    return Source(
+        name=checkpoint.spec.name,
+        path=checkpoint.origin,
+        layout=checkpoint.spec.layout,
+        spec=asdict(checkpoint.spec),
+        weights={path.name: sha256(path) for path in checkpoint.weight_files},
+    )
+
+
 def list_files(folder: Path, components: dict[str, str]) -> list[File]:
     """The files of a bundle, manifest and card aside (they change with each check), in order of their paths."""
     found = []
@@ -102,10 +116,11 @@ def staged(destination: Path, force: bool) -> Iterator[Path]:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``vlmexport.json`` so that it is never half there."""
-    temporary = folder / f".{MANIFEST}.partial"
-    temporary.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST)
+    """Write ``vlmexport.json`` and the model card; neither is ever half there."""
+    for name, text in ((CARD, card(manifest)), (MANIFEST, manifest.model_dump_json(indent=2) + "\n")):
+        temporary = folder / f".{name}.partial"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, folder / name)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -37,6 +37,7 @@ class Checkpoint:
     """
 
     path: Path
+    origin: str
     spec: Spec
     config: dict[str, Any]
     tensors: dict[str, dict[str, LazyTensor]] = field(repr=False)
@@ -56,8 +57,11 @@ class Checkpoint:
         return sum(tensor.numel for tensor in self.tensors[component].values())
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, origin: str | None = None) -> Checkpoint:
     """Open a checkpoint folder in a published layout; reads no weights.
+
+    Args:
+        origin: how to find it again (a Hub id, ``demo``); its absolute path where it is None.
 
     Raises:
         CheckpointError: not a folder, not a checkpoint, damaged, or it contradicts itself.
@@ -89,7 +93,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         pad_token_id=config.get("pad_token_id"),
         torch_dtype=str(config.get("torch_dtype", config.get("dtype", "float16"))),
     )
-    return Checkpoint(path, spec, config, tensors)
+    return Checkpoint(path, origin or str(path.resolve()), spec, config, tensors)
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -99,7 +101,7 @@ def _shards(index: Path) -> list[Path]:
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     try:
-        file = safe_open(path, framework="pt")
+        file: Any = safe_open(path, framework="pt")
         tensors = {}
         for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             part = file.get_slice(name)
@@ -136,5 +138,5 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{path}: {name} is not a tensor", "save the state dict alone")
-        tensors[name] = LazyTensor(name, tuple(value.shape), value.dtype, lambda value=value: value)
+        tensors[name] = LazyTensor(name, tuple(value.shape), value.dtype, partial(torch.Tensor.detach, value))
     return tensors

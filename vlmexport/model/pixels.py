@@ -52,9 +52,9 @@ def to_size(image: Image.Image, spec: VisionSpec) -> Image.Image:
 
 def normalise(image: Image.Image, spec: VisionSpec) -> torch.Tensor:
     """RGB image of the right size → f32 [1, 3, height, width], zero mean and unit variance by CLIP's constants."""
-    array = np.asarray(image, dtype=np.float32) * np.float32(1 / 255)
-    array = (array - np.asarray(spec.image_mean, np.float32)) / np.asarray(spec.image_std, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None]
+    rgb = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) * (1 / 255)
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (spec.image_mean, spec.image_std))
+    return ((rgb - mean) / std)[None].contiguous()
 
 
 def pixel_values(image: Image.Image, spec: VisionSpec) -> torch.Tensor:

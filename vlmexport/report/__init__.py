@@ -1,0 +1,1 @@
+"""One result, one renderer per file."""

@@ -1,0 +1,72 @@
+"""The model card of a bundle: what it is, how to run it, and its parity table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlmexport.artifact.bundle import Manifest
+
+_COLUMNS = {
+    "pixels": ("max_abs",),
+    "features": ("cosine", "cosine_p1", "sqnr_db"),
+    "tokens": ("cosine", "cosine_p1", "sqnr_db"),
+    "logits": ("kld", "top1", "max_abs"),
+    "answer": ("equal", "accuracy", "reference_accuracy"),
+}
+_RUN = {
+    "onnx": "Files are laid out for transformers.js and onnxruntime-genai; "
+    "`vlmexport run . --image IMAGE QUESTION` asks it.",
+    "gguf": "Pass `--jinja` to llama.cpp's tools, so that the embedded template is used; "
+    "`vlmexport run . --image IMAGE QUESTION` asks it.",
+}
+
+
+def number(value: float) -> str:
+    """A measure as people read it: fixed digits near one, exponent where tiny."""
+    if value == 0 or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.5g}"
+    return f"{value:.2e}"
+
+
+def card(manifest: Manifest) -> str:
+    """Markdown."""
+    recipe = manifest.recipe
+    size = sum(file.bytes for file in manifest.files) / 1e6
+    lines = [
+        f"# {manifest.source.name}, {recipe.name}",
+        "",
+        f"Exported by vlmexport from `{manifest.source.name}` ({manifest.source.layout} layout) "
+        f"for {recipe.target}: {manifest.kind.upper()}, {size:.1f} MB.",
+        "",
+        _RUN[manifest.kind],
+        "",
+        "## Parity with the float model",
+        "",
+        *_parity(manifest.parity),
+        "",
+        "## Files",
+        "",
+        "| file | component | bytes | sha256 |",
+        "|---|---|---|---|",
+        *(f"| {f.path} | {f.component or ''} | {f.bytes:,} | `{f.sha256[:16]}…` |" for f in manifest.files),
+    ]
+    if manifest.notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in manifest.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _parity(parity: dict[str, Any] | None) -> list[str]:
+    if parity is None:
+        return ["Not checked yet: `vlmexport check` fills this in."]
+    verdict = "passed" if parity["passed"] else f"**failed** at {parity['broken_stage']}"
+    lines = [
+        f"Verdict: {verdict}, on {parity['samples']} held-out samples with {parity['runtime']}.",
+        "",
+        "| stage | measured |",
+        "|---|---|",
+    ]
+    for stage, metrics in parity["stages"].items():
+        shown = [f"{name} {number(metrics[name])}" for name in _COLUMNS[stage] if name in metrics]
+        lines.append(f"| {stage} | {', '.join(shown) or 'not run'} |")
+    return lines + [f"- {note}" for note in ["", *parity["notes"]][1:]]

@@ -1,0 +1,217 @@
+"""The components of a float model, each traced by itself to an ONNX graph. Names and dimensions: contracts of the clients.
+
+Every graph is compared with the PyTorch module at once, on shapes that it was not traced with.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from typing import Any, cast
+
+import onnx_ir as ir
+import torch
+from torch import nn
+from transformers import DynamicCache
+
+from vlmexport.artifact.graph import clean, rename_dimensions
+from vlmexport.errors import Unsupported
+from vlmexport.model import VLM
+
+OPSET = 21
+"""The newest that onnxruntime, onnxruntime-genai and transformers.js all take; Q/DQ of int16 and int4 begin here."""
+
+FEATURES = "features"
+"""Name of the value inside the vision graph that is the features stage."""
+
+Inputs = tuple[torch.Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A float graph, the module it came from, and inputs of other shapes than it was traced with."""
+
+    name: str
+    model: ir.Model
+    module: nn.Module
+    probes: tuple[Inputs, ...]
+
+
+class _Vision(nn.Module):
+    """Tower and projector. The features leave as a second output so that they keep a name; it is dropped later."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.vision, self.projector = vlm.vision, vlm.projector
+        self._features = vlm.features
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self._features(pixel_values)
+        return self.projector(features).flatten(0, 1), features
+
+
+class _Projector(nn.Module):
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.projector = vlm.projector
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return cast(torch.Tensor, self.projector(features).flatten(0, 1))
+
+
+class Embedding(nn.Module):
+    """Token ids → embeddings; ids from the vocabulary's size on (``<image>``) get zeros."""
+
+    def __init__(self, vlm: VLM, rows: int) -> None:
+        super().__init__()
+        table = cast(nn.Embedding, vlm.language.get_input_embeddings()).weight.detach()  # type: ignore[operator]
+        self.table = nn.Parameter(nn.functional.pad(table, (0, 0, 0, rows - table.shape[0])), requires_grad=False)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return nn.functional.embedding(input_ids, self.table)
+
+
+class Merge(nn.Module):
+    """Token ids and image features → embeddings, the features in place of ``<image>`` (what onnxruntime-genai runs)."""
+
+    def __init__(self, embedding: Embedding, image_token: int) -> None:
+        super().__init__()
+        self.embedding, self.image_token = embedding, image_token
+
+    def forward(self, input_ids: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+        embeds = self.embedding(input_ids)
+        is_image = input_ids == self.image_token
+        # Row 0 stands for "no image", so that this works without any image while decoding.
+        rows = torch.cat([torch.zeros_like(image_features[:1].sum(0, keepdim=True)), image_features])
+        index = is_image.flatten().long().cumsum(0).view(is_image.shape) * is_image
+        return torch.where(is_image[..., None], rows[index], embeds)
+
+
+class _Decoder(nn.Module):
+    """The language model with its key/value cache as plain tensors, and a mask of its own."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.language = vlm.language
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: list[Any]
+    ) -> tuple[torch.Tensor, ...]:
+        length, total = inputs_embeds.shape[1], attention_mask.shape[1]
+        key = torch.arange(total)[None]
+        query = torch.arange(length)[:, None] + (total - length)
+        allowed = (key <= query)[None, None] & (attention_mask != 0)[:, None, None]
+        mask = torch.where(allowed, 0.0, torch.finfo(torch.float32).min)
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(past):
+            cache.update(keys, values, layer)
+        logits = self.language(
+            inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
+            use_cache=True,
+        ).logits  # fmt: skip
+        return (logits, *(part for layer in cache.layers for part in (layer.keys, layer.values)))
+
+
+def trace_vision(vlm: VLM) -> Traced:
+    """``pixel_values`` [num_images, 3, height, width] → ``image_features`` [num_image_tokens, hidden]."""
+    side = vlm.spec.vision.image_size
+    random = _random(0)
+    module = _Vision(vlm)
+    model = _export(module, (random(2, 3, side, side),), ({0: "num_images"},), ["pixel_values"],
+                    ["image_features", FEATURES])  # fmt: skip
+    model.graph.outputs.pop()
+    _set_tokens(model, vlm)
+    return Traced("vision_encoder", model, module, ((random(1, 3, side, side),), (random(3, 3, side, side),)))
+
+
+def trace_projector(vlm: VLM) -> Traced:
+    """``features`` [num_images, patches, vision width] → ``image_features`` [num_image_tokens, hidden]."""
+    shape = (vlm.spec.projector.in_tokens, vlm.spec.projector.in_features)
+    random = _random(1)
+    module = _Projector(vlm)
+    model = _export(module, (random(2, *shape),), ({0: "num_images"},), [FEATURES], ["image_features"])
+    _set_tokens(model, vlm)
+    return Traced("projector", model, module, ((random(1, *shape),), (random(3, *shape),)))
+
+
+def trace_embedding(vlm: VLM, rows: int) -> Traced:
+    """``input_ids`` [batch_size, sequence_length] → ``inputs_embeds``."""
+    module = Embedding(vlm, rows)
+    axes = ({0: "batch_size", 1: "sequence_length"},)
+    model = _export(module, (torch.arange(6).view(2, 3),), axes, ["input_ids"], ["inputs_embeds"])
+    return Traced("embed_tokens", model, module, ((torch.tensor([[1]]),), (torch.tensor([[3, rows - 1], [0, 2]]),)))
+
+
+def trace_merge(vlm: VLM, rows: int, image_token: int) -> Traced:
+    """``input_ids`` [batch_size, sequence_length], ``image_features`` [num_image_tokens, hidden] → ``inputs_embeds``."""
+    module = Merge(Embedding(vlm, rows), image_token)
+    hidden = vlm.spec.language.hidden_size
+    random = _random(2)
+    ids = torch.tensor([[1, image_token, image_token, 4], [image_token, 2, 3, 1]])
+    axes = ({0: "batch_size", 1: "sequence_length"}, {0: "num_image_tokens"})
+    model = _export(module, (ids, random(3, hidden)), axes, ["input_ids", "image_features"], ["inputs_embeds"])
+    probes = ((torch.tensor([[1]]), random(0, hidden)), (ids[:1], random(2, hidden)))
+    return Traced("embedding", model, module, probes)
+
+
+def trace_decoder(vlm: VLM) -> Traced:
+    """Embeddings, mask, positions and key/value cache → ``logits`` and the longer cache."""
+    language = vlm.spec.language
+    module = _Decoder(vlm)
+    pairs = [(f"past_key_values.{i}.key", f"past_key_values.{i}.value") for i in range(language.num_layers)]
+    names = ["inputs_embeds", "attention_mask", "position_ids", *(name for pair in pairs for name in pair)]
+    outputs = ["logits", *(name.replace("past_key_values", "present") for pair in pairs for name in pair)]
+    cache = {0: "batch_size", 2: "past_sequence_length"}
+    axes = (
+        {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 1: "total_sequence_length"},
+        {0: "batch_size", 1: "sequence_length"}, [(dict(cache), dict(cache)) for _ in pairs],
+    )  # fmt: skip
+    example, *probes = (_decoder_inputs(vlm, *sizes) for sizes in ((2, 3, 5), (1, 4, 0), (2, 1, 7)))
+    model = _export(module, example, axes, names, outputs)
+    heads = (language.num_kv_heads, "total_sequence_length", language.head_dim)
+    shapes: dict[str, tuple[str | int, ...]] = dict.fromkeys(outputs[1:], ("batch_size", *heads))
+    shapes["logits"] = ("batch_size", "sequence_length", language.vocab_size)
+    rename_dimensions(model, shapes)
+    return Traced("decoder_model_merged", model, module, tuple(probes))
+
+
+def _decoder_inputs(vlm: VLM, batch: int, length: int, past: int) -> Any:
+    language = vlm.spec.language
+    random = _random(batch + length + past)
+    scale = float(cast(nn.Embedding, vlm.language.get_input_embeddings()).weight.std())  # type: ignore[operator]
+    positions = torch.arange(past, past + length)[None].repeat(batch, 1)
+    shape = (batch, language.num_kv_heads, past, language.head_dim)
+    cache = [(random(*shape), random(*shape)) for _ in range(language.num_layers)]
+    mask = torch.ones(batch, past + length, dtype=torch.long)
+    mask[-1, : past // 2] = 0
+    return random(batch, length, language.hidden_size) * scale, mask, positions, cache
+
+
+def _export(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """Trace, then name and clean. Axis names that several axes share are not a conflict here; they are meant."""
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            program = torch.onnx.export(
+                module.eval(), inputs, dynamo=True, dynamic_shapes=axes, input_names=names, output_names=outputs,
+                opset_version=OPSET, verbose=False,
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise Unsupported(f"{outputs[0]} cannot be traced to ONNX ({reason})", "export it to GGUF") from error
+    assert program is not None
+    return clean(program.model)
+
+
+def _set_tokens(model: ir.Model, vlm: VLM) -> None:
+    rename_dimensions(model, {"image_features": ("num_image_tokens", vlm.spec.language.hidden_size)})
+
+
+def _random(seed: int) -> Callable[..., torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator)

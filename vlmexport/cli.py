@@ -1,0 +1,234 @@
+"""The command line: parse → call one function → render. Heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlmexport.console import Console
+from vlmexport.errors import UsageError, VlmExportError
+
+INTERNAL_ERROR = 70
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vlmexport",
+    help="Export a vision-language model to ONNX int8 and GGUF 4-bit, and prove that it arrived intact.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+class Target(StrEnum):
+    """What an ONNX bundle is for."""
+
+    x86 = "x86"
+    arm64 = "arm64"
+    web = "web"
+
+
+class Precision(StrEnum):
+    """Precision of an ONNX bundle."""
+
+    int8 = "int8"
+    fp32 = "fp32"
+
+
+Model = Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or `demo`.", show_default=False)]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the bundle.", show_default=False)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
+RecipeFile = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default=False)]
+Samples = Annotated[int | None, typer.Option("--samples", help="Samples to use.", min=1, show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
+
+
+def _version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        typer.echo(version("vlmexport"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Export a vision-language model to the phone, and prove that it arrived intact."""
+
+
+@app.command()
+def inspect(model: Model, as_json: Json = False) -> None:
+    """Show a checkpoint's components, sizes and visual tokens, and what each format can hold."""
+    from vlmexport.checkpoint.locate import open_model
+    from vlmexport.report.inspection import inspection, table
+
+    facts = inspection(open_model(model))
+    Console(as_json).result(table(facts), facts)
+
+
+@app.command()
+def onnx(
+    model: Model,
+    target: Annotated[Target, typer.Option(help="The machine it is for.")] = Target.x86,
+    precision: Annotated[Precision, typer.Option(help="Precision of all components.")] = Precision.int8,
+    decoder: Annotated[Precision | None, typer.Option(help="Precision of the decoder.", show_default=False)] = None,
+    output: Output = None,
+    recipe: RecipeFile = None,
+    samples: Samples = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export to ONNX: each component traced, static int8 from the calibration set."""
+    name = recipe or ("onnx-fp32" if precision is Precision.fp32 else f"onnx-{target}")
+    flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples}
+    if recipe is None and precision is Precision.fp32:
+        flags["target"] = target
+    _export(model, name, flags, output, force, Console(as_json, quiet))
+
+
+@app.command()
+def gguf(
+    model: Model,
+    bits: Annotated[int | None, typer.Option(help="Bits a weight: 4, 8, 16 or 32.", show_default=False)] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="A GGUF type, e.g. q4_k_m.", show_default=False)] = None,
+    mmproj_type: Annotated[str | None, typer.Option(help="Type of the mmproj: f16 or f32.", show_default=False)] = None,
+    imatrix: Annotated[str | None, typer.Option(help="auto, none, or a file.", show_default=False)] = None,
+    output: Output = None,
+    recipe: RecipeFile = None,
+    samples: Samples = None,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export to GGUF for llama.cpp: quantized decoder, importance matrix from images, mmproj."""
+    from vlmexport.recipe import gguf_recipe
+
+    flags = {"gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix, "calibration.samples": samples}
+    name, chosen = (recipe, {"gguf.type": kind}) if recipe else gguf_recipe(kind, bits)
+    _export(model, name, flags | chosen, output, force, Console(as_json, quiet))
+
+
+def _export(model: str, name: str, flags: dict[str, Any], output: Path | None, force: bool, console: Console) -> None:
+    from vlmexport.artifact.bundle import read_manifest
+    from vlmexport.export import export
+    from vlmexport.recipe import resolve
+    from vlmexport.report.bundle import facts, table
+
+    folder = export(model, resolve(name, flags), output, force=force, console=console)
+    shown = facts(folder, read_manifest(folder))
+    console.result(table(shown), shown)
+    console.note(f"next: vlmexport check {folder}")
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File of the statistics.")] = Path(
+        "statistics.safetensors"
+    ),
+    samples: Samples = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Collect the calibration statistics alone."""
+    from vlmexport.export import calibrate_to
+
+    console = Console(as_json, quiet)
+    found = calibrate_to(model, output, samples, console)
+    console.result(f"{output}: {found['layers']} layers from {found['samples']} samples", found)
+
+
+@app.command()
+def check(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    reference: Annotated[str | None, typer.Option(help="The float model, where it moved.", show_default=False)] = None,
+    samples: Samples = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare a bundle with its float model, stage by stage; exit 1 when a gate fails."""
+    from vlmexport.parity.check import DEFAULT_SAMPLES
+    from vlmexport.parity.check import check as run_check
+    from vlmexport.report.terminal import parity
+
+    console = Console(as_json, quiet)
+    result = run_check(bundle, reference=reference, samples=samples or DEFAULT_SAMPLES, console=console)
+    console.result(parity(result), result.model_dump(mode="json"))
+    raise typer.Exit(0 if result.passed else 1)
+
+
+@app.command()
+def run(
+    bundle: Annotated[str, typer.Argument(help="A bundle's folder, or a model.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
+    image: Annotated[Path, typer.Option("--image", "-i", help="The picture.", show_default=False)],
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
+    as_json: Json = False,
+) -> None:
+    """Ask a bundle, or a float model, about a picture."""
+    from vlmexport.runtime.ask import ask
+
+    console = Console(as_json)
+    pieces = []
+    for piece in ask(bundle, image, question, max_new_tokens):
+        console.stream(piece)
+        pieces.append(piece)
+    answer = "".join(pieces)
+    console.result("", {"answer": answer, "question": question, "image": str(image), "bundle": bundle})
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Show this one.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes, or show one."""
+    from vlmexport.recipe import resolve, shipped
+
+    names = [name] if name else shipped()
+    found = {key: resolve(key).model_dump(mode="json") for key in names}
+    human = "\n".join(names) if name is None else resolve(name).model_dump_json(indent=2)
+    Console(as_json).result(human, found)
+
+
+def main() -> None:
+    """The entry point. ``--debug`` anywhere (or ``VLMEXPORT_DEBUG=1``) shows tracebacks."""
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("VLMEXPORT_DEBUG") == "1"
+    console = Console(as_json="--json" in arguments)
+    try:
+        app(arguments)
+    except VlmExportError as error:
+        if debug:
+            raise
+        console.error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.note("interrupted; nothing was left half-written")
+        sys.exit(INTERRUPTED)
+    except OSError as error:
+        if debug:
+            raise
+        console.error(UsageError(str(error), "check the path, its permissions and the free space"))
+        sys.exit(UsageError.exit_code)
+    except Exception as error:
+        if debug:
+            raise
+        console.error(
+            VlmExportError(
+                f"internal error ({type(error).__name__}: {error})", "please report it, with the output of --debug"
+            )
+        )
+        sys.exit(INTERNAL_ERROR)

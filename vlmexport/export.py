@@ -1,0 +1,61 @@
+"""The three stations of an export joined: checkpoint → statistics → bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmexport.artifact.bundle import sha256
+from vlmexport.calibrate import Statistics, calibration_samples
+from vlmexport.calibrate.cache import statistics
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.console import QUIET, Console
+from vlmexport.errors import UsageError
+from vlmexport.recipe import Recipe
+
+
+def export(
+    model: str, recipe: Recipe, output: Path | None = None, *, force: bool = False, console: Console = QUIET
+) -> Path:
+    """Export a model by a recipe; the folder of the bundle is returned.
+
+    Args:
+        model: a folder, a Hub id, or ``demo``.
+        output: the bundle's folder; ``<name>-<recipe>`` here where it is None.
+
+    Raises:
+        UsageError: the output exists and ``force`` is not set.
+        CheckpointError: the model is missing or damaged.
+        Unsupported: the format cannot hold the model.
+    """
+    checkpoint = open_model(model)
+    destination = output or Path(f"{_name(model, checkpoint)}-{recipe.name}")
+    if destination.exists() and not force:
+        raise UsageError(f"{destination} exists already", "pass --force to replace it, or another --output")
+    if recipe.format == "onnx":
+        from vlmexport.artifact.onnx import export_onnx as write
+    else:
+        from vlmexport.artifact.gguf import export_gguf as write
+    write(checkpoint, recipe, _statistics(checkpoint, recipe, console), destination, force=force, console=console)
+    return destination
+
+
+def _name(model: str, checkpoint: Checkpoint) -> str:
+    return "demo" if model == "demo" else checkpoint.spec.name
+
+
+def _statistics(checkpoint: Checkpoint, recipe: Recipe, console: Console) -> Statistics | None:
+    """Statistics, where the recipe needs any."""
+    if not recipe.needs_statistics:
+        return None
+    weights = {path.name: sha256(path) for path in checkpoint.weight_files}
+    return statistics(checkpoint, weights, calibration_samples(recipe.calibration.samples), console)
+
+
+def calibrate_to(model: str, output: Path, samples: int | None, console: Console = QUIET) -> dict[str, int]:
+    """Collect statistics and write them to a file; the number of layers and samples is returned."""
+    checkpoint = open_model(model)
+    weights = {path.name: sha256(path) for path in checkpoint.weight_files}
+    found = statistics(checkpoint, weights, calibration_samples(samples), console)
+    found.save(output)
+    return {"layers": len(found.layers), "samples": len(found.samples)}

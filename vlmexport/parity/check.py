@@ -1,0 +1,120 @@
+"""``vlmexport check``: hashes first, then the five stages, then the gates."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from vlmexport.artifact.bundle import Manifest, read_manifest, sha256, verify, write_manifest
+from vlmexport.calibrate import Sample, heldout_samples
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.console import QUIET, Console
+from vlmexport.errors import CheckpointError, NotEnoughData
+from vlmexport.parity.compare import Comparison
+from vlmexport.parity.gates import broken_stage, judge
+from vlmexport.parity.result import ParityResult
+from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.reference import ReferenceRuntime
+
+RESULT = "parity.json"
+MIN_SAMPLES = 20
+DEFAULT_SAMPLES = 250
+
+
+def check(
+    bundle: Path,
+    *,
+    reference: str | None = None,
+    samples: list[Sample] | int = DEFAULT_SAMPLES,
+    console: Console = QUIET,
+) -> ParityResult:
+    """Compare a bundle with its float model; writes ``parity.json``, and updates manifest and card.
+
+    Args:
+        reference: folder, Hub id or ``demo``; the one that the manifest names where it is None.
+        samples: held-out samples, or how many of the shipped ones.
+
+    Raises:
+        ParityFailed: a file of the bundle is missing or changed. (A gate that fails is a result, not an error.)
+        CheckpointError: the reference is another model than the bundle was made from.
+        NotEnoughData: fewer than 20 samples.
+    """
+    manifest = read_manifest(bundle)
+    verify(bundle, manifest)
+    chosen = heldout_samples(samples) if isinstance(samples, int) else samples
+    chosen = _unseen(chosen, manifest)
+    if len(chosen) < MIN_SAMPLES:
+        raise NotEnoughData(f"{len(chosen)} held-out samples are too few for a verdict", f"pass at least {MIN_SAMPLES}")
+    checkpoint = _reference(manifest, reference)
+    result = _compare(bundle, manifest, checkpoint, chosen, console)
+    temporary = bundle / f".{RESULT}.partial"
+    temporary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, bundle / RESULT)
+    write_manifest(bundle, manifest.model_copy(update={"parity": _summary(result)}))
+    return result
+
+
+def _compare(
+    bundle: Path, manifest: Manifest, checkpoint: Checkpoint, samples: list[Sample], console: Console
+) -> ParityResult:
+    start = time.monotonic()
+    float_model = ReferenceRuntime(checkpoint)
+    runtime = open_runtime(bundle, manifest)
+    comparison = Comparison(float_model, runtime)
+    try:
+        with console.progress(f"checking {bundle.name}", len(samples)) as advance:
+            comparison.run(samples, advance)
+        name, notes = runtime.name, list(runtime.notes)
+    finally:
+        runtime.close()
+    stages = comparison.stages()
+    gates = judge(manifest.recipe.gates, stages)
+    return ParityResult(
+        bundle=bundle.name,
+        kind=manifest.kind,
+        recipe=manifest.recipe.name,
+        reference=f"{checkpoint.spec.name} ({float_model.name})",
+        runtime=name,
+        notes=notes,
+        samples=comparison.samples,
+        images=comparison.images,
+        stages=stages,
+        gates=gates,
+        answers=comparison.answers(),
+        passed=all(gate.passed for gate in gates),
+        broken_stage=broken_stage(gates),
+        seconds=time.monotonic() - start,
+    )
+
+
+def _unseen(samples: list[Sample], manifest: Manifest) -> list[Sample]:
+    """Samples that calibration has not used."""
+    used = set((manifest.calibration or {}).get("samples", ()))
+    return [sample for sample in samples if sample.id not in used]
+
+
+def _reference(manifest: Manifest, reference: str | None) -> Checkpoint:
+    """The float model, when its weights are those that the bundle was made from."""
+    checkpoint = open_model(reference or manifest.source.path)
+    found = {path.name: sha256(path) for path in checkpoint.weight_files}
+    if found != manifest.source.weights:
+        raise CheckpointError(
+            f"{checkpoint.path} is not the model that this bundle was made from (its weights differ)",
+            "pass the right one with --reference",
+        )
+    return checkpoint
+
+
+def _summary(result: ParityResult) -> dict[str, object]:
+    """What the manifest and the card keep of a result."""
+    return {
+        "passed": result.passed,
+        "broken_stage": result.broken_stage,
+        "samples": result.samples,
+        "runtime": result.runtime,
+        "notes": result.notes,
+        "gates": [gate.model_dump() for gate in result.gates],
+        "stages": {stage.stage: stage.metrics for stage in result.stages if stage.mode == "chained"},
+    }

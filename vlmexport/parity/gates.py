@@ -1,0 +1,48 @@
+"""Judge measurements by the recipe's gates. NaN, a shape that differs or a stage that did not run is a failure."""
+
+from __future__ import annotations
+
+from vlmexport.parity.result import MODES, GateResult, Mode, StageResult
+from vlmexport.recipe import Gates
+from vlmexport.runtime import STAGES
+
+AT_LEAST = {"cosine", "cosine_p1", "sqnr_db", "top1", "equal", "finite"}
+
+
+def judge(gates: Gates, stages: list[StageResult]) -> list[GateResult]:
+    """Every gate that is set, for every mode in which its stage was measured; and that all values are finite."""
+    results = []
+    modes: dict[str, list[StageResult]] = {}
+    for result in stages:
+        modes.setdefault(result.stage, []).append(result)
+    for stage in STAGES:
+        bounds = bounds_of(gates, stage)
+        for result in modes.get(stage, [StageResult(stage=stage, mode="chained", metrics={}, error="did not run")]):
+            results += [_one(stage, result.mode, metric, bound, result) for metric, bound in bounds.items()]
+    return results
+
+
+def bounds_of(gates: Gates, stage: str) -> dict[str, float]:
+    """Metric → bound for a stage; ``finite`` always."""
+    found = {} if stage == "answer" else {"finite": 1.0}
+    for name, value in gates.model_dump().items():
+        prefix, metric = name.split("_", 1)
+        if prefix == stage and value is not None:
+            found[metric] = float(value)
+    return found
+
+
+def _one(stage: str, mode: Mode, metric: str, bound: float, result: StageResult) -> GateResult:
+    value = None if result.error else result.metrics.get(metric)
+    at_least = metric in AT_LEAST
+    passed = value is not None and (value >= bound if at_least else value <= bound)
+    return GateResult(stage=stage, mode=mode, metric=metric, value=value, bound=bound, at_least=at_least, passed=passed)
+
+
+def broken_stage(gates: list[GateResult]) -> str | None:
+    """The stage to look at: the first whose local measurement fails, else the first that fails at all."""
+    for mode in MODES:
+        for gate in gates:
+            if not gate.passed and gate.mode == mode:
+                return gate.stage
+    return None

@@ -1,0 +1,137 @@
+"""Measures between a reference and what a runtime gave. Definitions: cosine per token; NMSE = Σ(a-b)² / Σa²;
+SQNR = -10·log10 NMSE; KL divergence as llama-perplexity counts it (terms with log p > -16)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+MIN_LOG_PROBABILITY = -16.0
+
+
+class ShapeDiffersError(ValueError):
+    """Two arrays that should be compared have different shapes."""
+
+
+def cosine(reference: F32, other: F32) -> F64:
+    """Cosine of each row: [..., rows, width] → f64 [rows of all]. Two zero rows are equal (1), one is not (0)."""
+    a = reference.reshape(-1, reference.shape[-1]).astype(np.float64)
+    b = other.reshape(-1, other.shape[-1]).astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    both_zero = ~a.any(1) & ~b.any(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = np.where(norms > 0, (a * b).sum(1) / np.where(norms > 0, norms, 1), 0.0)
+    return np.where(both_zero, 1.0, value)
+
+
+@dataclass
+class ArrayMeasure:
+    """Adds up the difference of arrays over samples."""
+
+    cosines: list[F64] = field(default_factory=list)
+    error: float = 0.0
+    power: float = 0.0
+    max_abs: float = 0.0
+    finite: bool = True
+
+    def add(self, reference: F32, other: F32) -> None:
+        """Compare two arrays of one shape.
+
+        Raises:
+            ShapeDiffersError: their shapes differ.
+        """
+        if reference.shape != other.shape:
+            raise ShapeDiffersError(f"shape {list(other.shape)}, the reference has {list(reference.shape)}")
+        if not np.isfinite(other).all():
+            self.finite = False
+            other = np.nan_to_num(other, nan=0.0, posinf=0.0, neginf=0.0)
+        difference = other.astype(np.float64) - reference
+        self.cosines.append(cosine(reference, other))
+        self.error += float(np.square(difference).sum())
+        self.power += float(np.square(reference.astype(np.float64)).sum())
+        self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
+
+    def metrics(self) -> dict[str, float]:
+        """cosine (mean), cosine_p1, cosine_min, nmse, sqnr_db (200 where equal), max_abs, finite (1 or 0)."""
+        cosines = np.concatenate(self.cosines)
+        nmse = self.error / self.power if self.power else float(self.error > 0)
+        return {
+            "cosine": float(cosines.mean()),
+            "cosine_p1": float(np.percentile(cosines, 1)),
+            "cosine_min": float(cosines.min()),
+            "nmse": nmse,
+            "sqnr_db": float(-10 * np.log10(max(nmse, 1e-20))),
+            "max_abs": self.max_abs,
+            "finite": float(self.finite),
+        }
+
+
+def log_softmax(logits: F32) -> F64:
+    """Row by row, in float64."""
+    x = logits.astype(np.float64)
+    x = x - x.max(-1, keepdims=True)
+    normalised: F64 = x - np.log(np.exp(x).sum(-1, keepdims=True))
+    return normalised
+
+
+def kl_divergence(reference: F32, other: F32) -> F64:
+    """KL(reference ‖ other) of each row of logits: [rows, vocabulary] → f64 [rows], in nats."""
+    p, q = log_softmax(reference), log_softmax(other)
+    terms = np.where(p > MIN_LOG_PROBABILITY, np.exp(p) * (p - q), 0.0)
+    return np.asarray(terms.sum(-1), np.float64)
+
+
+@dataclass
+class LogitsMeasure:
+    """Adds up the difference of logits at the positions that decoding uses, and their largest anywhere."""
+
+    kld: list[F64] = field(default_factory=list)
+    same_top: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    delta_p: list[F64] = field(default_factory=list)
+    max_abs: float = 0.0
+    finite: bool = True
+
+    def add(self, reference: F32, other: F32, answer: list[int]) -> None:
+        """Compare logits [1, sequence, vocabulary]; the last ``len(answer)`` positions predict the answer.
+
+        Raises:
+            ShapeDiffersError: their shapes differ.
+        """
+        if reference.shape != other.shape:
+            raise ShapeDiffersError(f"shape {list(other.shape)}, the reference has {list(reference.shape)}")
+        if not np.isfinite(other).all():
+            self.finite = False
+            other = np.nan_to_num(other, nan=0.0, posinf=0.0, neginf=0.0)
+        self.max_abs = max(self.max_abs, float(np.abs(reference - other).max()))
+        a, b = reference[0, -len(answer) :], other[0, -len(answer) :]
+        self.kld.append(kl_divergence(a, b))
+        self.same_top.append(a.argmax(-1) == b.argmax(-1))
+        rows = np.arange(len(answer))
+        p, q = np.exp(log_softmax(a)[rows, answer]), np.exp(log_softmax(b)[rows, answer])
+        self.delta_p.append(q - p)
+
+    def metrics(self) -> dict[str, float]:
+        """kld (mean) with its standard error, percentiles and largest, top1, delta_p (mean), max_abs, finite."""
+        kld, delta = np.concatenate(self.kld), np.concatenate(self.delta_p)
+        return {
+            "kld": float(kld.mean()),
+            "kld_se": float(kld.std(ddof=1) / np.sqrt(len(kld))) if len(kld) > 1 else 0.0,
+            "kld_median": float(np.median(kld)),
+            "kld_p99": float(np.percentile(kld, 99)),
+            "kld_max": float(kld.max()),
+            "top1": float(np.concatenate(self.same_top).mean()),
+            "delta_p": float(delta.mean()),
+            "max_abs": self.max_abs,
+            "finite": float(self.finite),
+        }
+
+
+def paired_drop(reference: list[bool], other: list[bool]) -> tuple[float, float]:
+    """How much less often ``other`` is right, and the half width of the paired 95 % interval (normal)."""
+    difference = np.asarray(reference, float) - np.asarray(other, float)
+    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 1.0
+    return float(difference.mean()), half

@@ -1,0 +1,141 @@
+"""libggml's own quantization kernels, called through ctypes: float32 rows in, GGUF row bytes out.
+
+``ggml_quantize_chunk`` of libggml-base is what ``llama_model_quantize`` calls, so the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmexport.errors import MissingDependency
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+INSTALL = "pip install 'vlmexport[gguf]'"
+_VALUES_PER_TASK = 1 << 18
+
+
+@dataclass(frozen=True)
+class GgmlType:
+    """A tensor type of GGUF: its number there, values in a block, bytes of a block. Source: ggml-common.h."""
+
+    id: int
+    block: int
+    bytes: int
+
+
+TYPES = {
+    "f32": GgmlType(0, 1, 4),
+    "f16": GgmlType(1, 1, 2),
+    "q4_0": GgmlType(2, 32, 18),
+    "q4_1": GgmlType(3, 32, 20),
+    "q5_0": GgmlType(6, 32, 22),
+    "q5_1": GgmlType(7, 32, 24),
+    "q8_0": GgmlType(8, 32, 34),
+    "q2_k": GgmlType(10, 256, 84),
+    "q3_k": GgmlType(11, 256, 110),
+    "q4_k": GgmlType(12, 256, 144),
+    "q5_k": GgmlType(13, 256, 176),
+    "q6_k": GgmlType(14, 256, 210),
+    "iq4_nl": GgmlType(20, 32, 18),
+    "iq4_xs": GgmlType(23, 256, 136),
+    "bf16": GgmlType(30, 1, 2),
+}
+
+
+def row_bytes(type_name: str, columns: int) -> int:
+    """Bytes of one row of ``columns`` values; columns must be a multiple of the type's block."""
+    kind = TYPES[type_name]
+    if columns % kind.block:
+        raise ValueError(f"a row of {columns} values is no multiple of {type_name}'s block of {kind.block}")
+    return columns // kind.block * kind.bytes
+
+
+def library_path(name: str) -> Path:
+    """Path of a shared library of llama.cpp: ``LLAMA_CPP_LIB_PATH``, else the installed llama-cpp-python.
+
+    Args:
+        name: without prefix and suffix: ``ggml-base``, ``llama``, ``mtmd``.
+
+    Raises:
+        MissingDependency: it is not there.
+    """
+    given = os.environ.get("LLAMA_CPP_LIB_PATH")
+    if given:
+        folder = Path(given)
+    else:
+        found = find_spec("llama_cpp")
+        if found is None or found.origin is None:
+            raise MissingDependency("GGUF needs llama-cpp-python, which is not installed", INSTALL)
+        folder = Path(found.origin).parent / "lib"
+    suffixes = {"win32": (".dll",), "darwin": (".dylib", ".so")}.get(sys.platform, (".so",))
+    for candidate in (f"{prefix}{name}{suffix}" for suffix in suffixes for prefix in ("lib", "")):
+        if (folder / candidate).is_file():
+            return folder / candidate
+    cure = "point LLAMA_CPP_LIB_PATH at the folder that holds llama.cpp's libraries" if given else INSTALL
+    raise MissingDependency(f"{folder} holds no library {name!r}", cure)
+
+
+@cache
+def _kernel() -> Callable[..., int]:
+    path = library_path("ggml-base")
+    try:
+        library = ctypes.CDLL(str(path))
+        kernel: Any = library.ggml_quantize_chunk
+    except (OSError, AttributeError) as error:
+        raise MissingDependency(f"{path} cannot be used ({error})", INSTALL) from error
+    integer, pointer = ctypes.c_int64, ctypes.c_void_p
+    kernel.argtypes = [ctypes.c_int, pointer, pointer, integer, integer, integer, pointer]
+    kernel.restype = ctypes.c_size_t
+    function: Callable[..., int] = kernel
+    return function
+
+
+def quantize(rows: F32, type_name: str, importance: F32 | None = None, threads: int = 2) -> U8:
+    """Quantize a matrix row by row.
+
+    Args:
+        rows: f32 [rows, columns], columns a multiple of the type's block.
+        type_name: a key of ``TYPES``.
+        importance: f32 [columns], mean x² of what the columns are multiplied with; types that know no weights ignore it.
+        threads: blocks of rows run in as many threads (ctypes releases the GIL); the bytes do not depend on it.
+
+    Returns:
+        u8 [rows, row bytes].
+
+    Raises:
+        MissingDependency: libggml is not there.
+    """
+    count, columns = rows.shape
+    rows = np.ascontiguousarray(rows, np.float32)
+    weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
+    if weights is not None and weights.shape != (columns,):
+        raise ValueError(f"importance has the shape {weights.shape}, the rows have {columns} columns")
+    result = np.empty((count, row_bytes(type_name, columns)), np.uint8)
+    kernel, kind = _kernel(), TYPES[type_name].id
+    pointer = None if weights is None else weights.ctypes.data
+    step = max(1, _VALUES_PER_TASK // columns)
+
+    def work(start: int) -> None:
+        end = min(start + step, count)
+        source, target = rows[start:end], result[start:end]
+        written = kernel(kind, source.ctypes.data, target.ctypes.data, 0, end - start, columns, pointer)
+        if written != target.nbytes:
+            raise RuntimeError(f"libggml wrote {written} bytes of {type_name}, expected {target.nbytes}")
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, range(0, count, step)))
+    return result

@@ -1,0 +1,65 @@
+"""What ``vlmexport inspect`` shows of a checkpoint, from its config and tensor headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.layout import COMPONENTS
+from vlmexport.errors import Unsupported
+from vlmexport.model import plugins
+
+
+def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Components with parameters and bytes, visual tokens, and what each format can hold."""
+    spec = checkpoint.spec
+    kinds = {"vision": spec.vision.kind, "projector": spec.projector.kind, "language": spec.language.kind}
+    components = {}
+    for component in COMPONENTS:
+        tensors = checkpoint.tensors[component].values()
+        components[component] = {
+            "kind": kinds[component],
+            "tensors": len(tensors),
+            "parameters": checkpoint.parameters(component),
+            "bytes": sum(tensor.numel * tensor.dtype.itemsize for tensor in tensors),
+            "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}),
+        }
+    projector = plugins.projector(spec.projector)
+    holds = {"onnx": "yes", "gguf": "yes"}
+    try:
+        projector.gguf(spec.projector)
+    except Unsupported as error:
+        holds["gguf"] = f"no: {error.what}"
+    return {
+        "name": spec.name,
+        "layout": spec.layout,
+        "components": components,
+        "visual_tokens": projector.num_tokens(spec.projector),
+        "formats": holds,
+        "spec": asdict(spec),
+    }
+
+
+def table(facts: dict[str, Any]) -> Table:
+    """For people."""
+    spec = facts["spec"]
+    vision, language = spec["vision"], spec["language"]
+    sizes = {
+        "vision": f"{vision['image_size']} px, patch {vision['patch_size']}, "
+        f"{vision['num_layers']} layers of {vision['hidden_size']}",
+        "projector": f"{spec['projector']['in_tokens']} patches → {facts['visual_tokens']} visual tokens",
+        "language": f"{language['num_layers']} layers of {language['hidden_size']}, vocabulary {language['vocab_size']}",
+    }
+    found = Table(title=f"{facts['name']} ({facts['layout']} layout)", title_justify="left")
+    for column in ("component", "kind", "parameters", "MB", "type", "sizes"):
+        found.add_column(column, justify="right" if column in ("parameters", "MB") else "left")
+    for name, component in facts["components"].items():
+        megabytes = f"{component['bytes'] / 1e6:,.1f}"
+        row = (name, component["kind"], f"{component['parameters']:,}", megabytes, ", ".join(component["dtypes"]))
+        found.add_row(*row, sizes[name])
+    found.caption = "; ".join(f"{name.upper()}: {answer}" for name, answer in facts["formats"].items())
+    found.caption_justify = "left"
+    return found

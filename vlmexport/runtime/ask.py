@@ -1,0 +1,45 @@
+"""One question to a bundle or a float model, the answer piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlmexport.artifact.bundle import MANIFEST
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.model.pixels import read_image
+from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.runtime.stages import Runtime
+
+
+def ask(model: str, image: Path, question: str, max_new_tokens: int) -> Iterator[str]:
+    """Greedy answer.
+
+    Args:
+        model: a bundle's folder, or a checkpoint (folder, Hub id, ``demo``).
+
+    Yields:
+        Text; joined it is the answer.
+
+    Raises:
+        UsageError: the image cannot be read, or the model is neither.
+    """
+    picture = read_image(image)
+    is_bundle = (Path(model) / MANIFEST).is_file()
+    runtime: Runtime = open_runtime(Path(model)) if is_bundle else ReferenceRuntime(open_model(model))
+    try:
+        tokens = runtime.tokens(runtime.features(runtime.pixels(picture)))
+        ids: list[int] = []
+        shown = ""
+        for token in runtime.generate(runtime.prompt(question), tokens, max_new_tokens):
+            if token.id == runtime.eos_token_id:
+                break
+            ids.append(token.id)
+            text = runtime.decode(ids)
+            # A character of several byte tokens is incomplete until its last one.
+            if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+                yield text[len(shown) :]
+                shown = text
+    finally:
+        runtime.close()
