@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-PRODUCTS = frozenset({"MatMul", "Gemm", "Conv"})
-"""Operators that multiply by a weight."""
+from vlmexport.quantize.products import weight_of
 
 EXTERNAL_FROM = 256 * 2**20
 """Bytes of weights from which they leave the graph file: there they can be mapped instead of copied, and a protobuf
@@ -20,21 +18,6 @@ file ends at 2 GiB."""
 
 _SHARD = 1_900 * 2**20
 _SCOPES = "pkg.torch.onnx.name_scopes"
-
-
-@dataclass(frozen=True)
-class Product:
-    """A node that multiplies by a weight. ``path`` is the module path in ``model.VLM``; it is the node's name too."""
-
-    path: str
-    node: ir.Node
-    weight: ir.Value
-
-    @property
-    def bytes(self) -> int:
-        """Size of the weight in the graph."""
-        tensor = self.weight.const_value
-        return int(tensor.nbytes) if tensor is not None else 0
 
 
 def clean(model: ir.Model) -> ir.Model:
@@ -60,22 +43,6 @@ def clean(model: ir.Model) -> ir.Model:
         value.doc_string = None
     model.producer_name, model.producer_version, model.graph.name = "vlmexport", None, "graph"
     return model
-
-
-def weight_of(node: ir.Node) -> ir.Value | None:
-    """The weight of a product, None for any other node (products of two activations included)."""
-    if node.op_type not in PRODUCTS or node.domain not in ("", "ai.onnx"):
-        return None
-    weight = node.inputs[1]
-    return weight if weight is not None and weight.const_value is not None else None
-
-
-def products(model: ir.Model) -> Iterator[Product]:
-    """Products by a float weight, in the graph's order."""
-    for node in model.graph:
-        weight = weight_of(node)
-        if weight is not None and node.name is not None and weight.dtype == ir.DataType.FLOAT:
-            yield Product(node.name, node, weight)
 
 
 def rename_dimensions(model: ir.Model, names: dict[str, tuple[str | int, ...]]) -> None:
@@ -162,3 +129,28 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.initializers.values()
     for node in model.graph:
         yield from node.outputs
+
+
+def halve_tables(model: ir.Model) -> None:
+    """Store tables that rows are taken from as float16 where that loses nothing; rows become float32 once taken."""
+    for node in list(model.graph):
+        table = node.inputs[0] if node.op_type == "Gather" else None
+        if table is None or table.const_value is None or table.dtype != ir.DataType.FLOAT:
+            continue
+        array = table.const_value.numpy()
+        half = array.astype(np.float16)
+        if array.size < 1024 or len(table.uses()) > 1 or not np.array_equal(half.astype(np.float32), array):
+            continue
+        table.const_value, table.dtype = ir.tensor(half, name=table.name), ir.DataType.FLOAT16
+        rows, old = ir.node("Gather", [table, node.inputs[1]], {"axis": 0}), node.outputs[0]
+        cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})
+        rows.name, cast.name = f"{table.name}.rows", f"{table.name}.float"
+        rows.outputs[0].name, result = f"{table.name}.rows", cast.outputs[0]
+        result.name, result.shape, result.dtype = f"{table.name}.float", old.shape, ir.DataType.FLOAT
+        rows.outputs[0].shape, rows.outputs[0].dtype = old.shape, ir.DataType.FLOAT16
+        model.graph.insert_before(node, [rows, cast])
+        name = old.name
+        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
+        model.graph.remove(node, safe=True)
+        if result.is_graph_output():
+            result.name = name

@@ -10,16 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from vlmexport.demo.heldout import heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
-from vlmexport.demo.questions import Question, ask
-from vlmexport.demo.scenes import HELDOUT_SEEDS, make_scene
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.model.pixels import read_image
-
-HELDOUT_SCENES = 250
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ def calibration_samples(limit: int | None = None) -> list[Sample]:
         CheckpointError: a file is not the one the manifest says.
     """
     folder = calibration_folder()
-    images: list[dict[str, Any]] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["images"]
+    images: list[dict[str, Any]] = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["entries"]
     if limit is not None and limit > len(images):
         raise UsageError(f"the calibration set has {len(images)} samples, {limit} were asked for", "ask for fewer")
     samples = []
@@ -74,48 +70,24 @@ def _read_checked(path: Path, sha256: str) -> Image.Image:
 
 
 def heldout_samples(limit: int | None = None) -> list[Sample]:
-    """Questions about 250 scenes that neither training nor calibration has seen, made from their seeds.
+    """Questions about scenes that neither training nor calibration has seen, made from their seeds.
 
-    The first 250 samples are one question a scene, the next 250 a second one, and so on; kinds are mixed.
+    Turn by turn: one question of each scene first, then a second of each, and so on.
 
     Raises:
         UsageError: more samples asked for than there are.
     """
-    queues = [_questions(seed) for seed in HELDOUT_SEEDS[:HELDOUT_SCENES]]
-    samples = []
-    for turn in range(max(len(queue) for queue in queues)):
-        for seed, queue in zip(HELDOUT_SEEDS, queues, strict=False):
-            if turn < len(queue):
-                question = queue[turn]
-                samples.append(
-                    Sample(
-                        id=f"scene-{seed}#{turn}",
-                        image_id=f"scene-{seed}",
-                        question=question.text,
-                        load=partial(_paint, seed),
-                        answer=question.answer,
-                        kind=question.kind,
-                    )
-                )
+    turns: list[list[Sample]] = []
+    for scene in heldout_scenes():
+        for turn, question in enumerate(heldout_questions(scene)):
+            if turn == len(turns):
+                turns.append([])
+            name = f"scene-{scene.seed}"
+            load = partial(paint, scene)
+            turns[turn].append(
+                Sample(f"{name}#{turn}", name, question.text, load, answer=question.answer, kind=question.kind)
+            )
+    samples = [sample for turn in turns for sample in turn]
     if limit is not None and limit > len(samples):
         raise UsageError(f"the held-out part has {len(samples)} samples, {limit} were asked for", "ask for fewer")
     return samples[:limit]
-
-
-def _paint(seed: int) -> Image.Image:
-    return paint(make_scene(seed))
-
-
-def _questions(seed: int) -> list[Question]:
-    """A scene's questions in a random order, one of each kind before a second of any."""
-    questions = ask(make_scene(seed))
-    order = np.random.default_rng(seed).permutation(len(questions))
-    first: dict[str, Question] = {}
-    rest = []
-    for index in order:
-        question = questions[index]
-        if question.kind in first:
-            rest.append(question)
-        else:
-            first[question.kind] = question
-    return [*first.values(), *rest]

@@ -82,7 +82,7 @@ def open_checkpoint(path: Path, origin: str | None = None) -> Checkpoint:
         in_tokens=vision.num_patches,
     )
     spec = Spec(
-        name=path.resolve().name,
+        name=Path(origin).name if origin else path.resolve().name,
         layout=layout,
         vision=vision,
         projector=projector,

@@ -38,9 +38,10 @@ class Piece:
 class Tokenizer:
     """SentencePiece with the semantics of the slow Llama tokenizer."""
 
-    def __init__(self, path: Path, added: dict[str, int]) -> None:
+    def __init__(self, path: Path, added: dict[str, int], special: frozenset[str] = frozenset()) -> None:
         self.path = path
         self.added = added
+        self.special = special
         self._model = SentencePieceProcessor()
         try:
             self._model.Load(str(path))
@@ -97,4 +98,13 @@ def open_tokenizer(folder: Path) -> Tokenizer:
         raise CheckpointError(f"{folder} has no tokenizer.model", "copy it from the published checkpoint")
     added_path = folder / "added_tokens.json"
     added = json.loads(added_path.read_text(encoding="utf-8")) if added_path.is_file() else {}
-    return Tokenizer(path, added)
+    return Tokenizer(path, added, _special(folder / "special_tokens_map.json"))
+
+
+def _special(path: Path) -> frozenset[str]:
+    """Texts of the special tokens that ``special_tokens_map.json`` names; none where there is no such file."""
+    if not path.is_file():
+        return frozenset()
+    found = json.loads(path.read_text(encoding="utf-8")).values()
+    values = [value for entry in found for value in (entry if isinstance(entry, list) else [entry])]
+    return frozenset(str(value["content"]) if isinstance(value, dict) else str(value) for value in values)

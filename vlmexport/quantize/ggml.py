@@ -110,7 +110,7 @@ def quantize(rows: F32, type_name: str, importance: F32 | None = None, threads: 
     Args:
         rows: f32 [rows, columns], columns a multiple of the type's block.
         type_name: a key of ``TYPES``.
-        importance: f32 [columns], mean x² of what the columns are multiplied with; types that know no weights ignore it.
+        importance: f32 [columns], mean x² of what the columns are multiplied with; some types ignore it.
         threads: blocks of rows run in as many threads (ctypes releases the GIL); the bytes do not depend on it.
 
     Returns:

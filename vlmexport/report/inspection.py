@@ -51,7 +51,8 @@ def table(facts: dict[str, Any]) -> Table:
         "vision": f"{vision['image_size']} px, patch {vision['patch_size']}, "
         f"{vision['num_layers']} layers of {vision['hidden_size']}",
         "projector": f"{spec['projector']['in_tokens']} patches → {facts['visual_tokens']} visual tokens",
-        "language": f"{language['num_layers']} layers of {language['hidden_size']}, vocabulary {language['vocab_size']}",
+        "language": f"{language['num_layers']} layers of {language['hidden_size']}, "
+        f"vocabulary {language['vocab_size']}",
     }
     found = Table(title=f"{facts['name']} ({facts['layout']} layout)", title_justify="left")
     for column in ("component", "kind", "parameters", "MB", "type", "sizes"):

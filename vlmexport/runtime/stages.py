@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from vlmexport.checkpoint.tokenizer import Prompt
+if TYPE_CHECKING:  # runtimes run in workers, which start faster without torch
+    from PIL import Image
+
+    from vlmexport.checkpoint.tokenizer import Prompt
 
 F32 = npt.NDArray[np.float32]
 STAGES = ("pixels", "features", "tokens", "logits", "answer")

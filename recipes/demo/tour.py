@@ -1,0 +1,88 @@
+"""Export the demo model for x86, arm64 and llama.cpp, check the bundles, and show one table.
+
+make demo
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console as RichConsole
+from rich.table import Table
+
+from vlmexport import ask, check, export, resolve
+from vlmexport.artifact.card import number
+from vlmexport.calibrate.samples import calibration_folder
+from vlmexport.console import Console
+from vlmexport.parity import ParityResult
+
+BUNDLES = {"x86": "onnx-x86", "arm64": "onnx-arm64", "gguf": "gguf-q4_k_m"}
+ROWS = {
+    "pixels": ("max_abs",),
+    "features": ("cosine",),
+    "tokens": ("cosine",),
+    "logits": ("kld", "top1"),
+    "answer": ("equal", "accuracy"),
+}
+QUESTIONS = {
+    "images/scene-4000000.jpg": "Describe the picture.",
+    "images/scene-4000001.jpg": "How many objects are there?",
+    "images/scene-4000002.jpg": "What color is the background?",
+}
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a bundle."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def table(results: dict[str, ParityResult], sizes: dict[str, int], answers: dict[str, dict[str, str]]) -> Table:
+    """Stage × bundle, then bytes and answers; the float model's answers last."""
+    shown = Table(title="vlmexport demo: what a phone gets, against the float model", title_justify="left")
+    for column in ("stage", *results, "float model"):
+        shown.add_column(column)
+    for stage, metrics in ROWS.items():
+        for metric in metrics:
+            values = [result.metric(stage, metric) for result in results.values()]
+            cells = ["not run" if value is None else number(value) for value in values]
+            reference = next(iter(results.values())).metric("answer", "reference_accuracy")
+            last = number(reference) if metric == "accuracy" and reference is not None else ""
+            shown.add_row(f"{stage} {metric}", *cells, last)
+    shown.add_row("verdict", *("pass" if r.passed else f"FAIL at {r.broken_stage}" for r in results.values()), "")
+    shown.add_row("MB", *(f"{sizes[name] / 1e6:.1f}" for name in results), f"{sizes['float'] / 1e6:.1f}")
+    for question, given in answers.items():
+        shown.add_row(question, *(given[name] for name in (*results, "float")))
+    return shown
+
+
+def main() -> int:
+    """Export, check, ask, show; 1 when a bundle fails its gates."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("out"), help="folder of the bundles")
+    parser.add_argument("--samples", type=int, default=100, help="held-out samples for the verdicts")
+    arguments = parser.parse_args()
+    console = Console()
+    start = time.monotonic()
+    results, folders = {}, {}
+    for name, recipe in BUNDLES.items():
+        folder = arguments.output / f"demo-{name}"
+        folders[name] = export("demo", resolve(recipe), folder, force=True, console=console)
+        results[name] = check(folder, samples=arguments.samples, console=console)
+    answers: dict[str, dict[str, str]] = {}
+    for image, question in QUESTIONS.items():
+        path = calibration_folder() / image
+        row = f"{Path(image).stem}: {question}"
+        models = {name: str(folder) for name, folder in folders.items()} | {"float": "demo"}
+        answers[row] = {name: "".join(ask(model, path, question, 64)) for name, model in models.items()}
+    sizes = {name: size_of(folder) for name, folder in folders.items()}
+    sizes["float"] = (Path(sys.modules["vlmexport"].__path__[0]) / "demo/model/model.safetensors").stat().st_size
+    RichConsole(width=130, highlight=False).print(table(results, sizes, answers))
+    console.note(f"{time.monotonic() - start:.0f} s; bundles are in {arguments.output}/")
+    return 0 if all(result.passed for result in results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

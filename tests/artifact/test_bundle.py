@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vlmexport.artifact.bundle import (
+    MANIFEST,
+    Manifest,
+    list_files,
+    read_manifest,
+    source_of,
+    staged,
+    verify,
+    write_manifest,
+)
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.errors import CheckpointError, ParityFailed, UsageError
+from vlmexport.recipe import Recipe
+
+
+def make(folder: Path, checkpoint: Checkpoint, force: bool = False) -> Manifest:
+    with staged(folder, force) as partial:
+        (partial / "onnx").mkdir()
+        (partial / "onnx" / "a.onnx").write_bytes(b"weights")
+        manifest = Manifest(
+            kind="onnx", source=source_of(checkpoint), recipe=Recipe(), tools={}, files=list_files(partial, {})
+        )
+        write_manifest(partial, manifest)
+    return manifest
+
+
+def test_round_trip(tmp_path: Path, tiny: Checkpoint) -> None:
+    manifest = make(tmp_path / "b", tiny)
+    found = read_manifest(tmp_path / "b")
+    assert found.files == manifest.files
+    assert [file.path for file in found.files] == ["onnx/a.onnx"]
+    assert set(found.source.weights) == {"model.safetensors"}
+    verify(tmp_path / "b", found)
+    assert "Not checked yet" in (tmp_path / "b" / "README.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+@pytest.mark.parametrize("damage", [b"weightz", b"weight", None])
+def test_a_changed_file_is_found(tmp_path: Path, tiny: Checkpoint, damage: bytes | None) -> None:
+    manifest = make(tmp_path / "b", tiny)
+    path = tmp_path / "b" / "onnx" / "a.onnx"
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage)
+    with pytest.raises(ParityFailed, match=r"a\.onnx"):
+        verify(tmp_path / "b", manifest)
+
+
+def test_an_error_leaves_nothing(tmp_path: Path, tiny: Checkpoint) -> None:
+    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "b", False) as partial:
+        (partial / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+    make(tmp_path / "b", tiny)
+    with pytest.raises(OSError, match="disk"), staged(tmp_path / "b", True):
+        raise OSError("disk full")
+    verify(tmp_path / "b", read_manifest(tmp_path / "b"))
+
+
+def test_what_a_killed_run_left_is_cleared(tmp_path: Path, tiny: Checkpoint) -> None:
+    (tmp_path / ".b.partial").mkdir()
+    (tmp_path / ".b.partial" / "half").write_text("x")
+    make(tmp_path / "b", tiny)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+def test_force(tmp_path: Path, tiny: Checkpoint) -> None:
+    make(tmp_path / "b", tiny)
+    with pytest.raises(UsageError, match="--force"):
+        make(tmp_path / "b", tiny)
+    (tmp_path / "b" / "old").write_text("x")
+    make(tmp_path / "b", tiny, force=True)
+    assert not (tmp_path / "b" / "old").exists()
+
+
+def test_a_damaged_manifest(tmp_path: Path, tiny: Checkpoint) -> None:
+    make(tmp_path / "b", tiny)
+    (tmp_path / "b" / MANIFEST).write_text("{}")
+    with pytest.raises(CheckpointError, match="damaged"):
+        read_manifest(tmp_path / "b")
+    with pytest.raises(UsageError, match="is not a bundle"):
+        read_manifest(tmp_path)

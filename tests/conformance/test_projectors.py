@@ -1,0 +1,134 @@
+"""Every projector, whatever the folder holds: shapes, names, GGUF mapping, and that one new file is enough."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vlmexport.model.projector as folder
+from tests.checkpoints import tiny_spec, write_checkpoint
+from vlmexport.checkpoint import ProjectorSpec, open_checkpoint
+from vlmexport.errors import Unsupported
+from vlmexport.model import load, plugins
+from vlmexport.runtime.reference import ReferenceRuntime
+
+EXAMPLES = [
+    str(import_module(f"{folder.__name__}.{info.name}").EXAMPLE) for info in pkgutil.iter_modules(folder.__path__)
+]
+
+NEW_FILE = '''
+"""Keeps every second patch, then one linear layer."""
+import torch
+from torch import nn
+from vlmexport.errors import Unsupported
+
+EXAMPLE = "every_second"
+
+
+class EverySecond(nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.proj = nn.Linear(spec.in_features, spec.out_features)
+
+    def forward(self, features):
+        return self.proj(features[:, ::2])
+
+
+def build(spec):
+    with torch.device("meta"):
+        return EverySecond(spec)
+
+
+def num_tokens(spec):
+    return (spec.in_tokens + 1) // 2
+
+
+def gguf(spec):
+    raise Unsupported("libmtmd cannot hold every_second", "use an ONNX bundle")
+'''
+
+
+def spec_of(kind: str, grid: int = 24) -> ProjectorSpec:
+    return ProjectorSpec(kind, 64, 256, grid**2)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_shapes(kind: str) -> None:
+    spec = spec_of(kind)
+    plugin = plugins.projector(spec)
+    module = plugin.build(spec).to_empty(device="cpu")
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    tokens = module(torch.randn(2, spec.in_tokens, spec.in_features))
+    assert tokens.shape == (2, plugin.num_tokens(spec), spec.out_features)
+    one = module(torch.randn(1, spec.in_tokens, spec.in_features))
+    assert one.shape[1] == plugin.num_tokens(spec)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_gguf_holds_every_tensor_or_says_why_not(kind: str) -> None:
+    spec = spec_of(kind)
+    plugin = plugins.projector(spec)
+    try:
+        mapping = plugin.gguf(spec)
+    except Unsupported as error:
+        assert error.cure
+        return
+    assert set(mapping.tensors) == set(plugin.build(spec).state_dict())
+    assert len(set(mapping.tensors.values())) == len(mapping.tensors)
+    assert all(name.startswith("mm.") for name in mapping.tensors.values())
+    assert mapping.f16 <= set(mapping.tensors)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_the_five_stages(kind: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", tiny_spec(kind)))
+    reference = ReferenceRuntime(checkpoint)
+    features = reference.features(np.zeros((1, 3, 336, 336), np.float32))
+    tokens = reference.tokens(features)
+    prompt = reference.prompt("what?")
+    logits = reference.logits(prompt, tokens)
+    assert features.shape == (1, 576, 64)
+    assert logits.shape == (1, len(prompt.before) + tokens.shape[1] + len(prompt.after), 384)
+    first = next(reference.generate(prompt, tokens, 4))
+    assert first.id == int(logits[0, -1].argmax())
+
+
+@pytest.mark.parametrize("kind", ["ldpnet", "ldpnetv2"])
+def test_gguf_refuses_other_grids(kind: str) -> None:
+    with pytest.raises(Unsupported, match="24x24"):
+        plugins.projector(spec_of(kind, 12)).gguf(spec_of(kind, 12))
+
+
+def test_gguf_refuses_a_deeper_mlp() -> None:
+    with pytest.raises(Unsupported, match="mlp3x_gelu"):
+        plugins.projector(spec_of("mlp3x_gelu")).gguf(spec_of("mlp3x_gelu"))
+
+
+def test_ldpnetv2_refuses_a_grid_that_does_not_divide() -> None:
+    with pytest.raises(Unsupported, match="do not divide"):
+        plugins.projector(spec_of("ldpnetv2", 16)).build(spec_of("ldpnetv2", 16))
+
+
+def test_an_unknown_projector_lists_the_known() -> None:
+    with pytest.raises(Unsupported, match=r"unknown projector 'nope'.*ldpnetv2.*mlp2x_gelu"):
+        plugins.projector(spec_of("nope"))
+
+
+def test_a_new_projector_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins_folder = tmp_path / "plugins"
+    plugins_folder.mkdir()
+    (plugins_folder / "every_second.py").write_text(NEW_FILE)
+    monkeypatch.setattr(folder, "__path__", [*folder.__path__, str(plugins_folder)])
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", tiny_spec("every_second")))
+    vlm = load(checkpoint)
+    with torch.inference_mode():
+        tokens = vlm.tokens(vlm.features(torch.zeros(1, 3, 336, 336)))
+    assert tokens.shape == (1, 288, 256)
+    with pytest.raises(Unsupported, match="every_second"):
+        plugins.projector(checkpoint.spec.projector).gguf(checkpoint.spec.projector)

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+
+from vlmexport.parity.gates import broken_stage, judge
+from vlmexport.parity.result import StageResult
+from vlmexport.recipe import Gates
+
+GATES = Gates(features_cosine=0.99, tokens_cosine=0.99, logits_kld=0.1, answer_equal=0.9)
+
+
+def measured(**changes: float) -> list[StageResult]:
+    values = {"features": 1.0, "tokens": 1.0, "logits": 0.0, "answer": 1.0} | changes
+    names = {"features": "cosine", "tokens": "cosine", "logits": "kld", "answer": "equal"}
+    stages = [StageResult(stage="pixels", mode="chained", metrics={"finite": 1, "max_abs": 0})]
+    for stage, value in values.items():
+        for mode in ("local", "chained"):
+            stages.append(StageResult(stage=stage, mode=mode, metrics={names[stage]: value, "finite": 1}))
+    return stages
+
+
+def test_all_pass() -> None:
+    gates = judge(GATES, measured())
+    assert gates
+    assert all(gate.passed for gate in gates)
+    assert broken_stage(gates) is None
+
+
+def test_each_stage_is_named() -> None:
+    for change in ({"features": 0.5}, {"tokens": 0.5}, {"logits": 0.5}, {"answer": 0.5}):
+        assert broken_stage(judge(GATES, measured(**change))) == next(iter(change))
+
+
+def test_the_local_measurement_decides_whose_fault_it_is() -> None:
+    stages = measured()
+    for stage in stages:
+        if stage.stage == "tokens" or (stage.stage == "features" and stage.mode == "chained"):
+            stage.metrics["cosine"] = 0.2
+    assert broken_stage(judge(GATES, stages)) == "tokens"
+
+
+def test_nan_fails() -> None:
+    assert not all(gate.passed for gate in judge(GATES, measured(tokens=math.nan)))
+
+
+def test_a_stage_that_did_not_run_fails() -> None:
+    stages = [stage for stage in measured() if stage.stage != "answer"]
+    failed = [gate for gate in judge(GATES, stages) if not gate.passed]
+    assert [gate.stage for gate in failed] == ["answer"]
+    assert failed[0].value is None
+
+
+def test_an_error_fails_even_without_a_gate_for_it() -> None:
+    stages = [StageResult(stage="pixels", mode="chained", metrics={}, error="boom"), *measured()[1:]]
+    assert broken_stage(judge(GATES, stages)) == "pixels"

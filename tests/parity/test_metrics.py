@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from vlmexport.parity.metrics import (
+    ArrayMeasure,
+    LogitsMeasure,
+    ShapeDiffersError,
+    cosine,
+    kl_divergence,
+    paired_drop,
+)
+
+whole = st.integers(-100, 100)
+matrices = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(2, 8)), elements=whole)
+
+
+@given(matrices)
+def test_equal_arrays_are_perfect(a: np.ndarray) -> None:
+    measure = ArrayMeasure()
+    measure.add(a, a.copy())
+    metrics = measure.metrics()
+    assert metrics["cosine"] == pytest.approx(1.0)
+    assert metrics["nmse"] == 0
+    assert metrics["max_abs"] == 0
+
+
+@given(matrices, st.floats(0.1, 10))
+def test_cosine_ignores_scale(a: np.ndarray, scale: float) -> None:
+    assert cosine(a, (a * np.float32(scale))) == pytest.approx(np.ones(len(a)), abs=1e-5)
+
+
+def test_known_values() -> None:
+    measure = ArrayMeasure()
+    measure.add(np.array([[3, 4], [0, 1]], np.float32), np.array([[3, 4], [1, 0]], np.float32))
+    metrics = measure.metrics()
+    assert metrics["cosine"] == pytest.approx(0.5)
+    assert metrics["nmse"] == pytest.approx(2 / 26)
+    assert metrics["sqnr_db"] == pytest.approx(10 * np.log10(13))
+    assert metrics["max_abs"] == 1
+
+
+def test_nan_is_not_finite() -> None:
+    measure = ArrayMeasure()
+    measure.add(np.ones((1, 2), np.float32), np.array([[1, np.nan]], np.float32))
+    assert measure.metrics()["finite"] == 0
+
+
+def test_a_different_shape_is_an_error() -> None:
+    with pytest.raises(ShapeDiffersError, match="shape"):
+        ArrayMeasure().add(np.ones((1, 2), np.float32), np.ones((2, 1), np.float32))
+
+
+@given(matrices, matrices)
+def test_kl_divergence_is_not_negative(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape == b.shape:
+        # Terms below log p = -16 are left out, each is at most e^-16 · its log ratio.
+        assert (kl_divergence(a, b) >= -1e-4).all()
+    assert kl_divergence(a, a) == pytest.approx(np.zeros(len(a)), abs=1e-12)
+
+
+def test_kl_divergence_by_hand() -> None:
+    p = np.log(np.array([[0.5, 0.5]], np.float32))
+    q = np.log(np.array([[0.9, 0.1]], np.float32))
+    expected = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
+    assert kl_divergence(p, q)[0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_logits_are_judged_where_the_answer_is_decoded() -> None:
+    reference = np.zeros((1, 4, 3), np.float32)
+    reference[0, 2:, 1] = 5
+    other = reference.copy()
+    other[0, 0, 2] = 9  # a prompt position: counts for max_abs alone
+    measure = LogitsMeasure()
+    measure.add(reference, other, [1, 1])
+    metrics = measure.metrics()
+    assert metrics["kld"] == 0
+    assert metrics["top1"] == 1
+    assert metrics["max_abs"] == 9
+
+
+def test_paired_drop() -> None:
+    drop, half = paired_drop([True] * 10, [True] * 9 + [False])
+    assert drop == pytest.approx(0.1)
+    assert 0 < half < 0.25

@@ -1,0 +1,52 @@
+"""Data flows down the page: a module imports only from rooms above its own (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import vlmexport
+
+PACKAGE = Path(vlmexport.__file__).parent
+# demo holds scenes and weights and imports nothing, so it stands first.
+ROOMS = (
+    "errors", "console", "demo", "recipe", "checkpoint", "model", "calibrate", "quantize", "artifact",
+    "runtime", "parity", "report", "export", "cli", "__init__", "__main__",
+)  # fmt: skip
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def room(module: str) -> str:
+    return module.split("/")[0].removesuffix(".py")
+
+
+def imported_rooms(source: str) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vlmexport."):
+            found.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("vlmexport.")}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_upwards(module: str) -> None:
+    own = room(module)
+    assert own in ROOMS, f"{module} is in no known room"
+    allowed = ROOMS[: ROOMS.index(own) + 1]
+    assert imported_rooms((PACKAGE / module).read_text(encoding="utf-8")) <= set(allowed)
+
+
+def test_an_upward_import_is_seen() -> None:
+    assert imported_rooms("from vlmexport.parity.check import check\nimport vlmexport.cli") == {"parity", "cli"}
+
+
+def test_public_face() -> None:
+    assert vlmexport.__all__ == ["Recipe", "ask", "check", "export", "open_model", "open_runtime", "resolve"]
+    for name in vlmexport.__all__:
+        assert callable(getattr(vlmexport, name))
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = vlmexport.nothing

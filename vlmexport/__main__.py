@@ -1,0 +1,5 @@
+"""``python -m vlmexport``."""
+
+from vlmexport.cli import main
+
+main()

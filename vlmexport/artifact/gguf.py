@@ -1,0 +1,134 @@
+"""Write a GGUF bundle: the language model, its mmproj and the importance matrix, tensor by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from vlmexport.artifact import gguf_language, imatrix, mmproj
+from vlmexport.artifact.bundle import Manifest, list_files, source_of, staged, write_manifest
+from vlmexport.artifact.gguf_file import Entry, library, write
+from vlmexport.artifact.imatrix import ImportanceMatrix
+from vlmexport.calibrate.statistics import Statistics
+from vlmexport.checkpoint import Checkpoint, Spec
+from vlmexport.console import Console
+from vlmexport.errors import UsageError
+from vlmexport.quantize.ggml import library_path
+from vlmexport.quantize.gguf_mix import Mix, find_mix
+from vlmexport.recipe import Gguf, Recipe
+
+IMATRIX = "imatrix.gguf"
+THREADS = 2
+_JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
+_CLASS_TOKEN = (
+    "stock libmtmd shifts the position embeddings of this tower by one (llama.cpp #25814); vlmexport repairs that when "
+    "it runs the bundle, other programs need a llama.cpp that has the fix"
+)
+_NOT_PADDED = "libmtmd pads images to a square, this model was trained on centre crops: wide images differ"
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    statistics: Statistics | None,
+    destination: Path,
+    *,
+    force: bool,
+    console: Console,
+) -> Manifest:
+    """Export a checkpoint to a folder with ``<name>-<TYPE>.gguf``, ``mmproj-<name>-<TYPE>.gguf`` and, where it was
+    used, ``imatrix.gguf``.
+
+    Args:
+        statistics: of a calibration pass; needed where ``recipe.gguf.imatrix`` is ``auto`` and the type uses it.
+        force: replace a bundle that is there.
+
+    Returns:
+        the manifest that was written.
+
+    Raises:
+        Unsupported: GGUF or libmtmd cannot hold the model; nothing is written.
+        UsageError: the destination exists, the type is unknown, or there is no importance matrix to take.
+        MissingDependency: gguf or llama-cpp-python is not installed.
+    """
+    library()
+    library_path("ggml-base")
+    settings, spec = recipe.gguf, checkpoint.spec
+    mix = find_mix(settings.type)
+    mmproj.projector_of(spec)
+    tensors = gguf_language.tensors_of(checkpoint)
+    importance = _importance(settings, mix, spec, statistics)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    types = gguf_language.types_of(spec.language, mix, shapes, importance is not None)
+    language_file = f"{spec.name}-{mix.name.upper()}.gguf"
+    mmproj_file = f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf"
+    language = gguf_language.entries(spec.language, tensors, types, importance, THREADS)
+    vision = mmproj.entries(checkpoint, settings.mmproj_type, THREADS)
+    components = {language_file: "language", mmproj_file: "vision+projector", IMATRIX: "importance matrix"}
+    with staged(destination, force) as folder:
+        with console.progress("writing GGUF", len(language) + len(vision)) as advance:
+            metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
+            write(folder / language_file, "llama", metadata, language, advance)
+            tower = mmproj.fields(spec, settings.mmproj_type)
+            write(folder / mmproj_file, mmproj.ARCHITECTURE, tower, vision, advance)
+        if importance is not None:
+            imatrix.save(folder / IMATRIX, importance)
+        manifest = Manifest(
+            kind="gguf",
+            source=source_of(checkpoint),
+            recipe=recipe,
+            tools=_tools(),
+            calibration=_calibration(statistics, importance),
+            files=list_files(folder, components),
+            tensors=_unlike(language, mix.default) | _unlike(vision, settings.mmproj_type),
+            notes=_notes(spec),
+            details={
+                "language": language_file,
+                "mmproj": mmproj_file,
+                "types": {"language": mix.name, "mmproj": settings.mmproj_type},
+                "prompt": asdict(spec.prompt),
+            },
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _importance(settings: Gguf, mix: Mix, spec: Spec, statistics: Statistics | None) -> ImportanceMatrix | None:
+    if settings.imatrix == "none" or not mix.uses_importance:
+        return None
+    if settings.imatrix != "auto":
+        return imatrix.read(Path(settings.imatrix))
+    if statistics is None:
+        raise UsageError(
+            f"{mix.name} with imatrix = auto needs calibration statistics", "calibrate first, or pass --imatrix none"
+        )
+    names = gguf_language.importance_names(spec.language)
+    return imatrix.from_statistics(statistics, names, settings.image_weight)
+
+
+def _calibration(statistics: Statistics | None, importance: ImportanceMatrix | None) -> dict[str, Any] | None:
+    if importance is None:
+        return None
+    samples = list(statistics.samples) if statistics is not None else []
+    return {"dataset": importance.dataset, "samples": len(samples) or importance.chunks}
+
+
+def _unlike(entries: list[Entry], default: str) -> dict[str, str]:
+    return {entry.name: entry.type for entry in entries if entry.type != default}
+
+
+def _notes(spec: Spec) -> list[str]:
+    notes = [_JINJA, _CLASS_TOKEN]
+    return notes if spec.vision.aspect_ratio == "pad" else [*notes, _NOT_PADDED]
+
+
+def _tools() -> dict[str, str]:
+    found = {}
+    for name in ("vlmexport", "gguf", "llama-cpp-python", "torch", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,65 @@
+"""Open an ONNX graph with ONNX Runtime, as users run it: its default optimisation level, on the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from vlmexport.errors import CheckpointError, MissingDependency
+
+THREADS = 2
+_WARNINGS = 3
+"""Log errors alone: ONNX Runtime writes its warnings straight to the terminal."""
+
+
+def open_session(path: Path, threads: int = THREADS, also: str | None = None) -> onnxruntime.InferenceSession:
+    """A session of a graph file.
+
+    Args:
+        path: the graph; external data is found beside it.
+        threads: of one operator.
+        also: a value inside the graph that becomes one more output, in memory alone.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds no such value.
+        MissingDependency: this onnxruntime lacks an operator of the graph.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _WARNINGS
+    try:
+        if also is None:
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        graph = _with_output(path, also)
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except CheckpointError:
+        raise
+    except Exception as error:  # onnxruntime's exceptions share no base class
+        reason = str(error).strip().splitlines()[0]
+        if "NOT_IMPLEMENTED" in reason or "opset" in reason.lower():
+            raise MissingDependency(f"{path} needs a newer onnxruntime ({reason})", "pip install -U onnxruntime") from (
+                error
+            )
+        raise CheckpointError(f"{path} cannot be opened ({reason})", "export the bundle again") from error
+
+
+def _with_output(path: Path, name: str) -> bytes:
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    if not any(name in node.output for node in model.graph.node):
+        raise CheckpointError(f"{path} holds no value {name!r}", "export the bundle again")
+    model.graph.output.append(onnx.ValueInfoProto(name=name, type=onnx.helper.make_tensor_type_proto(1, None)))
+    graph: bytes = model.SerializeToString()
+    return graph
+
+
+def run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    """All outputs by name; inputs become contiguous."""
+    names = [output.name for output in session.get_outputs()]
+    given = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+    return dict(zip(names, session.run(names, given), strict=True))

@@ -1,0 +1,123 @@
+"""``tokenizer.json`` from a SentencePiece BPE model: the same ids, chunk by chunk, in every Hugging Face runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
+from tokenizers.models import BPE
+
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint import Tokenizer as SentencePiece
+from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Piece
+from vlmexport.errors import CheckpointError, Unsupported
+
+SPACE = "▁"
+_BPE = 2
+_PROBES = (
+    "A chat between a curious user and an assistant.", " leading and trailing ", "two  spaces\n\ttabs\r\n", "naïve — 漢字 🙂",
+    "\nWhat is in the image? ASSISTANT:", "1234567890 !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "aaaa aaaaa <s> </s>", "x",
+)  # fmt: skip
+
+
+def image_token_id(checkpoint: Checkpoint) -> int:
+    """The id of ``<image>``: the tokenizer's own where it has one, else the next free one."""
+    tokenizer = checkpoint.tokenizer
+    if IMAGE_MARKER in tokenizer.added:
+        return tokenizer.added[IMAGE_MARKER]
+    return max(checkpoint.spec.language.vocab_size, len(tokenizer))
+
+
+def build(checkpoint: Checkpoint) -> Tokenizer:
+    """The tokenizer, checked on texts against SentencePiece.
+
+    Raises:
+        Unsupported: not a BPE, or it segments a text otherwise than SentencePiece does.
+    """
+    sentencepiece = checkpoint.tokenizer
+    model = _read(sentencepiece.path)
+    if model.trainer_spec.model_type != _BPE:
+        raise Unsupported(f"{sentencepiece.path} is no BPE model", "export to GGUF, which holds its scores as they are")
+    pieces = sentencepiece.pieces()
+    image = image_token_id(checkpoint)
+    vocab, special = _vocabulary(pieces, sentencepiece.added, image)
+    tokenizer = Tokenizer(BPE(
+        vocab=vocab, merges=_merges(pieces), unk_token=pieces[model.trainer_spec.unk_id].text, fuse_unk=True,
+        byte_fallback=any(piece.kind == "byte" for piece in pieces),
+    ))  # fmt: skip
+    tokenizer.normalizer = _normalizer(model.normalizer_spec)
+    decoder = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(decoder)
+    tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
+    defined = [piece.text for piece in pieces if piece.kind == "user_defined"]
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in defined])
+    bos = pieces[sentencepiece.bos_token_id].text
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, sentencepiece.bos_token_id)]
+    )
+    _check(tokenizer, sentencepiece)
+    return tokenizer
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of one chunk of text, without BOS; special tokens inside it are plain text."""
+    tokenizer.encode_special_tokens = True
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
+
+
+def _vocabulary(pieces: list[Piece], added: dict[str, int], image: int) -> tuple[dict[str, int], list[str]]:
+    """Every id up to ``<image>`` by name, and those that are special. Ids that no piece has get a name of their own."""
+    names = {i: piece.text for i, piece in enumerate(pieces)}
+    names |= {i: text for text, i in added.items()}
+    names[image] = IMAGE_MARKER
+    for i in range(max(names) + 1):
+        names.setdefault(i, f"<unused_{i}>")
+    special = [names[i] for i, piece in enumerate(pieces) if piece.kind in ("control", "unknown")]
+    special += [text for text, i in sorted(added.items(), key=lambda item: item[1]) if i != image]
+    return {text: i for i, text in sorted(names.items())}, [*special, IMAGE_MARKER]
+
+
+def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
+    """Every way to cut a piece in two pieces, best score first: SentencePiece merges by the score of the result."""
+    known = {piece.text: i for i, piece in enumerate(pieces) if piece.kind in ("normal", "user_defined", "unused")}
+    merges = []
+    for text, i in known.items():
+        if pieces[i].kind != "normal":
+            continue
+        cuts = [(text[:k], text[k:]) for k in range(1, len(text)) if text[:k] in known and text[k:] in known]
+        merges += [(-pieces[i].score, known[left], known[right], left, right) for left, right in cuts]
+    return [(left, right) for *_, left, right in sorted(merges)]
+
+
+def _normalizer(spec: object) -> normalizers.Normalizer:
+    steps: list[normalizers.Normalizer] = []
+    if charsmap := getattr(spec, "precompiled_charsmap", b""):
+        steps.append(normalizers.Precompiled(charsmap))
+    if getattr(spec, "remove_extra_whitespaces", False):
+        steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if getattr(spec, "add_dummy_prefix", True):
+        steps.append(normalizers.Prepend(SPACE))
+    return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
+
+
+def _check(tokenizer: Tokenizer, sentencepiece: SentencePiece) -> None:
+    for text in _PROBES:
+        got, want = encode(tokenizer, text), sentencepiece.encode(text, bos=False)
+        if got != want:
+            raise Unsupported(
+                f"{sentencepiece.path} cannot be held by tokenizer.json: {text!r} becomes {got}, not {want}",
+                "export to GGUF, or report it with that file",
+            )
+
+
+def _read(path: Path) -> object:
+    from google.protobuf.message import DecodeError
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise CheckpointError(f"{path} is not a SentencePiece model", "copy tokenizer.model again") from error
+    return model

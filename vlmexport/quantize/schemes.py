@@ -1,0 +1,64 @@
+"""Static int8 schemes: what torch's ``fbgemm`` and ``qnnpack`` configurations mean, as integers.
+
+Weights are signed and symmetric in all of them. Activations are affine. ``fbgemm`` of torch narrows activations to
+0…127 (``reduce_range``) because ``vpmaddubsw`` of AVX2 saturates at int16; machines with VNNI and every arm64 core do
+not saturate, and torch's own kernels give the same values without it (tests/quantize/test_oracle.py runs both). So the
+scheme keeps all 256 levels, and ``reduced`` makes the narrow one for layers where saturation bites.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from vlmexport.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Integers of activations and weights."""
+
+    name: str
+    activation_min: int
+    activation_max: int
+    weight_min: int
+    weight_max: int
+    per_channel: bool
+    eps: float
+    """The smallest scale of activations."""
+
+    @property
+    def signed(self) -> bool:
+        """Activations are int8, else uint8."""
+        return self.activation_min < 0
+
+    @property
+    def steps(self) -> int:
+        """Steps between the lowest and the highest activation."""
+        return self.activation_max - self.activation_min
+
+    def reduced(self) -> Scheme:
+        """Half the activation levels: no pair of products leaves int16."""
+        half = self.steps // 2
+        low = -((half + 1) // 2) if self.signed else 0
+        return replace(self, name=f"{self.name}-reduced", activation_min=low, activation_max=low + half)
+
+
+_EPS = 2.0**-23
+_SCHEMES = (
+    Scheme("fbgemm", 0, 255, -128, 127, True, _EPS),
+    Scheme("qnnpack", -128, 127, -127, 127, True, 2.0**-12),
+    Scheme("qnnpack-per-tensor", 0, 255, -128, 127, False, _EPS),
+)
+
+
+def find_scheme(name: str) -> Scheme:
+    """A scheme by its recipe name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    for scheme in _SCHEMES:
+        if scheme.name == name:
+            return scheme
+    known = ", ".join(scheme.name for scheme in _SCHEMES)
+    raise UsageError(f"there is no int8 scheme {name!r}", f"known: {known}")

@@ -1,0 +1,132 @@
+"""The decoder in libllama, inside of the worker: text, visual tokens and text in three decodes."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmexport.errors import UsageError, VlmExportError
+
+F32 = npt.NDArray[np.float32]
+_MAX_CONTEXT = 4096
+_BATCH = 512
+_F32 = 0
+
+
+class Language:
+    """libllama with one GGUF, on the CPU, with an F32 cache and without flash attention."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        from llama_cpp import llama_cpp
+
+        self._llama: Any = llama_cpp
+        llama_cpp.llama_backend_init()
+        params = llama_cpp.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self._model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self._model:
+            raise VlmExportError(f"llama.cpp cannot load {path}", "the file is damaged: export the bundle again")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self._rows = llama_cpp.llama_vocab_n_tokens(self._vocab)
+        self._width = llama_cpp.llama_model_n_embd(self._model)
+        self.eos_token_id: int = llama_cpp.llama_vocab_eos(self._vocab)
+        self.size = min(_MAX_CONTEXT, llama_cpp.llama_model_n_ctx_train(self._model))
+        self._context = self._open(threads)
+        self._past = 0
+
+    def _open(self, threads: int) -> Any:
+        params = self._llama.llama_context_default_params()
+        params.n_ctx = self.size
+        params.n_batch = params.n_ubatch = min(_BATCH, self.size)
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        params.type_k = params.type_v = _F32
+        params.offload_kqv = False
+        params.no_perf = True
+        context = self._llama.llama_init_from_model(self._model, params)
+        if not context:
+            raise VlmExportError(f"llama.cpp cannot open a context of {self.size} tokens", "free some memory")
+        return context
+
+    def encode(self, text: str, bos: bool) -> list[int]:
+        """Token ids of a text, special tokens inside it as plain text."""
+        data = text.encode()
+        ids = (ctypes.c_int32 * (len(data) + 2))()
+        count = self._llama.llama_tokenize(self._vocab, data, len(data), ids, len(ids), bos, False)
+        if count < 0:
+            raise VlmExportError("llama.cpp cannot tokenize this text", "ask a shorter question")
+        return list(ids[:count])
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, without control tokens; bytes that are no character yet become U+FFFD."""
+        tokens = (ctypes.c_int32 * len(ids))(*ids)
+        size = 64 + 16 * len(ids)
+        while True:
+            text = ctypes.create_string_buffer(size)
+            count = self._llama.llama_detokenize(self._vocab, tokens, len(ids), text, size, True, False)
+            if count >= 0:
+                return text.raw[:count].decode(errors="replace").strip()
+            size = -count
+
+    def logits(self, before: list[int], tokens: F32, after: list[int]) -> F32:
+        """Logits of a prompt from an empty cache: f32 [1, before + visual tokens + after, vocabulary]."""
+        return np.concatenate(self._prompt(before, tokens, after, every=True))[None]
+
+    def start(self, before: list[int], tokens: F32, after: list[int]) -> F32:
+        """Logits [vocabulary] after a prompt, from an empty cache."""
+        last: F32 = self._prompt(before, tokens, after, every=False)[-1][-1]
+        return last
+
+    def next(self, token: int) -> F32:
+        """Logits [vocabulary] after one more token."""
+        last: F32 = self._feed([token], None, every=False)[-1][-1]
+        return last
+
+    def _prompt(self, before: list[int], tokens: F32, after: list[int], every: bool) -> list[F32]:
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        self._past = 0
+        found = self._feed(before, None, every)
+        found += self._feed(None, np.ascontiguousarray(tokens, np.float32).reshape(-1, tokens.shape[-1]), every)
+        return found + self._feed(after, None, every)
+
+    def _feed(self, ids: list[int] | None, embeds: F32 | None, every: bool) -> list[F32]:
+        """Decode ids, or f32 [count, hidden], in batches; logits [rows, vocabulary] of each: all rows or the last."""
+        total = len(ids or ()) if embeds is None else len(embeds)
+        if embeds is not None and total and embeds.shape[1] != self._width:
+            raise UsageError(f"visual tokens are {embeds.shape[1]} wide, the decoder {self._width}",
+                             "language model and mmproj belong to different models")  # fmt: skip
+        if self._past + total > self.size:
+            raise UsageError(f"{self._past + total} tokens are more than the context of {self.size}",
+                             "ask a shorter question, or for a shorter answer")  # fmt: skip
+        found = []
+        for start in range(0, total, _BATCH):
+            part = slice(start, min(start + _BATCH, total))
+            found.append(self._batch(ids and ids[part], None if embeds is None else embeds[part], every))
+        return found
+
+    def _batch(self, ids: list[int] | None, embeds: F32 | None, every: bool) -> F32:
+        count = len(ids or ()) if embeds is None else len(embeds)
+        batch = self._llama.llama_batch_init(count, 0 if embeds is None else self._width, 1)
+        try:
+            batch.n_tokens = count
+            for i in range(count):
+                batch.pos[i] = self._past + i
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = every or i == count - 1
+                if ids:
+                    batch.token[i] = ids[i]
+            if embeds is not None:
+                ctypes.memmove(batch.embd, np.ascontiguousarray(embeds).ctypes.data, embeds.nbytes)
+            status = self._llama.llama_decode(self._context, batch)
+            if status:
+                raise VlmExportError(f"llama_decode failed ({status})", "check the bundle with `vlmexport check`")
+            self._past += count
+            shape = (count if every else 1, self._rows)
+            return np.ctypeslib.as_array(self._llama.llama_get_logits(self._context), shape).copy()
+        finally:
+            self._llama.llama_batch_free(batch)

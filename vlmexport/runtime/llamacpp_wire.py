@@ -1,0 +1,64 @@
+"""Messages between ``llamacpp`` and its worker: a length, a JSON header, then arrays as raw bytes."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A request (``body["op"]``) or a reply (``body["error"]`` where it failed)."""
+
+    body: dict[str, Any]
+    arrays: list[Array] = field(default_factory=list)
+
+
+def send(stream: IO[bytes], message: Message) -> None:
+    """Write a message.
+
+    Raises:
+        OSError: the other side is gone.
+    """
+    arrays = [np.ascontiguousarray(array) for array in message.arrays]
+    shapes = [{"dtype": array.dtype.str, "shape": array.shape} for array in arrays]
+    header = json.dumps({"body": message.body, "arrays": shapes}).encode()
+    stream.write(_LENGTH.pack(len(header)) + header)
+    for array in arrays:
+        stream.write(array.tobytes())
+    stream.flush()
+
+
+def receive(stream: IO[bytes]) -> Message:
+    """Read a message; blocks until it is there.
+
+    Raises:
+        EOFError: the other side is gone.
+    """
+    (length,) = _LENGTH.unpack(_exactly(stream, _LENGTH.size))
+    header = json.loads(_exactly(stream, length))
+    arrays = []
+    for entry in header["arrays"]:
+        dtype, shape = np.dtype(entry["dtype"]), tuple(entry["shape"])
+        count = int(np.prod(shape, dtype=np.int64))
+        arrays.append(np.frombuffer(_exactly(stream, count * dtype.itemsize), dtype).reshape(shape))
+    return Message(header["body"], arrays)
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    parts = []
+    while size:
+        part = stream.read(size)
+        if not part:
+            raise EOFError("the stream ended within a message")
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)

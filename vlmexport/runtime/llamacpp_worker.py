@@ -1,0 +1,125 @@
+"""The process that holds llama.cpp: a failed assertion in ggml ends this process and not the caller's.
+
+Run as ``python -m vlmexport.runtime.llamacpp_worker``; requests on stdin, replies on stdout (``llamacpp_wire``).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlmexport.errors import VlmExportError
+from vlmexport.runtime.llamacpp_language import Language
+from vlmexport.runtime.llamacpp_vision import Vision
+from vlmexport.runtime.llamacpp_wire import Message, receive, send
+
+_ERROR_LEVEL = 4
+
+
+class Worker:
+    """Answers requests one at a time."""
+
+    def __init__(self) -> None:
+        self.complaints: deque[str] = deque(maxlen=3)
+        self._turn = 0
+
+    def answer(self, request: Message) -> Message:
+        """Run the operation that ``body["op"]`` names."""
+        body = dict(request.body)
+        operation = getattr(self, f"do_{body.pop('op')}")
+        reply: Message = operation(*request.arrays, **body)
+        return reply
+
+    def do_open(self, language: str, mmproj: str, image_size: int, width: int, threads: int, repair: bool) -> Message:
+        """Load both files."""
+        self._silence()
+        from llama_cpp import __version__
+
+        self.language = Language(Path(language), threads)
+        self.vision = Vision(Path(mmproj), image_size, width, threads, repair)
+        facts = {"version": __version__, "eos_token_id": self.language.eos_token_id, "context": self.language.size}
+        return Message({**facts, "wrong": self.vision.is_wrong()})
+
+    def do_pixels(self, rgb: npt.NDArray[np.uint8]) -> Message:
+        """The pixels stage."""
+        return Message({}, [self.vision.pixels(rgb)])
+
+    def do_features(self, pixels: npt.NDArray[np.float32]) -> Message:
+        """The features stage."""
+        return Message({}, [self.vision.features(pixels)])
+
+    def do_tokens(self, features: npt.NDArray[np.float32]) -> Message:
+        """The tokens stage."""
+        return Message({}, [self.vision.tokens(features)])
+
+    def do_prompt(self, before: str, after: str) -> Message:
+        """Token ids of the text before and after the image, each tokenized by itself."""
+        return Message(
+            {"before": self.language.encode(before, bos=True), "after": self.language.encode(after, bos=False)}
+        )
+
+    def do_logits(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int]) -> Message:
+        """The logits stage."""
+        self._turn += 1
+        return Message({}, [self.language.logits(before, tokens, after)])
+
+    def do_start(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int]) -> Message:
+        """The first token of an answer."""
+        self._turn += 1
+        return self._token(self.language.start(before, tokens, after))
+
+    def do_next(self, token: int, turn: int) -> Message:
+        """The next token of the answer that ``start`` began."""
+        if turn != self._turn:
+            raise VlmExportError("the cache of this answer is gone", "finish an answer before you begin another")
+        return self._token(self.language.next(token))
+
+    def do_decode(self, ids: list[int]) -> Message:
+        """Text of token ids."""
+        return Message({"text": self.language.decode(ids)})
+
+    def _token(self, logits: npt.NDArray[np.float32]) -> Message:
+        token = int(logits.argmax())
+        best = np.partition(logits, -2)[-2:]
+        return Message({"token": token, "margin": float(best[1] - best[0]), "turn": self._turn})
+
+    def _silence(self) -> None:
+        """Nothing of llama.cpp's log is shown; its last errors are kept for our own messages."""
+        from llama_cpp import llama_cpp, mtmd_cpp
+
+        def keep(level: int, text: bytes, _: Any) -> None:
+            if level == _ERROR_LEVEL:
+                self.complaints.append(text.decode(errors="replace").strip())
+
+        self._log = llama_cpp.llama_log_callback(keep)
+        llama_cpp.llama_log_set(self._log, None)
+        mtmd_cpp.mtmd_log_set(self._log, None)
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    worker = Worker()
+    while True:
+        try:
+            request = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            reply = worker.answer(request)
+        except VlmExportError as error:
+            said = f" ({'; '.join(worker.complaints)})" if worker.complaints else ""
+            reply = Message({"error": error.what + said, "cure": error.cure, "kind": type(error).__name__})
+        worker.complaints.clear()
+        send(replies, reply)
+
+
+if __name__ == "__main__":
+    main()
