@@ -1,0 +1,143 @@
+"""The whole check on tiny models: it passes what is right, and names the stage of what is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from tests.checkpoints import TOWER, random_state, tiny_spec, write_checkpoint
+from vlmexport.artifact.bundle import read_manifest, write_manifest
+from vlmexport.calibrate import Sample
+from vlmexport.errors import CheckpointError, NotEnoughData, ParityFailed
+from vlmexport.export import export
+from vlmexport.parity import ParityResult, check
+from vlmexport.recipe import resolve
+
+RECIPES = {"onnx": "onnx-fp32", "gguf": "gguf-f16"}
+
+
+def samples(count: int = 20) -> list[Sample]:
+    """Questions about five random pictures."""
+    found = []
+    for i in range(count):
+        pixels = np.random.default_rng(i % 5).integers(0, 255, (7, 7, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels).resize((336, 336), Image.Resampling.BICUBIC)
+        found.append(Sample(f"{i}", f"image-{i % 5}", f"what is {i}?", lambda image=image: image))
+    return found
+
+
+@pytest.fixture(scope="module", params=sorted(RECIPES))
+def bundle(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float bundle of the tiny model."""
+    folder = tmp_path_factory.mktemp("bundles") / request.param
+    return export(str(tiny_folder), resolve(RECIPES[request.param], environ={}), folder)
+
+
+def mutated(tiny_folder: Path, tmp_path: Path, kind: str, change: Callable[[dict[str, torch.Tensor]], None]) -> ParityResult:
+    """Check a bundle that was exported from a changed model but says that it comes from the right one."""
+    wrong = Path(shutil.copytree(tiny_folder, tmp_path / "wrong"))
+    state = load_file(wrong / "model.safetensors")
+    change(state)
+    save_file(state, wrong / "model.safetensors")
+    folder = export(str(wrong), resolve(RECIPES[kind], environ={}), tmp_path / "bundle")
+    manifest = read_manifest(folder)
+    right = tmp_path / "right"
+    export_source = resolve_source(tiny_folder)
+    write_manifest(folder, manifest.model_copy(update={"source": export_source}))
+    assert not right.exists()
+    return check(folder, samples=samples())
+
+
+def resolve_source(folder: Path):  # type: ignore[no-untyped-def]
+    from vlmexport.artifact.bundle import source_of
+    from vlmexport.checkpoint import open_checkpoint
+
+    return source_of(open_checkpoint(folder))
+
+
+@pytest.mark.slow
+def test_a_right_bundle_passes(bundle: Path) -> None:
+    result = check(bundle, samples=samples())
+    assert result.passed, [gate for gate in result.gates if not gate.passed]
+    assert {(stage.stage, stage.mode) for stage in result.stages} == {
+        ("pixels", "chained"),
+        *((stage, mode) for stage in ("features", "tokens", "logits", "answer") for mode in ("local", "chained")),
+    }
+    assert result.images == 5
+    written = json.loads((bundle / "parity.json").read_text())
+    assert written["passed"] is True
+    manifest = read_manifest(bundle)
+    assert manifest.parity is not None
+    assert "Verdict: passed" in (bundle / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(RECIPES))
+def test_a_shifted_position_embedding_is_red_at_features(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    def shift(state: dict[str, torch.Tensor]) -> None:
+        name = TOWER + "embeddings.position_embedding.weight"
+        state[name] = state[name].roll(1, 0).contiguous()
+
+    result = mutated(tiny_folder, tmp_path, kind, shift)
+    assert not result.passed
+    assert result.broken_stage == "features"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(RECIPES))
+def test_a_swapped_projector_is_red_at_tokens(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    def swap(state: dict[str, torch.Tensor]) -> None:
+        other = random_state(tiny_spec("ldpnetv2"), seed=1)
+        state |= {name: value for name, value in other.items() if "mm_projector" in name}
+
+    result = mutated(tiny_folder, tmp_path, kind, swap)
+    assert not result.passed
+    assert result.broken_stage == "tokens"
+    assert all(gate.passed for gate in result.gates if gate.stage == "features")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(RECIPES))
+def test_a_wrong_decoder_is_red_at_logits(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
+    def swap(state: dict[str, torch.Tensor]) -> None:
+        name = "model.layers.1.self_attn.{}_proj.weight"
+        state[name.format("q")], state[name.format("k")] = state[name.format("k")], state[name.format("q")].clone()
+        state["model.norm.weight"] = state["model.norm.weight"].flip(0).contiguous()
+
+    result = mutated(tiny_folder, tmp_path, kind, swap)
+    assert result.broken_stage == "logits"
+    assert all(gate.passed for gate in result.gates if gate.stage in ("pixels", "features", "tokens"))
+
+
+@pytest.mark.slow
+def test_a_damaged_weight_file_is_red_before_anything_runs(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    path = max((p for p in copy.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ParityFailed, match=path.name) as caught:
+        check(copy, samples=samples())
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.slow
+def test_another_model_is_an_error_not_a_bad_score(bundle: Path, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "other", tiny_spec("ldpnetv2"), seed=3)
+    with pytest.raises(CheckpointError, match="not the model that this bundle was made from"):
+        check(bundle, reference=str(other), samples=samples())
+
+
+@pytest.mark.slow
+def test_too_few_samples_give_no_verdict(bundle: Path) -> None:
+    with pytest.raises(NotEnoughData, match="too few") as caught:
+        check(bundle, samples=samples(19))
+    assert caught.value.exit_code == 5
