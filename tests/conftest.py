@@ -9,6 +9,8 @@ import pytest
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 
+pytest_plugins = ["tests.onnx_bundles"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:

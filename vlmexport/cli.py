@@ -69,12 +69,10 @@ def _root(
 
 @app.command()
 def inspect(model: Model, as_json: Json = False) -> None:
-    """Show a checkpoint's components, sizes and visual tokens, and what each format can hold."""
-    from vlmexport.checkpoint.locate import open_model
-    from vlmexport.report.inspection import inspection, table
+    """Show the components and sizes of a checkpoint or of a bundle."""
+    from vlmexport.report.inspection import describe
 
-    facts = inspection(open_model(model))
-    Console(as_json).result(table(facts), facts)
+    Console(as_json).result(*describe(model))
 
 
 @app.command()

@@ -38,6 +38,10 @@ class Onnx(_Frozen):
         "fbgemm", description="Static int8 scheme: fbgemm U8xS8 per channel, qnnpack S8xS8 per channel."
     )
     observer: Literal["minmax", "mse"] = Field("mse", description="How activation ranges come from statistics.")
+    smooth: bool = Field(True, description="Fold outlier columns into the norm or layer before (SmoothQuant).")
+    float_below_db: float = Field(
+        10.0, description="Layers whose predicted signal to noise ratio is lower stay in float."
+    )
     float_layers: tuple[str, ...] = Field(
         (), description="Patterns (fnmatch) of layers that stay in float, as in the float model's module paths."
     )

@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import TOWER, random_state, tiny_spec, write_checkpoint
-from vlmexport.artifact.bundle import read_manifest, write_manifest
+from vlmexport.artifact.bundle import read_manifest, source_of, write_manifest
 from vlmexport.calibrate import Sample
+from vlmexport.checkpoint import open_checkpoint
 from vlmexport.errors import CheckpointError, NotEnoughData, ParityFailed
 from vlmexport.export import export
 from vlmexport.parity import ParityResult, check
@@ -41,26 +42,18 @@ def bundle(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: 
     return export(str(tiny_folder), resolve(RECIPES[request.param], environ={}), folder)
 
 
-def mutated(tiny_folder: Path, tmp_path: Path, kind: str, change: Callable[[dict[str, torch.Tensor]], None]) -> ParityResult:
+def mutated(
+    tiny_folder: Path, tmp_path: Path, kind: str, change: Callable[[dict[str, torch.Tensor]], None]
+) -> ParityResult:
     """Check a bundle that was exported from a changed model but says that it comes from the right one."""
     wrong = Path(shutil.copytree(tiny_folder, tmp_path / "wrong"))
     state = load_file(wrong / "model.safetensors")
     change(state)
     save_file(state, wrong / "model.safetensors")
     folder = export(str(wrong), resolve(RECIPES[kind], environ={}), tmp_path / "bundle")
-    manifest = read_manifest(folder)
-    right = tmp_path / "right"
-    export_source = resolve_source(tiny_folder)
-    write_manifest(folder, manifest.model_copy(update={"source": export_source}))
-    assert not right.exists()
+    source = source_of(open_checkpoint(tiny_folder))
+    write_manifest(folder, read_manifest(folder).model_copy(update={"source": source}))
     return check(folder, samples=samples())
-
-
-def resolve_source(folder: Path):  # type: ignore[no-untyped-def]
-    from vlmexport.artifact.bundle import source_of
-    from vlmexport.checkpoint import open_checkpoint
-
-    return source_of(open_checkpoint(folder))
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ def write(
     gguf = library()
     writer = gguf.GGUFWriter(path, architecture or "")
     if architecture is None:
-        del writer.kv_data[0]["general.architecture"]
+        writer.kv_data[0].pop("general.architecture", None)
     for key, (kind, value) in fields.items():
         scalar = gguf.GGUFValueType[_VALUE_TYPES[kind.removesuffix("[]")]]
         if kind.endswith("[]"):

@@ -1,4 +1,4 @@
-"""What every traced graph goes through: nodes named after the float model's modules, weights folded, sources removed."""
+"""What every traced graph goes through: nodes named after the model's modules, weights folded, sources removed."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def _fold_transposes(model: ir.Model) -> None:
         permutation = node.attributes.get("perm")
         axes = permutation.as_ints() if permutation is not None else None
         folded = ir.tensor(np.ascontiguousarray(array.transpose(axes)), name=node.outputs[0].name)
-        value = ir.Value(name=node.outputs[0].name, shape=folded.shape, type=ir.TensorType(folded.dtype),
-                         const_value=folded)  # fmt: skip
+        value = ir.Value(name=node.outputs[0].name, const_value=folded)
+        value.shape, value.type = ir.Shape(array.transpose(axes).shape), ir.TensorType(folded.dtype)
         node.outputs[0].name = f"{value.name}.unused"
         model.graph.register_initializer(value)
         node.outputs[0].replace_all_uses_with(value)

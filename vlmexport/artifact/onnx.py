@@ -133,18 +133,19 @@ def _graph(
     suffix = "_int8" if precision == "int8" else ""
     file = f"{_FOLDERS[traced.name]}{traced.name}{suffix}.onnx"
     path = folder / file
-    report: dict[str, Any] = {"precision": precision}
+    report: dict[str, Any] = {"precision": precision, "float_tolerance": verify.TOLERANCE}
     if precision == "fp32" and traced.name in ("embed_tokens", "embedding"):
         halve_tables(traced.model)
     external = save(traced.model, path)
-    report["difference"] = verify.check(traced, path)
+    verify.check(traced, path)
     if traced.name == "decoder_model_merged":
-        report["cache_difference"] = verify.check_cache(vlm, path)
-    report["float_nodes"] = _count(traced.model)
+        verify.check_cache(vlm, path)
+    report["nodes"] = _count(traced.model)
     if precision == "int8" and int8 is not None:
         coverage = int8.quantize(traced.model)
         external = save(traced.model, path)
-        report |= {"scheme": int8.scheme.name, "int8_share": round(coverage.share, 6), "nodes": _count(traced.model)}
+        report |= {"scheme": int8.scheme.name, "int8_share": round(coverage.share, 6)}
+        report["nodes_int8"] = _count(traced.model)
         written.float_layers |= _float_layers(coverage)
     written.files[traced.name] = file
     written.suffixes[traced.name] = suffix

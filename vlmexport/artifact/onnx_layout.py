@@ -14,6 +14,7 @@ _LANCZOS, _BICUBIC = 1, 3
 """PIL's numbers. transformers.js under Node resizes without antialiasing at 3; at 1 it comes near PIL's bicubic."""
 
 _MAX_NEW_TOKENS = 256
+_CLIENT_GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def config(layout: Layout) -> dict[str, Any]:
     """A LLaVA; the decoder's sizes, and which precision transformers.js takes of each graph."""
     spec, language, vision = layout.spec, layout.spec.language, layout.spec.vision
     names = {"": "fp32", "_int8": "int8"}
-    client: dict[str, Any] = {"dtype": {graph: names[suffix] for graph, suffix in layout.suffixes.items()}}
+    client: dict[str, Any] = {"dtype": {graph: names[layout.suffixes[graph]] for graph in _CLIENT_GRAPHS}}
     if layout.external:
         client["use_external_data_format"] = layout.external
     return {

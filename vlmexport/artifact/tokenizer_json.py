@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
@@ -15,7 +16,8 @@ from vlmexport.errors import CheckpointError, Unsupported
 SPACE = "▁"
 _BPE = 2
 _PROBES = (
-    "A chat between a curious user and an assistant.", " leading and trailing ", "two  spaces\n\ttabs\r\n", "naïve — 漢字 🙂",
+    "A chat between a curious user and an assistant.", " leading and trailing ", "two  spaces\n\ttabs\r\n",
+    "naïve — 漢字 🙂",
     "\nWhat is in the image? ASSISTANT:", "1234567890 !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "aaaa aaaaa <s> </s>", "x",
 )  # fmt: skip
 
@@ -90,13 +92,13 @@ def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
     return [(left, right) for *_, left, right in sorted(merges)]
 
 
-def _normalizer(spec: object) -> normalizers.Normalizer:
+def _normalizer(spec: Any) -> normalizers.Normalizer:
     steps: list[normalizers.Normalizer] = []
-    if charsmap := getattr(spec, "precompiled_charsmap", b""):
-        steps.append(normalizers.Precompiled(charsmap))
-    if getattr(spec, "remove_extra_whitespaces", False):
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    if spec.remove_extra_whitespaces:
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
-    if getattr(spec, "add_dummy_prefix", True):
+    if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
 
@@ -111,8 +113,8 @@ def _check(tokenizer: Tokenizer, sentencepiece: SentencePiece) -> None:
             )
 
 
-def _read(path: Path) -> object:
-    from google.protobuf.message import DecodeError
+def _read(path: Path) -> Any:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()

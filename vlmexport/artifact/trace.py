@@ -1,4 +1,4 @@
-"""The components of a float model, each traced by itself to an ONNX graph. Names and dimensions: contracts of the clients.
+"""The components of a float model, each traced by itself to an ONNX graph, under the names that its clients look for.
 
 Every graph is compared with the PyTorch module at once, on shapes that it was not traced with.
 """
@@ -146,7 +146,7 @@ def trace_embedding(vlm: VLM, rows: int) -> Traced:
 
 
 def trace_merge(vlm: VLM, rows: int, image_token: int) -> Traced:
-    """``input_ids`` [batch_size, sequence_length], ``image_features`` [num_image_tokens, hidden] → ``inputs_embeds``."""
+    """``input_ids`` [batch_size, sequence_length], ``image_features`` [num_image_tokens, hidden] → embeddings."""
     module = Merge(Embedding(vlm, rows), image_token)
     hidden = vlm.spec.language.hidden_size
     random = _random(2)

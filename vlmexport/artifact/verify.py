@@ -81,7 +81,8 @@ def _difference(graph: str, name: str, got: np.ndarray[Any, Any], want: np.ndarr
             f"the traced {graph} gives {name} {list(got.shape)}, the float model {list(want.shape)}",
             "this is a bug of vlmexport: report it with the checkpoint's config.json",
         )
-    off = float(np.linalg.norm(got - want) / max(np.linalg.norm(want), 1e-12)) if want.size else 0.0
+    size = float(np.linalg.norm(want))
+    off = float(np.linalg.norm(got - want)) / max(size, 1e-12)
     if off > TOLERANCE:
         raise ParityFailed(
             f"the traced {graph} is off: {name} {list(got.shape)} differs by {off:.1e} of its norm",

@@ -85,7 +85,8 @@ def weight_scales(weight: npt.NDArray[np.float32], axis: int, scheme: Scheme) ->
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
     largest = np.abs(weight).max(axis=others) if scheme.per_channel else np.abs(weight).max(keepdims=True).reshape(1)
     scales = largest.astype(np.float64) / ((scheme.weight_max - scheme.weight_min) / 2)
-    return np.maximum(scales, np.finfo(np.float32).eps).astype(np.float32)
+    found: npt.NDArray[np.float32] = np.maximum(scales, np.finfo(np.float32).eps).astype(np.float32)
+    return found
 
 
 def quantize_weight(

@@ -1,9 +1,10 @@
 """Static int8 schemes: what torch's ``fbgemm`` and ``qnnpack`` configurations mean, as integers.
 
-Weights are signed and symmetric in all of them. Activations are affine. ``fbgemm`` of torch narrows activations to
-0…127 (``reduce_range``) because ``vpmaddubsw`` of AVX2 saturates at int16; machines with VNNI and every arm64 core do
-not saturate, and torch's own kernels give the same values without it (tests/quantize/test_oracle.py runs both). So the
-scheme keeps all 256 levels, and ``reduced`` makes the narrow one for layers where saturation bites.
+Weights are signed and symmetric in all of them. Activations are affine. torch's ``fbgemm`` narrows activations to
+0…127 (``reduce_range``) because ``vpmaddubsw`` of AVX2 saturates at int16. Linear and convolution kernels of VNNI
+machines and of every arm64 core do not; tests/quantize/test_oracle.py finds torch's own saturating in its depthwise
+kernel alone, and depthwise layers stay float here. Half the levels cost 6 dB, so the scheme keeps all 256, and
+``reduced`` makes the narrow one for layers where saturation bites.
 """
 
 from __future__ import annotations

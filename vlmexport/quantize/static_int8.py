@@ -107,8 +107,8 @@ class _Pairs:
             parameters = self._constants(f"{product.path}.input", np.array(scale, np.float32), np.array(zero, kind))
             quantized = self._node("QuantizeLinear", [source, *parameters], f"{product.path}.input_q", product.node)
             result = self._node("DequantizeLinear", [quantized, *parameters], f"{product.path}.input_dq", product.node)
-            quantized.dtype, quantized.shape = parameters[1].dtype, source.shape
-            result.dtype, result.shape = ir.DataType.FLOAT, source.shape
+            quantized.shape, quantized.type = source.shape, ir.TensorType(ir.DataType.from_numpy(np.dtype(kind)))
+            result.shape, result.type = source.shape, ir.TensorType(ir.DataType.FLOAT)
             self._made[key] = result
         product.node.replace_input_with(0, self._made[key])
 
@@ -174,7 +174,7 @@ def pointwise_to_matmul(model: ir.Model, product: Product) -> Product:
     for new in chain:
         new.outputs[0].name = f"{new.name}.output"
     old, result = node.outputs[0], chain[-1].outputs[0]
-    result.shape, result.dtype = old.shape, old.dtype
+    result.shape, result.type = old.shape, old.type
     graph.insert_before(node, chain)
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
     graph.remove(node, safe=True)

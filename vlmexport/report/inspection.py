@@ -1,16 +1,34 @@
-"""What ``vlmexport inspect`` shows of a checkpoint, from its config and tensor headers alone."""
+"""What ``vlmexport inspect`` shows of a checkpoint (from its config and tensor headers alone) or of a bundle."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from rich.console import RenderableType
 from rich.table import Table
 
+from vlmexport.artifact.bundle import MANIFEST, read_manifest
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
+from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
+from vlmexport.report import bundle
+
+
+def describe(model: str) -> tuple[RenderableType, dict[str, Any]]:
+    """For people, and in plain data.
+
+    Raises:
+        UsageError: neither a checkpoint nor a bundle.
+    """
+    if (Path(model) / MANIFEST).is_file():
+        facts = bundle.facts(Path(model), read_manifest(Path(model)))
+        return bundle.table(facts), facts
+    facts = inspection(open_model(model))
+    return table(facts), facts
 
 
 def inspection(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -185,6 +185,7 @@ class _Process:
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         last = next((line for line in reversed(lines) if "GGML_ASSERT" in line), lines[-1] if lines else "")
+        last = last.rpartition("llama.cpp/")[2]  # an assertion names the folder it was compiled in
         self.close()
         reason = f"signal {-status}" if status < 0 else f"exit code {status}"
         return VlmExportError(

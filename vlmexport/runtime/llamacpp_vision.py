@@ -45,7 +45,6 @@ class _Pass:
         wanted = False
         for i, source in enumerate(node.inputs):
             if source.name == "inp_raw" and not self.entered:
-                source.check_layout()
                 self.entered = True
                 wanted |= self._enter(source)
             elif source.name.startswith(_CLASS_TOKEN) and node.op == "CONCAT":
@@ -112,6 +111,7 @@ class Vision:
         self._mtmd: Any = mtmd_cpp
         self._image_size, self._width, self._repair = image_size, width, repair
         self._pass = _Pass("tokens")
+        self._known = False
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._evaluate)
         params = mtmd_cpp.mtmd_context_params_default()
         params.use_gpu = False
@@ -147,6 +147,9 @@ class Vision:
             if self._pass.error is not None:
                 return False
             node = Node(address)
+            if not self._known:
+                node.check_layout()
+                self._known = True
             return self._pass.ask(node) if ask else self._pass.show(node)
         except BaseException as error:  # an exception cannot pass through C
             self._pass.error = error

@@ -1,0 +1,122 @@
+"""The mmproj: names, shapes, types and keys that libmtmd reads, and what it cannot hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.gguf_bundles import export, metadata, shapes, tensors, value_types
+from vlmexport.artifact import mmproj
+from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.errors import Unsupported
+
+BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ln1", "ln2", "ffn_up", "ffn_down")
+LDP_BLOCK = ("0.0.weight", "0.1.weight", "0.1.bias", "1.fc1.weight", "1.fc1.bias", "1.fc2.weight", "1.fc2.bias",
+             "2.0.weight", "2.1.weight", "2.1.bias")  # fmt: skip
+PROJECTORS = {
+    "mlp2x_gelu": ("mlp", [f"mm.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")]),
+    "ldpnetv2": (
+        "ldpv2",
+        [f"mm.model.{m}.{part}" for m in ("mlp.0", "mlp.2", "peg.0") for part in ("weight", "bias")],
+    ),
+    "ldpnet": (
+        "ldp",
+        [f"mm.model.mlp.{i}.{part}" for i in (1, 3) for part in ("weight", "bias")]
+        + [f"mm.model.mb_block.{b}.block.{name}" for b in (1, 2) for name in LDP_BLOCK],
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=PROJECTORS)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    folder = tmp_path_factory.mktemp("mmproj")
+    checkpoint = open_checkpoint(write_checkpoint(folder / "tiny", tiny_spec(request.param, num_layers=1)))
+    export(checkpoint, folder / "out", type="f16")
+    return request.param, folder / "out" / "mmproj-tiny-F16.gguf"
+
+
+def test_names_and_types(exported: tuple[str, Path]) -> None:
+    kind, path = exported
+    tower = {"v.class_embd", "v.patch_embd.weight", "v.position_embd.weight", "v.pre_ln.weight", "v.pre_ln.bias"}
+    # Two of three layers: select_layer is -2, and post_layernorm is left out.
+    tower |= {f"v.blk.{i}.{name}.{part}" for i in (0, 1) for name in BLOCK for part in ("weight", "bias")}
+    found = tensors(path)
+    assert set(found) == tower | set(PROJECTORS[kind][1])
+    types, sizes = {name: type_name for name, (type_name, _) in found.items()}, shapes(path)
+    assert sizes["v.class_embd"] == (64,)
+    assert (types["v.patch_embd.weight"], sizes["v.patch_embd.weight"]) == ("f16", (64, 3, 14, 14))
+    assert (types["v.position_embd.weight"], sizes["v.position_embd.weight"]) == ("f32", (577, 64))
+    assert sizes["v.blk.0.ffn_up.weight"] == (128, 64)
+    for name, type_name in types.items():
+        if len(sizes[name]) == 1:
+            assert type_name == "f32", name
+        elif name != "v.position_embd.weight":
+            assert type_name == "f16", name
+
+
+def test_depthwise_and_pointwise_shapes(exported: tuple[str, Path]) -> None:
+    kind, path = exported
+    sizes = shapes(path)
+    if kind == "ldpnetv2":
+        assert sizes["mm.model.peg.0.weight"] == (256, 3, 3)
+    if kind == "ldpnet":
+        assert sizes["mm.model.mb_block.2.block.0.0.weight"] == (256, 3, 3)
+        assert sizes["mm.model.mb_block.2.block.1.fc1.weight"] == (64, 256)
+        assert sizes["mm.model.mb_block.2.block.2.0.weight"] == (256, 256)
+
+
+def test_keys(exported: tuple[str, Path]) -> None:
+    kind, path = exported
+    found, types = metadata(path), value_types(path)
+    assert found["general.architecture"] == "clip"
+    assert found["general.type"] == "mmproj"
+    assert found["clip.projector_type"] == PROJECTORS[kind][0]
+    assert found["clip.has_vision_encoder"] is True
+    expected = {"image_size": 336, "patch_size": 14, "embedding_length": 64, "feed_forward_length": 128,
+                "block_count": 2, "projection_dim": 256, "attention.head_count": 1}  # fmt: skip
+    for key, value in expected.items():
+        assert found[f"clip.vision.{key}"] == value
+        assert types[f"clip.vision.{key}"] == ["UINT32"]
+    assert found["clip.vision.feature_layer"] == [2]
+    assert types["clip.vision.feature_layer"] == ["ARRAY", "INT32"]
+    assert types["clip.vision.image_mean"] == types["clip.vision.image_std"] == ["ARRAY", "FLOAT32"]
+    assert types["clip.vision.attention.layer_norm_epsilon"] == ["FLOAT32"]
+    assert not {"clip.use_gelu", "clip.use_silu", "clip.vision.image_grid_pinpoints"} & set(found)
+
+
+def test_f32_keeps_depthwise_kernels_in_f16(tiny: Checkpoint, tmp_path: Path) -> None:
+    export(tiny, tmp_path / "out", type="f32", mmproj_type="f32")
+    types = {name: kind for name, (kind, _) in tensors(tmp_path / "out" / "mmproj-tiny-F32.gguf").items()}
+    assert {name for name, kind in types.items() if kind != "f32"} == {"mm.model.peg.0.weight"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "siglip"}, "siglip"),
+        ({"select_feature": "cls_patch"}, "cls_patch"),
+        ({"hidden_act": "relu"}, "relu"),
+        ({"intermediate_size": 64}, "swaps"),
+        ({"select_layer": 0}, "hidden state 0"),
+    ],
+)
+def test_refuses_towers(tiny: Checkpoint, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(Unsupported, match=reason):
+        mmproj.projector_of(replace(tiny.spec, vision=replace(tiny.spec.vision, **changes)))
+
+
+@pytest.mark.parametrize(("activation", "key"), [("gelu", "clip.use_gelu"), ("silu", "clip.use_silu")])
+def test_activations(tiny: Checkpoint, activation: str, key: str) -> None:
+    spec = replace(tiny.spec, vision=replace(tiny.spec.vision, hidden_act=activation))
+    assert mmproj.fields(spec, "f16")[key] == ("bool", True)
+
+
+@pytest.mark.parametrize("kind", ["ldpnet", "ldpnetv2"])
+def test_refuses_other_grids(kind: str, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / kind, tiny_spec(kind, image_size=168, num_layers=1)))
+    with pytest.raises(Unsupported, match="24x24"):
+        export(checkpoint, tmp_path / "out")

@@ -1,0 +1,87 @@
+"""The ONNX bundle: its files, its contract with clients, what is int8 in it, and that it is the same every time."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from tests.onnx_bundles import Bundles, recipe
+from vlmexport.artifact.bundle import read_manifest, verify
+from vlmexport.artifact.onnx import export_onnx
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.console import QUIET
+from vlmexport.errors import UsageError
+
+pytestmark = pytest.mark.slow
+
+FILES = {
+    "components/projector.onnx", "config.json", "embedding.onnx", "genai_config.json", "generation_config.json",
+    "onnx/decoder_model_merged.onnx", "onnx/embed_tokens.onnx", "onnx/vision_encoder.onnx", "preprocessor_config.json",
+    "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+}  # fmt: skip
+
+
+def test_files(onnx_bundle: Bundles) -> None:
+    manifest = read_manifest(onnx_bundle("fp32"))
+    assert {file.path for file in manifest.files} == FILES
+    verify(onnx_bundle("fp32"), manifest)
+    assert manifest.tensors == {}
+    quantized = {file.path for file in read_manifest(onnx_bundle("int8")).files}
+    parts = ("components/projector", "onnx/decoder_model_merged", "onnx/vision_encoder")
+    assert quantized ^ FILES == {f"{part}{suffix}.onnx" for part in parts for suffix in ("", "_int8")}
+
+
+def test_configuration(onnx_bundle: Bundles) -> None:
+    folder = onnx_bundle("int8")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["LlavaForConditionalGeneration"]
+    assert config["image_token_index"] == 384
+    assert config["text_config"]["vocab_size"] == 385
+    dtype = {"vision_encoder": "int8", "embed_tokens": "fp32", "decoder_model_merged": "int8"}
+    assert config["transformers.js_config"]["dtype"] == dtype
+    processor = json.loads((folder / "processor_config.json").read_text())
+    assert (processor["patch_size"], processor["num_additional_image_tokens"]) == (28, 0)
+    colour = json.loads((folder / "preprocessor_config.json").read_text())["background_color"]
+    np.testing.assert_allclose(colour, [-2.86989, -2.85498, -0.33990], atol=1e-4)
+
+
+def test_coverage(onnx_bundle: Bundles) -> None:
+    manifest = read_manifest(onnx_bundle("int8"))
+    report = manifest.details["report"]
+    assert report["decoder_model_merged"]["int8_share"] == 1.0
+    assert report["projector"]["int8_share"] > 0.97
+    assert manifest.tensors == {
+        "vision.embeddings.patch_embedding": "float32 (patch embedding)", "projector.peg.peg.0": "float32 (depthwise)"
+    }  # fmt: skip
+    graph = onnx.load(onnx_bundle("int8") / "onnx/decoder_model_merged_int8.onnx").graph
+    large = [(i.name, i.data_type) for i in graph.initializer if np.prod(i.dims) > 4096]
+    assert large
+    assert {kind for _, kind in large} == {onnx.TensorProto.INT8}
+
+
+def test_the_same_input_gives_the_same_bytes(onnx_bundle: Bundles) -> None:
+    first, second = (read_manifest(onnx_bundle(name)) for name in ("int8", "again"))
+    assert first == second
+
+
+def test_nothing_tells_where_it_was_made(onnx_bundle: Bundles) -> None:
+    telling = re.compile(rb"site-packages|/home/|/root|/tmp/|\.py\b|stack_trace|pkg\.torch|line \d+")
+    for path in [*onnx_bundle("fp32").rglob("*"), *onnx_bundle("int8").rglob("*")]:
+        if path.is_file() and path.name not in ("README.md", "vlmexport.json"):
+            assert not telling.search(path.read_bytes()), path
+
+
+def test_statistics_are_needed(tiny: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="calibration statistics"):
+        export_onnx(tiny, recipe("int8"), None, tmp_path / "out", force=False, console=QUIET)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_existing_bundle_stays(tiny: Checkpoint, onnx_bundle: Bundles) -> None:
+    with pytest.raises(UsageError, match="--force"):
+        export_onnx(tiny, recipe("fp32"), None, onnx_bundle("fp32"), force=False, console=QUIET)

@@ -1,0 +1,69 @@
+"""ONNX bundles of the tiny checkpoint that several tests share, exported once a session."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.checkpoints import tiny_spec, write_checkpoint
+from vlmexport.artifact.onnx import export_onnx
+from vlmexport.calibrate import Sample, Statistics, collect
+from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.console import QUIET
+from vlmexport.model import load
+from vlmexport.recipe import Recipe, parse
+
+Bundles = Callable[[str], Path]
+
+
+def picture(seed: int, size: tuple[int, int] = (300, 220)) -> Image.Image:
+    """Coloured blobs: a few random pixels, enlarged."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (7, 9, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size)
+
+
+def sample(seed: int) -> Sample:
+    """One picture with a question."""
+    return Sample(f"{seed}", f"{seed}", "what is the image ?", lambda: picture(seed), answer="a chat")
+
+
+def recipe(precision: str, scheme: str = "fbgemm", **onnx: object) -> Recipe:
+    """A recipe with one precision for everything."""
+    target = {"fbgemm": "x86", "qnnpack": "arm64"}.get(scheme, "any") if precision == "int8" else "any"
+    settings = {"vision": precision, "decoder": precision, "scheme": scheme} | onnx
+    return parse({"name": f"onnx-{precision}-{scheme}", "target": target, "onnx": settings}, "test")
+
+
+@pytest.fixture(scope="session")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A tiny random MobileVLM V2 with one decoder layer, because tracing takes its time layer by layer."""
+    folder = tmp_path_factory.mktemp("short") / "short"
+    return open_checkpoint(write_checkpoint(folder, tiny_spec("ldpnetv2", num_layers=1)))
+
+
+@pytest.fixture(scope="session")
+def short_statistics(short: Checkpoint) -> Statistics:
+    """Of four pictures."""
+    return collect(load(short), short.tokenizer, [sample(seed) for seed in range(4)])
+
+
+@pytest.fixture(scope="session")
+def onnx_bundle(
+    short: Checkpoint, short_statistics: Statistics, tmp_path_factory: pytest.TempPathFactory
+) -> Bundles:
+    """Bundles by name: ``fp32``, ``int8``, and ``again``, a second ``int8``."""
+    root = tmp_path_factory.mktemp("onnx")
+
+    @cache
+    def bundle(name: str) -> Path:
+        precision = "fp32" if name == "fp32" else "int8"
+        statistics = None if precision == "fp32" else short_statistics
+        export_onnx(short, recipe(precision), statistics, root / name, force=False, console=QUIET)
+        return root / name
+
+    return bundle

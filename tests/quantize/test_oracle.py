@@ -1,0 +1,144 @@
+"""Our Q/DQ graphs under ONNX Runtime against torch's own static int8 kernels, with the same ranges."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from vlmexport.artifact.session import open_session, run
+from vlmexport.quantize.ranges import Range
+from vlmexport.quantize.schemes import Scheme, find_scheme
+from vlmexport.quantize.static_int8 import initializer, quantize
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    from torch.ao import quantization as ao
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*quantize_per.*deprecated.*"),
+    pytest.mark.filterwarnings("ignore:.*[Rr]educe_range.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore:must run observer before calling calculate_qparams:UserWarning"),
+]
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(192, 96), (64, 192)),
+    "conv": (lambda: nn.Conv2d(16, 24, 3, 2, 1), (2, 16, 14, 14)),
+    "depthwise": (lambda: nn.Conv2d(32, 32, 3, 1, 1, groups=32), (2, 32, 12, 12)),
+}
+
+
+def as_graph(layer: nn.Module, shape: tuple[int, ...]) -> ir.Model:
+    """A float graph of one layer, as the exporter would make it."""
+    source = ir.val("x", dtype=ir.DataType.FLOAT, shape=shape)
+    graph = ir.Graph([source], [], nodes=[], opset_imports={"": 21}, name="graph")
+    weight = layer.weight.detach().numpy()
+    bias = initializer(graph, "layer.bias", layer.bias.detach().numpy())
+    if isinstance(layer, nn.Conv2d):
+        attributes = {
+            "kernel_shape": layer.kernel_size, "strides": layer.stride, "pads": [*layer.padding] * 2,
+            "group": layer.groups,
+        }  # fmt: skip
+        nodes = [ir.node("Conv", [source, initializer(graph, "layer.weight", weight), bias], attributes, name="layer")]
+    else:
+        product = ir.node("MatMul", [source, initializer(graph, "layer.weight", weight.T.copy())], name="layer")
+        nodes = [product, ir.node("Add", [product.outputs[0], bias])]
+    graph.extend(nodes)
+    output = nodes[-1].outputs[0]
+    output.name, output.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs.append(output)
+    return ir.Model(graph, ir_version=10)
+
+
+def qconfig(scheme: Scheme) -> Any:
+    """torch's configuration of a scheme. Its qnnpack takes no qint8 on x86: the same integers less 128 stand in."""
+    weight: Any = ao.MinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_tensor_symmetric)
+    if scheme.per_channel:
+        weight = ao.PerChannelMinMaxObserver.with_args(dtype=torch.qint8, qscheme=torch.per_channel_symmetric)
+    bounds = {"quant_min": scheme.weight_min, "quant_max": scheme.weight_max}
+    activation = ao.HistogramObserver.with_args(dtype=torch.quint8, quant_min=0, quant_max=scheme.steps)
+    return ao.QConfig(activation=activation, weight=weight.with_args(**bounds))
+
+
+def convert(layer: nn.Module, x: torch.Tensor, engine: str, config: Any) -> Any:
+    """torch's module after calibration on one batch."""
+    torch.backends.quantized.engine = engine
+    model = ao.QuantWrapper(layer).eval()
+    model.qconfig = config
+    ao.prepare(model, inplace=True)
+    model(x)
+    return ao.convert(model)
+
+
+@pytest.fixture(autouse=True)
+def _engine() -> Any:
+    before = torch.backends.quantized.engine
+    yield
+    torch.backends.quantized.engine = before
+
+
+SCHEMES = {
+    "fbgemm": ("fbgemm", find_scheme("fbgemm")),
+    "fbgemm-reduced": ("fbgemm", find_scheme("fbgemm").reduced()),
+    "qnnpack": ("qnnpack", find_scheme("qnnpack")),
+    "qnnpack-per-tensor": ("qnnpack", find_scheme("qnnpack-per-tensor")),
+}
+
+
+def steps_apart(kind: str, engine: str, scheme: Scheme, path: Path) -> torch.Tensor:
+    """Steps of torch's output scale between our output and torch's, at every value."""
+    torch.manual_seed(0)
+    build, shape = LAYERS[kind]
+    layer, x = build().eval(), torch.randn(shape) * 1.5 + 0.3
+    oracle = convert(layer, x, engine, qconfig(scheme))
+    expected = oracle.module(oracle.quant(x))
+    scale, zero = float(oracle.quant.scale), int(oracle.quant.zero_point)
+    model = as_graph(layer, shape)
+    span = Range(-zero * scale, (scheme.steps - zero) * scale)
+    coverage = quantize(model, {"layer": span}, scheme, keep=lambda product: None)
+    assert coverage.share == 1.0
+    ir.save(model, path / "int8.onnx")
+    got = torch.from_numpy(run(open_session(path / "int8.onnx"), {"x": x.numpy()})["y"].copy())
+    levels = torch.round(got / expected.q_scale()) + expected.q_zero_point()
+    return (torch.clamp(levels, 0, scheme.steps) - expected.int_repr()).abs()
+
+
+# fbgemm's depthwise kernel saturates at full range: the test below.
+PAIRS = [(kind, name) for kind in LAYERS for name in SCHEMES if (kind, name) != ("depthwise", "fbgemm")]
+
+
+@pytest.mark.parametrize(("kind", "name"), PAIRS)
+def test_within_one_step_of_torch(kind: str, name: str, tmp_path: Path) -> None:
+    steps = steps_apart(kind, *SCHEMES[name], tmp_path)
+    assert float((steps <= 1).float().mean()) >= 0.999
+    assert float((steps == 0).float().mean()) >= 0.95
+
+
+def test_depthwise_of_fbgemm_saturates_at_full_range(tmp_path: Path) -> None:
+    """Why torch narrows fbgemm's activations. Our depthwise layers are float, and no other kernel here saturates."""
+    steps = steps_apart("depthwise", *SCHEMES["fbgemm"], tmp_path)
+    if float((steps <= 1).float().mean()) >= 0.999:
+        pytest.skip("this machine's depthwise kernel does not saturate")
+    assert float(steps.max()) > 4
+
+
+def test_narrow_activations_cost_accuracy_and_buy_nothing_here(tmp_path: Path) -> None:
+    """Why ``fbgemm`` keeps 0…255: torch's kernel agrees with both, and the narrow one is 6 dB worse."""
+    torch.manual_seed(1)
+    layer, x = nn.Linear(256, 128).eval(), torch.randn(128, 256)
+    exact = layer(x).detach().numpy()
+    noise = {}
+    for scheme in (find_scheme("fbgemm"), find_scheme("fbgemm").reduced()):
+        model = as_graph(layer, (128, 256))
+        quantize(model, {"layer": Range(float(x.min()), float(x.max()))}, scheme, keep=lambda product: None)
+        ir.save(model, tmp_path / "int8.onnx")
+        got = run(open_session(tmp_path / "int8.onnx"), {"x": x.numpy()})["y"]
+        noise[scheme.steps] = float(np.square(got - exact).mean())
+    assert noise[127] > 2 * noise[255]

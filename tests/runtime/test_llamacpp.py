@@ -1,0 +1,221 @@
+"""llama.cpp against the float model, stage by stage; and what happens when it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.gguf_bundles import export
+from vlmexport.artifact.bundle import Manifest, read_manifest
+from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
+from vlmexport.model import plugins
+from vlmexport.runtime.llamacpp import LlamaCppRuntime
+from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.runtime.stages import F32, Runtime
+
+posix = pytest.mark.skipif(os.name != "posix", reason="looks at signals")
+QUESTION = "What's left of the\nchat? Ü"
+
+
+@pytest.fixture(scope="module")
+def image() -> Image.Image:
+    """Blobs of colour, 336 pixels square."""
+    pixels = np.random.default_rng(0).integers(0, 255, (21, 21, 3), np.uint8)
+    return Image.fromarray(pixels).resize((336, 336), Image.Resampling.BICUBIC)
+
+
+def cosine(a: F32, b: F32) -> float:
+    """Smallest cosine of two rows."""
+    return float(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
+
+
+@pytest.fixture(scope="module", params=["mlp2x_gelu", "ldpnet", "ldpnetv2"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("llamacpp") / "tiny"
+    return open_checkpoint(write_checkpoint(folder, tiny_spec(request.param, num_kv_heads=2)))
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Checkpoint) -> ReferenceRuntime:
+    return ReferenceRuntime(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Checkpoint) -> Path:
+    folder = checkpoint.path.parent / "f16"
+    export(checkpoint, folder, type="f16")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runtime(bundle: Path) -> Iterator[LlamaCppRuntime]:
+    with closing(LlamaCppRuntime(bundle, read_manifest(bundle))) as opened:
+        yield opened
+
+
+@pytest.fixture
+def small(tiny: Checkpoint, tmp_path: Path) -> Path:
+    """A bundle that a test may break."""
+    export(tiny, tmp_path / "bundle", type="q8_0")
+    return tmp_path / "bundle"
+
+
+def open_bundle(folder: Path, **options: bool | int) -> LlamaCppRuntime:
+    return LlamaCppRuntime(folder, read_manifest(folder), **options)
+
+
+def test_is_a_runtime(runtime: Runtime) -> None:
+    assert runtime.name.startswith("llama-cpp-python 0.")
+    assert runtime.eos_token_id == 2
+
+
+def test_pixels(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
+    assert np.abs(runtime.pixels(image) - reference.pixels(image)).max() < 1e-6
+    wide = image.resize((400, 300))
+    assert runtime.pixels(wide).shape == (1, 3, 336, 336)
+
+
+def test_features_and_tokens(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
+    pixels = reference.pixels(image)
+    features = reference.features(pixels)
+    tokens = reference.tokens(features)
+    assert cosine(runtime.features(pixels), features) > 0.9999
+    assert cosine(runtime.tokens(features), tokens) > 0.9999
+    assert cosine(runtime.tokens(runtime.features(runtime.pixels(image))), tokens) > 0.9999
+
+
+def test_stages_take_what_they_are_given(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
+    """No stage looks at an earlier one's input: random pixels and random features go through."""
+    rng = np.random.default_rng(1)
+    pixels = rng.standard_normal((2, 3, 336, 336), np.float32)
+    features = rng.standard_normal((2, 576, 64), np.float32)
+    assert cosine(runtime.features(pixels), reference.features(pixels)) > 0.9999
+    assert cosine(runtime.tokens(features), reference.tokens(features)) > 0.9999
+
+
+def test_prompt(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
+    expected = reference.prompt(QUESTION)
+    assert runtime.prompt(QUESTION) == expected
+    assert expected.before[0] == 1
+    assert expected.after[0] != 1
+    newline = reference.prompt("").after[:2]
+    assert newline == runtime.prompt("").after[:2]
+
+
+def test_logits_and_answer(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
+    prompt = reference.prompt(QUESTION)
+    tokens = reference.tokens(reference.features(reference.pixels(image)))
+    expected, found = reference.logits(prompt, tokens), runtime.logits(prompt, tokens)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() < 0.02
+    answer = list(reference.generate(prompt, tokens, 10))
+    ours = list(runtime.generate(prompt, tokens, 10))
+    assert [token.id for token in ours] == [token.id for token in answer]
+    assert np.allclose([token.margin for token in ours], [token.margin for token in answer], atol=0.02)
+    assert runtime.decode([token.id for token in ours]) == reference.decode([token.id for token in answer])
+
+
+def test_long_prompts_go_in_batches(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
+    prompt = Prompt("", (1, *range(5, 300)) * 2, (7,) * 40)
+    tokens = np.random.default_rng(2).standard_normal((1, 600, 256), np.float32) * 0.05
+    assert np.abs(runtime.logits(prompt, tokens) - reference.logits(prompt, tokens)).max() < 0.05
+
+
+def test_without_repair_features_are_wrong(
+    bundle: Path, runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image
+) -> None:
+    """Contract A: should this fail because a newer libmtmd is right, the notes say so and the repair does nothing."""
+    assert any("class-token repair" in note for note in runtime.notes)
+    pixels = reference.pixels(image)
+    with closing(open_bundle(bundle, repair=False)) as stock:
+        assert any("left as it is" in note for note in stock.notes)
+        assert cosine(stock.features(pixels), reference.features(pixels)) < 0.9
+
+
+@pytest.mark.slow
+def test_f32_is_exact(tiny: Checkpoint, tmp_path: Path, image: Image.Image) -> None:
+    export(tiny, tmp_path / "f32", type="f32", mmproj_type="f32")
+    reference = ReferenceRuntime(tiny)
+    prompt = reference.prompt(QUESTION)
+    pixels = reference.pixels(image)
+    features = reference.features(pixels)
+    tokens = reference.tokens(features)
+    with closing(open_bundle(tmp_path / "f32")) as runtime:
+        assert cosine(runtime.features(pixels), features) > 0.999999
+        assert np.abs(runtime.logits(prompt, tokens) - reference.logits(prompt, tokens)).max() < 1e-4
+
+
+def test_one_answer_at_a_time(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
+    prompt, tokens = reference.prompt("A?"), np.zeros((1, 4, 256), np.float32)
+    first = runtime.generate(prompt, tokens, 5)
+    next(first)
+    runtime.logits(prompt, tokens)
+    with pytest.raises(VlmExportError, match="cache of this answer is gone"):
+        next(first)
+
+
+def test_too_long(runtime: LlamaCppRuntime) -> None:
+    assert runtime.context == 2048
+    with pytest.raises(UsageError, match="context of 2048"):
+        runtime.logits(Prompt("", (1,) * 2000, (1,)), np.zeros((1, 144, 256), np.float32))
+    with pytest.raises(UsageError, match="64 wide, the decoder 256"):
+        runtime.logits(Prompt("", (1,), (1,)), np.zeros((1, 144, 64), np.float32))
+
+
+def test_incomplete_characters(runtime: LlamaCppRuntime) -> None:
+    umlaut = [byte + 3 for byte in "Ü".encode()]
+    assert runtime.decode(umlaut) == "Ü"
+    assert runtime.decode(umlaut[:1]) == "\N{REPLACEMENT CHARACTER}"
+
+
+@posix
+def test_a_killed_worker_is_an_error(small: Path) -> None:
+    with closing(open_bundle(small)) as runtime:
+        os.kill(runtime.pid, signal.SIGKILL)
+        with pytest.raises(VlmExportError, match=r"died while tokenizing a prompt \(signal 9\)"):
+            runtime.prompt("A?")
+        with pytest.raises(VlmExportError, match="was closed"):
+            runtime.prompt("A?")
+
+
+@posix
+def test_an_assertion_in_ggml_is_an_error(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contract C: an F32 depthwise kernel ends the process that computes it, which must not be ours."""
+    module = plugins.projector(tiny.spec.projector)
+    real = module.gguf
+    monkeypatch.setattr(module, "gguf", lambda spec: replace(real(spec), f16=frozenset()))
+    export(tiny, tmp_path / "bundle", type="f16", mmproj_type="f32")
+    with pytest.raises(VlmExportError, match=r"died while loading .*\(signal 6: ggml/src.*GGML_ASSERT"):
+        open_bundle(tmp_path / "bundle")
+
+
+@pytest.mark.parametrize(("name", "reason"), [("tiny-Q8_0.gguf", "llama.cpp"), ("mmproj-tiny-F16.gguf", "libmtmd")])
+def test_a_truncated_file(small: Path, name: str, reason: str) -> None:
+    path = small / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(VlmExportError, match=f"{reason} cannot load .*{name}"):
+        open_bundle(small)
+
+
+def test_another_end_token(small: Path) -> None:
+    manifest: Manifest = read_manifest(small)
+    manifest.source.spec["eos_token_id"] = 7
+    with pytest.raises(CheckpointError, match="ends answers with token 2"):
+        LlamaCppRuntime(small, manifest)
+
+
+def test_without_llama_cpp(small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    with pytest.raises(MissingDependency, match="no library 'llama'"):
+        open_bundle(small)

@@ -1,0 +1,78 @@
+"""The five stages of ONNX bundles in ONNX Runtime against the float model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.onnx_bundles import Bundles, picture
+from vlmexport.artifact.bundle import read_manifest
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.errors import CheckpointError
+from vlmexport.runtime.ort import OrtRuntime
+from vlmexport.runtime.reference import ReferenceRuntime
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def reference(short: Checkpoint) -> ReferenceRuntime:
+    return ReferenceRuntime(short)
+
+
+def opened(onnx_bundle: Bundles, name: str) -> OrtRuntime:
+    return OrtRuntime(onnx_bundle(name), read_manifest(onnx_bundle(name)))
+
+
+def test_float_stages(onnx_bundle: Bundles, reference: ReferenceRuntime) -> None:
+    runtime = opened(onnx_bundle, "fp32")
+    pixels = runtime.pixels(picture(8))
+    np.testing.assert_array_equal(pixels, reference.pixels(picture(8)))
+    features = reference.features(pixels)
+    np.testing.assert_allclose(runtime.features(pixels), features, atol=1e-4)
+    tokens = reference.tokens(features)
+    np.testing.assert_allclose(runtime.tokens(features), tokens, atol=1e-4)
+    prompt = reference.prompt("what is polite?")
+    assert runtime.prompt("what is polite?") == prompt
+    np.testing.assert_allclose(runtime.logits(prompt, tokens), reference.logits(prompt, tokens), atol=1e-3)
+    got, want = list(runtime.generate(prompt, tokens, 12)), list(reference.generate(prompt, tokens, 12))
+    assert [token.id for token in got] == [token.id for token in want]
+    np.testing.assert_allclose([t.margin for t in got], [t.margin for t in want], atol=1e-3)
+    ids = [token.id for token in got]
+    assert runtime.decode(ids) == reference.decode(ids)
+    runtime.close()
+
+
+def test_chained_tokens_come_from_the_whole_graph(onnx_bundle: Bundles) -> None:
+    runtime = opened(onnx_bundle, "int8")
+    features = runtime.features(runtime.pixels(picture(9)))
+    whole, alone = runtime.tokens(features), runtime.tokens(features.copy())
+    assert runtime._last is not None
+    assert whole is runtime._last[1]
+    np.testing.assert_allclose(whole, alone, atol=1e-4)
+
+
+def test_int8_stages(onnx_bundle: Bundles, reference: ReferenceRuntime) -> None:
+    runtime = opened(onnx_bundle, "int8")
+    pixels = runtime.pixels(picture(10))
+    features = reference.features(pixels)
+    for got, want in (
+        (runtime.features(pixels), features),
+        (runtime.tokens(features), reference.tokens(features)),
+    ):
+        cosine = (got * want).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(want, axis=-1)
+        assert cosine.mean() > 0.999
+        assert not np.array_equal(got, want)
+
+
+def test_a_bundle_for_another_machine_says_so(onnx_bundle: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert opened(onnx_bundle, "int8").notes == ("x86 bundle run with arm64 kernels",)
+    assert opened(onnx_bundle, "fp32").notes == ()
+
+
+def test_a_missing_value_is_named(onnx_bundle: Bundles) -> None:
+    runtime = opened(onnx_bundle, "fp32")
+    runtime._details = runtime._details | {"features": "nowhere"}
+    with pytest.raises(CheckpointError, match="no value 'nowhere'"):
+        runtime.features(np.zeros((1, 3, 336, 336), np.float32))
