@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from vlmexport.demo.paint import paint_with_alpha
-from vlmexport.demo.scenes import BACKGROUNDS, SIDE, Scene, make_scene
+from vlmexport.demo.scenes import BACKGROUNDS, SIDE, TRAINING, Difficulty, Scene, make_scene
 from vlmexport.demo.sprites import sprite_names
 
 GRID = 24
@@ -34,12 +34,12 @@ def patch_labels(scene: Scene, alphas: list[Image.Image]) -> np.ndarray:
     return labels
 
 
-def render(seeds: range) -> tuple[np.ndarray, np.ndarray]:
+def render(seeds: range, level: Difficulty) -> tuple[np.ndarray, np.ndarray]:
     """Pictures [n, 336, 336, 3] uint8 and patch labels [n, 24, 24] int16."""
     pictures = np.empty((len(seeds), SIDE, SIDE, 3), np.uint8)
     labels = np.empty((len(seeds), GRID, GRID), np.int16)
     for index, seed in enumerate(seeds):
-        scene = make_scene(seed)
+        scene = make_scene(seed, level)
         picture, alphas = paint_with_alpha(scene)
         pictures[index] = np.asarray(picture)
         labels[index] = patch_labels(scene, alphas)
@@ -56,7 +56,7 @@ def render_shards(folder: Path, seeds: range, size: int) -> None:
     for start in range(seeds.start, seeds.stop, size):
         path = shard_path(folder, start)
         if not path.exists():
-            pictures, labels = render(range(start, min(start + size, seeds.stop)))
+            pictures, labels = render(range(start, min(start + size, seeds.stop)), TRAINING)
             partial = path.with_suffix(".tmp")
             with partial.open("wb") as file:
                 np.savez(file, pictures=pictures, labels=labels)

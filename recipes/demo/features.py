@@ -14,7 +14,7 @@ from stage_tower import SHARD, load_shard
 from torch import Tensor
 from tower import Tower
 
-from vlmexport.demo.scenes import TRAIN_SEEDS, VALIDATION_SEEDS
+from vlmexport.demo.scenes import TRAIN_SEEDS, VALIDATION_SEEDS, Difficulty
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def compute_features(work: Path, scenes: int, validation: int, log: Callable[[st
         np.save(cells_path, cells)
         log(f"features {len(cells)}/{scenes}")
     if not (work / "validation.npz").exists():
-        pictures, labels = render(VALIDATION_SEEDS[:validation])
+        pictures, labels = render(VALIDATION_SEEDS[:validation], Difficulty())
         np.savez(work / "validation.npz", features=tower_features(tower, pictures), cells=cell_labels(labels))
 
 

@@ -151,7 +151,7 @@ class Language(nn.Module):
         self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
         self.norm = RMSNorm()
         self.lm_head = nn.Linear(WIDTH, vocabulary, bias=False)
-        nn.init.normal_(self.embed_tokens.weight, std=0.1)
+        nn.init.normal_(self.embed_tokens.weight, std=0.5)
         nn.init.normal_(self.lm_head.weight, std=0.02)
         for layer in self.layers:
             start(cast(Layer, layer))
@@ -165,16 +165,22 @@ class Language(nn.Module):
 
 
 def start(layer: Layer) -> None:
-    """Initial weights; keys equal queries at first, so a word finds image cells whose tokens resemble it."""
+    """Initial weights that find and copy: a word finds image cells whose tokens resemble it, and takes them over.
+
+    Keys equal queries, strong where the rotation is slow (the match has to reach over 150 positions); the output
+    projection undoes the value projection.
+    """
     attention, mlp = layer.self_attn, layer.mlp
-    for head in range(HEADS):
-        rows = slice(head * HEAD, (head + 1) * HEAD)
-        base = nn.init.orthogonal_(torch.empty(HEAD, WIDTH)) * 0.7
-        with torch.no_grad():
+    slow = torch.arange(HEAD) % (HEAD // 2) >= HEAD // 4
+    gain = torch.where(slow, 1.3, 0.4)[:, None]
+    with torch.no_grad():
+        for head in range(HEADS):
+            rows = slice(head * HEAD, (head + 1) * HEAD)
+            base = nn.init.orthogonal_(torch.empty(HEAD, WIDTH)) * gain
             attention.q_proj.weight[rows] = base + torch.randn(HEAD, WIDTH) * 0.01
             attention.k_proj.weight[rows] = base + torch.randn(HEAD, WIDTH) * 0.01
-    nn.init.normal_(attention.v_proj.weight, std=WIDTH**-0.5)
-    nn.init.normal_(attention.o_proj.weight, std=WIDTH**-0.5 * 0.3)
+        nn.init.orthogonal_(attention.v_proj.weight)
+        attention.o_proj.weight.copy_(0.4 * attention.v_proj.weight.T + 0.01 * torch.randn(WIDTH, WIDTH))
     nn.init.normal_(mlp.gate_proj.weight, std=WIDTH**-0.5)
     nn.init.normal_(mlp.up_proj.weight, std=WIDTH**-0.5)
-    nn.init.normal_(mlp.down_proj.weight, std=INNER**-0.5 * 0.3)
+    nn.init.normal_(mlp.down_proj.weight, std=INNER**-0.5 * 0.2)

@@ -25,9 +25,10 @@ from prompts import VOCABULARY, Prompts
 from torch import Tensor, nn
 
 from vlmexport.demo.questions import Question, ask
-from vlmexport.demo.scenes import BACKGROUNDS, make_scene
+from vlmexport.demo.scenes import BACKGROUNDS, TRAINING, make_scene
 from vlmexport.demo.sprites import sprite_names
 
+SHARPNESS = 14.0  # of the alignment: cosine → logit
 FIRST_KINDS = (
     "what",
     "describe",
@@ -46,8 +47,8 @@ class Plan:
     align_steps: int = 300
     align_batch: int = 32
     align_rate: float = 2e-3
-    steps: int = 700
-    first_steps: int = 70
+    steps: int = 750
+    first_steps: int = 60
     batch: int = 12
     rate: float = 1.5e-3
     warmup: int = 30
@@ -73,12 +74,13 @@ def name_ids(prompts: Prompts) -> Tensor:
 
 
 def alignment(model: Model, visual: Tensor, cells: Tensor, names: Tensor) -> tuple[Tensor, float]:
-    """Cross-entropy of visual token · word embedding over the class names, plus row and column of the cell."""
+    """Cross-entropy of cosine(visual token, word embedding) over the names, plus row and column of the cell."""
     flat = visual.flatten(0, 1)
     truth = cells.flatten()
     weight = torch.ones(CLASSES)
     weight[len(sprite_names()) :] = 0.2  # most cells show background
-    scores = flat @ model.language.embed_tokens.weight[names].T
+    words = nn.functional.normalize(model.language.embed_tokens.weight[names], dim=1)
+    scores = SHARPNESS * nn.functional.normalize(flat, dim=1) @ words.T
     loss = nn.functional.cross_entropy(scores, truth, weight, ignore_index=IGNORE)
     place = torch.arange(CELLS)
     rows = place.repeat_interleave(CELLS).repeat(len(visual))
@@ -124,12 +126,14 @@ def align(work: Path, plan: Plan, log: Callable[[str], None]) -> None:
         if step % 20 == 19:
             state = f"loss {loss.item():.3f} cells {right:.3f} {time.time() - start:.0f}s"
             log(f"align {step + 1}/{plan.align_steps} {state}")
+    with torch.no_grad():  # what resembles a word shall be called by that word
+        model.language.lm_head.weight.copy_(0.1 * model.language.embed_tokens.weight)
     torch.save(model.state_dict(), work / "align.pt")
 
 
 def questions_of(seed: int, turn: int, first: bool) -> list[Question]:
     """What is asked about one training picture this time."""
-    asked = ask(make_scene(seed), turn=turn)
+    asked = ask(make_scene(seed, TRAINING), turn=turn)
     return [q for q in asked if q.kind in FIRST_KINDS] if first else asked
 
 

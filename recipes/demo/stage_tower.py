@@ -15,7 +15,7 @@ from muon import Muon
 from torch import Tensor, nn
 from tower import PATCH, Heads, Tower
 
-from vlmexport.demo.scenes import TOWER_SEEDS, VALIDATION_SEEDS
+from vlmexport.demo.scenes import TOWER_SEEDS, VALIDATION_SEEDS, Difficulty
 from vlmexport.demo.sprites import sprite_names
 
 SHARD = 250  # scenes
@@ -134,7 +134,7 @@ def rate_at(step: int, plan: Plan) -> float:
 @torch.no_grad()
 def object_accuracy(tower: Tower, heads: Heads, count: int) -> tuple[float, float]:
     """On unseen whole pictures: objects named right by the mean of their patches, and backgrounds named right."""
-    pictures, labels = render(VALIDATION_SEEDS[:count])
+    pictures, labels = render(VALIDATION_SEEDS[:count], Difficulty())
     right = total = plain = 0
     for at in range(0, count, 10):
         what = heads(tower.whole(normalized(pictures[at : at + 10])))[0].log_softmax(-1)
