@@ -39,9 +39,10 @@ class Onnx(_Frozen):
     )
     observer: Literal["minmax", "mse"] = Field("mse", description="How activation ranges come from statistics.")
     smooth: bool = Field(True, description="Fold outlier columns into the norm or layer before (SmoothQuant).")
-    float_below_db: float = Field(
-        10.0, description="Layers whose predicted signal to noise ratio is lower stay in float."
+    twice_below_db: float = Field(
+        32.0, description="Layers whose predicted signal to noise ratio is lower read their input as two int8 terms."
     )
+    float_below_db: float = Field(16.0, description="Layers for which even two terms predict less stay in float.")
     float_layers: tuple[str, ...] = Field(
         (), description="Patterns (fnmatch) of layers that stay in float, as in the float model's module paths."
     )
@@ -88,7 +89,7 @@ class Recipe(_Frozen):
         """Whether any tensor of this recipe is quantized by what calibration saw."""
         if self.format == "onnx":
             return "int8" in (self.onnx.vision, self.onnx.decoder)
-        return self.gguf.imatrix == "auto" and self.gguf.type not in ("f32", "f16", "bf16")
+        return self.gguf.imatrix == "auto" and self.gguf.type not in ("f32", "f16", "bf16", "q8_0")
 
 
 def recipes_folder() -> Path:

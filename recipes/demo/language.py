@@ -156,10 +156,15 @@ class Language(nn.Module):
         for layer in self.layers:
             start(cast(Layer, layer))
 
-    def forward(self, embedded: Tensor, at: Places, first: int) -> Tensor:
-        """[batch, tokens, WIDTH] → normed states of the tokens from `first` on (the last block skips the others)."""
+    def forward(self, embedded: Tensor, at: Places, first: int, inputs: list[Tensor] | None = None) -> Tensor:
+        """[batch, tokens, WIDTH] → normed states of the tokens from `first` on (the last block skips the others).
+
+        inputs: receives what every block reads.
+        """
         x = embedded
         for index, layer in enumerate(self.layers):
+            if inputs is not None:
+                inputs.append(x)
             x = layer(x, at, first if index == len(self.layers) - 1 else 0)
         return cast(Tensor, self.norm(x))
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlmexport.demo.questions import Question
 
 VISUAL = CELLS * CELLS
+NAMING = ("exists", "where")  # questions that end with an object's name
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,9 @@ class Packed:
 
     before: ids of the system text [p]; ids [n, t] of the turns, padded; where: rotations and mask of prefix and
     turns together; answers [m, 2]: (picture, turn token) whose successor is counted; targets [m]: that successor;
-    owners [m]: number of the question, counted over the batch; questions: all of them, in that order.
+    owners [m]: number of the question, counted over the batch; questions: all of them, in that order;
+    named [k, 3]: (picture, turn token, turn token before the answer) of objects that are asked for by name,
+    named_ids [k]: those names.
     """
 
     before: Tensor
@@ -30,6 +33,8 @@ class Packed:
     targets: Tensor
     owners: Tensor
     questions: list[Question]
+    named: Tensor
+    named_ids: Tensor
 
 
 def pack(asked: list[list[Question]], prompts: Prompts) -> Packed:
@@ -38,6 +43,7 @@ def pack(asked: list[list[Question]], prompts: Prompts) -> Packed:
     prefix = len(before) + VISUAL
     rows, positions, turns, answers, targets, owners = [], [], [], [], [], []
     questions: list[Question] = []
+    named = []
     for picture, some in enumerate(asked):
         row: list[int] = []
         place, turn_of = list(range(prefix)), [0] * prefix
@@ -47,6 +53,9 @@ def pack(asked: list[list[Question]], prompts: Prompts) -> Packed:
                 answers.append((picture, len(row) + at))
                 targets.append(ids[at + 1])
                 owners.append(len(questions))
+            if question.kind in NAMING:
+                mark = len(prompts.pieces.encode(f"\n{question.text.removesuffix('?')}")) - 1
+                named.append((picture, len(row) + mark, len(row) + prompt - 1, ids[mark]))
             row += ids[:-1]
             place += range(prefix, prefix + len(ids) - 1)
             turn_of += [number] * (len(ids) - 1)
@@ -61,23 +70,25 @@ def pack(asked: list[list[Question]], prompts: Prompts) -> Packed:
         torch.tensor([p + [0] * (total - len(p)) for p in positions]),
         torch.tensor([t + [-1] * (total - len(t)) for t in turns]),
     )
+    found = torch.tensor(named).view(-1, 4)
     return Packed(
-        torch.tensor(before),
-        ids,
-        where,
-        torch.tensor(answers),
-        torch.tensor(targets),
-        torch.tensor(owners),
-        questions,
+        before=torch.tensor(before),
+        ids=ids,
+        where=where,
+        answers=torch.tensor(answers),
+        targets=torch.tensor(targets),
+        owners=torch.tensor(owners),
+        questions=questions,
+        named=found[:, :3],
+        named_ids=found[:, 3],
     )
 
 
-def answer_logits(language: Language, visual: Tensor, packed: Packed) -> Tensor:
-    """visual [n, 144, WIDTH] → logits [m, vocabulary] at the answers' places only."""
-    batch = visual.shape[0]
-    before = language.embed_tokens(packed.before).expand(batch, -1, -1)
+def answer_logits(language: Language, visual: Tensor, packed: Packed, inputs: list[Tensor] | None = None) -> Tensor:
+    """visual [n, 144, WIDTH] → logits [m, vocabulary] at the answers' places only; inputs as in Language.forward."""
+    before = language.embed_tokens(packed.before).expand(visual.shape[0], -1, -1)
     embedded = torch.cat([before, visual, language.embed_tokens(packed.ids)], dim=1)
-    states = language(embedded, packed.where, len(packed.before) + VISUAL)
+    states = language(embedded, packed.where, len(packed.before) + VISUAL, inputs)
     return nn.functional.linear(states[packed.answers[:, 0], packed.answers[:, 1]], language.lm_head.weight)
 
 

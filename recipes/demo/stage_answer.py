@@ -19,6 +19,7 @@ import torch
 from data import CLASSES, IGNORE
 from features import Features, load_features
 from language import CELLS, WIDTH, Language, Projector
+from looking import look_loss
 from muon import Muon
 from packing import answer_logits, exact, pack
 from prompts import VOCABULARY, Prompts
@@ -28,6 +29,9 @@ from vlmexport.demo.questions import Question, ask
 from vlmexport.demo.scenes import BACKGROUNDS, TRAINING, make_scene
 from vlmexport.demo.sprites import sprite_names
 
+LOUDNESS = 0.6  # root mean square of visual tokens, as of word embeddings: later blocks can still change them
+PLACES = ("left", "right", "top", "bottom")
+PLACE_REACH = 4.0  # of 8, the norm of a word embedding: a cell at the edge resembles the word for that edge
 SHARPNESS = 14.0  # of the alignment: cosine → logit
 FIRST_KINDS = (
     "what",
@@ -42,19 +46,33 @@ FIRST_KINDS = (
 class Plan:
     """Counts are steps and pictures per step."""
 
-    scenes: int = 4000
+    scenes: int = 4000  # per round
     validation: int = 160
-    align_steps: int = 300
+    align_steps: int = 200
     align_batch: int = 32
     align_rate: float = 2e-3
-    steps: int = 750
+    rounds: tuple[int, ...] = (1000, 500)  # steps; every round has scenes of its own and a falling rate
     first_steps: int = 60
     batch: int = 12
-    rate: float = 1.5e-3
+    rates: tuple[float, ...] = (1.5e-3, 0.9e-3)
     warmup: int = 30
     align_weight: tuple[float, float] = (0.5, 0.05)
+    look_weight: float = 0.1
+    lessons_from: int = 300  # the step from which on every lesson of looking.py is taught
     check_every: int = 100
     seed: int = 2
+
+    @property
+    def steps(self) -> int:
+        return sum(self.rounds)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """Round, and step within it."""
+        at = 0
+        while step >= self.rounds[at]:
+            step -= self.rounds[at]
+            at += 1
+        return at, step
 
 
 class Model(nn.Module):
@@ -69,22 +87,31 @@ class Model(nn.Module):
 
 
 def name_ids(prompts: Prompts) -> Tensor:
-    """[CLASSES]: the token of every class, sprites then backgrounds."""
-    return torch.tensor([prompts.name_id(name) for name in (*sprite_names(), *BACKGROUNDS)])
+    """[CLASSES + 4]: the token of every class, sprites then backgrounds, and of the words for places."""
+    return torch.tensor([prompts.name_id(name) for name in (*sprite_names(), *BACKGROUNDS, *PLACES)])
 
 
 def alignment(model: Model, visual: Tensor, cells: Tensor, names: Tensor) -> tuple[Tensor, float]:
-    """Cross-entropy of cosine(visual token, word embedding) over the names, plus row and column of the cell."""
+    """Visual tokens resemble the word for what their cell shows, and the words for where it lies.
+
+    Cross-entropy of cosine(visual token, word embedding) over the class names; along the directions left → right and
+    top → bottom of the word embeddings, the squared distance from the cell's place; norm, row and column.
+    """
     flat = visual.flatten(0, 1)
     truth = cells.flatten()
     weight = torch.ones(CLASSES)
     weight[len(sprite_names()) :] = 0.2  # most cells show background
-    words = nn.functional.normalize(model.language.embed_tokens.weight[names], dim=1)
+    words = nn.functional.normalize(model.language.embed_tokens.weight[names[:CLASSES]], dim=1)
     scores = SHARPNESS * nn.functional.normalize(flat, dim=1) @ words.T
     loss = nn.functional.cross_entropy(scores, truth, weight, ignore_index=IGNORE)
-    place = torch.arange(CELLS)
-    rows = place.repeat_interleave(CELLS).repeat(len(visual))
-    cols = place.repeat(CELLS).repeat(len(visual))
+    line = torch.arange(CELLS)
+    rows = line.repeat_interleave(CELLS).repeat(len(visual))
+    cols = line.repeat(CELLS).repeat(len(visual))
+    loss = loss + (flat.square().mean(1).sqrt() - LOUDNESS).square().mean()
+    left, right, top, bottom = model.language.embed_tokens.weight[names[CLASSES:]].detach()
+    for low, high, place in ((left, right, cols), (top, bottom, rows)):
+        wanted = PLACE_REACH * (place - (CELLS - 1) / 2) / (CELLS / 2)
+        loss = loss + 0.1 * nn.functional.mse_loss(flat @ nn.functional.normalize(high - low, dim=0), wanted)
     loss = loss + 0.1 * nn.functional.cross_entropy(model.row(flat), rows)
     loss = loss + 0.1 * nn.functional.cross_entropy(model.col(flat), cols)
     shown = (truth >= 0) & (truth < len(sprite_names()))
@@ -116,7 +143,7 @@ def align(work: Path, plan: Plan, log: Callable[[str], None]) -> None:
     for step in range(plan.align_steps):
         fall = 0.5 + 0.5 * math.cos(math.pi * step / plan.align_steps)
         set_rate([optimizer], plan.align_rate * min(1.0, (step + 1) / 20) * (0.1 + 0.9 * fall))
-        indices = np.sort(rng.choice(len(training.cells), plan.align_batch, replace=False))
+        indices = np.sort(rng.choice(plan.scenes, plan.align_batch, replace=False))
         features, cells = training.batch(indices)
         loss, right = alignment(model, model.projector(features), cells, names)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -138,8 +165,10 @@ def questions_of(seed: int, turn: int, first: bool) -> list[Question]:
 
 
 def rate_at(step: int, plan: Plan) -> float:
-    fall = 0.5 + 0.5 * math.cos(math.pi * step / plan.steps)
-    return plan.rate * min(1.0, (step + 1) / plan.warmup) * (0.01 + 0.99 * fall)
+    """Warm-up and cosine, once per round."""
+    at, step = plan.place(step)
+    fall = 0.5 + 0.5 * math.cos(math.pi * step / plan.rounds[at])
+    return plan.rates[at] * min(1.0, (step + 1) / plan.warmup) * (0.01 + 0.99 * fall)
 
 
 @torch.no_grad()
@@ -178,10 +207,11 @@ class Trainer:
 
     def pictures(self) -> tuple[int, np.ndarray]:
         """Epoch, and the pictures of this step: every epoch has an order of its own."""
-        plan, count = self.plan, len(self.training.cells)
-        epoch, at = divmod(self.step * plan.batch, count - count % plan.batch)
+        plan, count = self.plan, self.plan.scenes
+        part, step = plan.place(self.step)
+        epoch, at = divmod(step * plan.batch, count - count % plan.batch)
         order = np.random.default_rng([plan.seed, 2, epoch]).permutation(count)
-        return epoch, np.sort(order[at : at + plan.batch])
+        return epoch, part * count + np.sort(order[at : at + plan.batch])
 
     def advance(self) -> str:
         """One step; returns what to log."""
@@ -193,19 +223,22 @@ class Trainer:
         seeds = [self.training.first_seed + int(i) for i in indices]
         packed = pack([questions_of(seed, 1 + epoch, first) for seed in seeds], self.prompts)
         visual = model.projector(features)
-        logits = answer_logits(model.language, visual, packed)
+        inputs: list[Tensor] = []
+        logits = answer_logits(model.language, visual, packed, inputs)
         loss = nn.functional.cross_entropy(logits, packed.targets)
         aligned, right = alignment(model, visual, cells, self.names)
-        share = self.step / plan.steps
+        share = min(1.0, self.step / plan.rounds[0])
         weight = plan.align_weight[0] * (1 - share) + plan.align_weight[1] * share
-        (loss + weight * aligned).backward()  # type: ignore[no-untyped-call]
+        names, every = self.names[: len(sprite_names())], self.step >= plan.lessons_from
+        look = look_loss(model.language.layers, inputs, packed, cells, names, every)
+        (loss + weight * aligned + plan.look_weight * look).backward()  # type: ignore[no-untyped-call]
         norm = float(nn.utils.clip_grad_norm_(model.parameters(), 1.0))
         for optimizer in self.made:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
         good = sum(exact(logits.detach(), packed)) / len(packed.questions)
-        return f"loss {loss.item():.3f} exact {good:.3f} cells {right:.3f} norm {norm:.2f}"
+        return f"loss {loss.item():.3f} exact {good:.3f} cells {right:.3f} look {look.item():.2f} norm {norm:.2f}"
 
     def save(self) -> None:
         """Write beside, then rename."""

@@ -66,7 +66,9 @@ def answer_plan(smoke: bool) -> stage_answer.Plan:
 
     if not smoke:
         return stage_answer.Plan()
-    return stage_answer.Plan(scenes=250, validation=4, align_steps=2, steps=3, first_steps=1, batch=2, check_every=2)
+    return stage_answer.Plan(
+        scenes=250, validation=4, align_steps=2, rounds=(3, 2), first_steps=1, batch=2, check_every=2
+    )
 
 
 def run_features(work: Path, smoke: bool) -> None:
@@ -74,11 +76,12 @@ def run_features(work: Path, smoke: bool) -> None:
     from prompts import train_tokenizer
 
     plan = answer_plan(smoke)
+    scenes = plan.scenes * len(plan.rounds)
     if not (work / "tokenizer.model").exists():
         train_tokenizer(work / "tokenizer.model")
-    renderer = render_beside(work / "train", features.TRAIN_SEEDS[: plan.scenes], features.SHARD)
+    renderer = render_beside(work / "train", features.TRAIN_SEEDS[:scenes], features.SHARD)
     try:
-        features.compute_features(work, plan.scenes, plan.validation, log)
+        features.compute_features(work, scenes, plan.validation, log)
     finally:
         renderer.terminate()
 

@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 from tests.onnx_bundles import Bundles, recipe
+from tests.quantize.graphs import fused
 from vlmexport.artifact.bundle import read_manifest, verify
 from vlmexport.artifact.onnx import export_onnx
 from vlmexport.checkpoint import Checkpoint
@@ -62,6 +63,16 @@ def test_coverage(onnx_bundle: Bundles) -> None:
     large = [(i.name, i.data_type) for i in graph.initializer if np.prod(i.dims) > 4096]
     assert large
     assert {kind for _, kind in large} == {onnx.TensorProto.INT8}
+
+
+def test_onnxruntime_computes_int8(onnx_bundle: Bundles, tmp_path: Path) -> None:
+    """Every int8 layer is one fused integer product (two where it takes two terms); float ones are attention's."""
+    folder = onnx_bundle("int8")
+    report = read_manifest(folder).details["report"]
+    for graph, layers, attention in (("vision_encoder", 2 * 6 + 2, 2), ("decoder_model_merged", 8, 1)):
+        kinds = fused(folder / f"onnx/{graph}_int8.onnx", tmp_path)
+        assert kinds.count("MatMulIntegerToFloat") == layers + len(report[graph]["two_terms"])
+        assert sum(kind in ("MatMul", "FusedMatMul") for kind in kinds) == 2 * attention
 
 
 def test_the_same_input_gives_the_same_bytes(onnx_bundle: Bundles) -> None:

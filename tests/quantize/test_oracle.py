@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
-from vlmexport.artifact.session import open_session, run
+from tests.quantize.graphs import layer_graph, outputs
 from vlmexport.quantize.ranges import Range
 from vlmexport.quantize.schemes import Scheme, find_scheme
-from vlmexport.quantize.static_int8 import initializer, quantize
+from vlmexport.quantize.static_int8 import quantize
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -33,28 +32,6 @@ LAYERS = {
     "conv": (lambda: nn.Conv2d(16, 24, 3, 2, 1), (2, 16, 14, 14)),
     "depthwise": (lambda: nn.Conv2d(32, 32, 3, 1, 1, groups=32), (2, 32, 12, 12)),
 }
-
-
-def as_graph(layer: nn.Module, shape: tuple[int, ...]) -> ir.Model:
-    """A float graph of one layer, as the exporter would make it."""
-    source = ir.val("x", dtype=ir.DataType.FLOAT, shape=shape)
-    graph = ir.Graph([source], [], nodes=[], opset_imports={"": 21}, name="graph")
-    weight = layer.weight.detach().numpy()
-    bias = initializer(graph, "layer.bias", layer.bias.detach().numpy())
-    if isinstance(layer, nn.Conv2d):
-        attributes = {
-            "kernel_shape": layer.kernel_size, "strides": layer.stride, "pads": [*layer.padding] * 2,
-            "group": layer.groups,
-        }  # fmt: skip
-        nodes = [ir.node("Conv", [source, initializer(graph, "layer.weight", weight), bias], attributes, name="layer")]
-    else:
-        product = ir.node("MatMul", [source, initializer(graph, "layer.weight", weight.T.copy())], name="layer")
-        nodes = [product, ir.node("Add", [product.outputs[0], bias])]
-    graph.extend(nodes)
-    output = nodes[-1].outputs[0]
-    output.name, output.type = "y", ir.TensorType(ir.DataType.FLOAT)
-    graph.outputs.append(output)
-    return ir.Model(graph, ir_version=10)
 
 
 def qconfig(scheme: Scheme) -> Any:
@@ -100,12 +77,11 @@ def steps_apart(kind: str, engine: str, scheme: Scheme, path: Path) -> torch.Ten
     oracle = convert(layer, x, engine, qconfig(scheme))
     expected = oracle.module(oracle.quant(x))
     scale, zero = float(oracle.quant.scale), int(oracle.quant.zero_point)
-    model = as_graph(layer, shape)
+    model = layer_graph(layer, shape)
     span = Range(-zero * scale, (scheme.steps - zero) * scale)
     coverage = quantize(model, {"layer": span}, scheme, keep=lambda product: None)
     assert coverage.share == 1.0
-    ir.save(model, path / "int8.onnx")
-    got = torch.from_numpy(run(open_session(path / "int8.onnx"), {"x": x.numpy()})["y"].copy())
+    got = torch.from_numpy(outputs(model, x.numpy(), path).copy())
     levels = torch.round(got / expected.q_scale()) + expected.q_zero_point()
     return (torch.clamp(levels, 0, scheme.steps) - expected.int_repr()).abs()
 
@@ -136,9 +112,8 @@ def test_narrow_activations_cost_accuracy_and_buy_nothing_here(tmp_path: Path) -
     exact = layer(x).detach().numpy()
     noise = {}
     for scheme in (find_scheme("fbgemm"), find_scheme("fbgemm").reduced()):
-        model = as_graph(layer, (128, 256))
+        model = layer_graph(layer, (128, 256))
         quantize(model, {"layer": Range(float(x.min()), float(x.max()))}, scheme, keep=lambda product: None)
-        ir.save(model, tmp_path / "int8.onnx")
-        got = run(open_session(tmp_path / "int8.onnx"), {"x": x.numpy()})["y"]
+        got = outputs(model, x.numpy(), tmp_path)
         noise[scheme.steps] = float(np.square(got - exact).mean())
     assert noise[127] > 2 * noise[255]

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,6 +77,17 @@ def source_of(checkpoint: Checkpoint) -> Source:
         spec=asdict(checkpoint.spec),
         weights={path.name: sha256(path) for path in checkpoint.weight_files},
     )
+
+
+def tool_versions(*packages: str) -> dict[str, str]:
+    """Versions of vlmexport and of the packages that a bundle's bytes depend on."""
+    found = {}
+    for name in ("vlmexport", *packages):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
 
 
 def list_files(folder: Path, components: dict[str, str]) -> list[File]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from vlmexport.artifact import gguf_language, imatrix, mmproj
-from vlmexport.artifact.bundle import Manifest, list_files, source_of, staged, write_manifest
+from vlmexport.artifact.bundle import Manifest, list_files, source_of, staged, tool_versions, write_manifest
 from vlmexport.artifact.gguf_file import Entry, library, write
 from vlmexport.artifact.imatrix import ImportanceMatrix
 from vlmexport.calibrate.statistics import Statistics
@@ -79,7 +78,7 @@ def export_gguf(
             kind="gguf",
             source=source_of(checkpoint),
             recipe=recipe,
-            tools=_tools(),
+            tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
             calibration=_calibration(statistics, importance),
             files=list_files(folder, components),
             tensors=_unlike(language, mix.default) | _unlike(vision, settings.mmproj_type),
@@ -122,13 +121,3 @@ def _unlike(entries: list[Entry], default: str) -> dict[str, str]:
 def _notes(spec: Spec) -> list[str]:
     notes = [_JINJA, _CLASS_TOKEN]
     return notes if spec.vision.aspect_ratio == "pad" else [*notes, _NOT_PADDED]
-
-
-def _tools() -> dict[str, str]:
-    found = {}
-    for name in ("vlmexport", "gguf", "llama-cpp-python", "torch", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from fnmatch import fnmatchcase
 
-import numpy as np
 import onnx_ir as ir
 
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.quantize.noise import predicted_ratio
+from vlmexport.quantize.choice import Limits, choose
 from vlmexport.quantize.products import Product, products
 from vlmexport.quantize.ranges import Range, activation_range
 from vlmexport.quantize.schemes import find_scheme
-from vlmexport.quantize.smooth import Smoothed, smooth
+from vlmexport.quantize.smooth import fold, groups
 from vlmexport.quantize.static_int8 import Coverage, kept_by_kind, quantize
 from vlmexport.recipe import Onnx
 
@@ -23,7 +22,7 @@ class Int8:
     def __init__(self, settings: Onnx, statistics: Statistics) -> None:
         self.scheme = find_scheme(settings.scheme)
         self.smoothed: list[str] = []
-        self.predicted: dict[str, float] = {}
+        """Layers that were smoothed in the graph quantized last."""
         self._settings = settings
         self._layers = statistics.layers
         self._ranges: dict[str, Range] = {}
@@ -34,36 +33,36 @@ class Int8:
         Raises:
             NotEnoughData: a layer has no statistics.
         """
-        for product in products(model):
-            if product.path not in self._ranges and product.path in self._layers:
-                layer = self._layers[product.path]
-                self._ranges[product.path] = activation_range(layer, self._settings.observer, self.scheme)
-        ranges = dict(self._ranges)
-        smoothed: dict[str, Smoothed] = {}
-        if self._settings.smooth:
-            smoothed = smooth(model, self._layers, ranges, self.scheme, self._asked)
-            self.smoothed += sorted(smoothed)
-        ranges |= {path: layer.span for path, layer in smoothed.items()}
-        drowned = self._drowned(model, ranges, smoothed)
-        return quantize(model, ranges, self.scheme, lambda product: self._asked(product) or drowned.get(product.path))
+        settings = self._settings
+        limits = Limits(settings.twice_below_db, settings.float_below_db)
+        ranges = {p.path: self._range(p.path) for p in products(model) if p.path in self._layers}
+        kept: dict[str, str] = {}
+        twice: dict[str, str] = {}
+        self.smoothed = []
+        for group in list(groups(model, self._asked)):
+            paths = [member.path for member in group.members]
+            if paths[0] not in ranges:
+                continue
+            layer, foldable = self._layers[paths[0]], settings.smooth and bool(group.makers)
+            choice = choose(group.weights, layer, ranges[paths[0]], self.scheme, foldable, limits)
+            if choice is None:
+                kept |= dict.fromkeys(paths, "its signal would drown in int8")
+                continue
+            if choice.scales is not None:
+                fold(group, choice.scales)
+                self.smoothed += paths
+            if choice.terms == 2:
+                twice |= dict.fromkeys(paths, f"predicted {choice.ratio:.1f} dB")
+            ranges |= dict.fromkeys(paths, choice.span)
+        return quantize(model, ranges, self.scheme, lambda p: self._asked(p) or kept.get(p.path), twice)
+
+    def _range(self, path: str) -> Range:
+        if path not in self._ranges:
+            layer = self._layers[path]
+            self._ranges[path] = activation_range(layer, self._settings.observer, self.scheme)
+        return self._ranges[path]
 
     def _asked(self, product: Product) -> str | None:
         if any(fnmatchcase(product.path, pattern) for pattern in self._settings.float_layers):
             return "recipe"
         return kept_by_kind(product)
-
-    def _drowned(self, model: ir.Model, ranges: dict[str, Range], smoothed: dict[str, Smoothed]) -> dict[str, str]:
-        """Layers whose typical signal would drown in noise, with the predicted ratio."""
-        found = {}
-        for product in products(model):
-            layer = self._layers.get(product.path)
-            if layer is None or product.node.op_type != "MatMul" or self._asked(product):
-                continue
-            assert product.weight.const_value is not None
-            weight = np.asarray(product.weight.const_value.numpy(), np.float32)
-            scales = smoothed[product.path].scales if product.path in smoothed else None
-            ratio = predicted_ratio(weight, layer, ranges[product.path], self.scheme, scales)
-            self.predicted[product.path] = round(ratio, 1)
-            if ratio < self._settings.float_below_db:
-                found[product.path] = f"predicted {ratio:.1f} dB"
-        return found

@@ -145,7 +145,7 @@ def _graph(
         coverage = int8.quantize(traced.model)
         external = save(traced.model, path)
         report |= {"scheme": int8.scheme.name, "int8_share": round(coverage.share, 6)}
-        report["nodes_int8"] = _count(traced.model)
+        report |= {"nodes_int8": _count(traced.model), "two_terms": coverage.twice, "smoothed": int8.smoothed}
         written.float_layers |= _float_layers(coverage)
     written.files[traced.name] = file
     written.suffixes[traced.name] = suffix

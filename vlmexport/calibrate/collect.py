@@ -24,6 +24,8 @@ class _Recorder:
         self.layers: dict[str, LayerStatistics] = {}
         self.active = True
         self.is_image: torch.Tensor | None = None
+        self._last: torch.Tensor | None = None
+        self._counted = LayerStatistics(0)
         self._handles = [
             module.register_forward_pre_hook(self._hook(name))
             for name, module in vlm.named_modules()
@@ -36,9 +38,12 @@ class _Recorder:
                 return
             x = inputs[0].detach().float()
             rows = x.movedim(1, -1).flatten(0, -2) if isinstance(module, nn.Conv2d) else x.flatten(0, -2)
-            if name not in self.layers:
-                self.layers[name] = LayerStatistics(rows.shape[-1])
-            self.layers[name].add(rows, self.is_image)
+            # Query, key and value read one tensor, and so do gate and up: it is counted once.
+            if inputs[0] is not self._last:
+                self._last, self._counted = inputs[0], LayerStatistics(rows.shape[-1])
+                self._counted.add(rows, self.is_image)
+            known = self.layers.get(name)
+            self.layers[name] = self._counted if known is None else known + self._counted
 
         return add
 

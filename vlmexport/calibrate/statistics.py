@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 BINS = 4096
+_FINEST = -100  # of the exponents of bins: their reciprocals stay within float32
 
 
 @dataclass
@@ -45,14 +46,16 @@ class Histogram:
         return (np.arange(BINS, dtype=np.float64) - BINS // 2 + 0.5) * self.width
 
     def add(self, values: torch.Tensor) -> None:
-        """Count float values of any shape; all finite."""
-        largest = float(values.abs().max()) if values.numel() else 0.0
+        """Count float values of any shape, at least one; all finite."""
+        low, high = values.aminmax()
+        largest = max(-float(low), float(high))
         if largest == 0.0:
-            needed = self.exponent if self.exponent is not None else -126
+            needed = self.exponent if self.exponent is not None else _FINEST
         else:
-            needed = math.floor(math.log2(largest / (BINS // 2))) + 1
+            needed = max(math.floor(math.log2(largest / (BINS // 2))) + 1, _FINEST)
         self.coarsen(needed)
-        index = torch.floor(values.flatten() / self.width).to(torch.int64) + BINS // 2
+        # Times a power of two is exact; a value on an edge belongs to the bin above it.
+        index = (values.flatten() * (1 / self.width)).floor_().to(torch.int32).add_(BINS // 2)
         self.counts += torch.bincount(index.clamp_(0, BINS - 1), minlength=BINS).numpy()
 
     def coarsen(self, exponent: int) -> None:
@@ -103,16 +106,18 @@ class LayerStatistics:
 
     def add(self, rows: torch.Tensor, is_image: torch.Tensor | None = None) -> None:
         """Add f32 [rows, columns]; ``is_image`` bool [rows], all image where it is None."""
-        low, high = rows.aminmax()
-        self.minimum = min(self.minimum, float(low))
-        self.maximum = max(self.maximum, float(high))
+        low, high = rows.aminmax(dim=0)
+        self.minimum = min(self.minimum, float(low.min()))
+        self.maximum = max(self.maximum, float(high.max()))
         self.histogram.add(rows)
-        self.abs_max = np.maximum(self.abs_max, rows.abs().amax(0).numpy().astype(np.float64))
-        squares = rows.double().square()
+        self.abs_max = np.maximum(self.abs_max, torch.maximum(-low, high).numpy().astype(np.float64))
         if is_image is None:
             is_image = torch.ones(rows.shape[0], dtype=torch.bool)
-        self.sum_sq_image = self.sum_sq_image + squares[is_image].sum(0).numpy()
-        self.sum_sq_text = self.sum_sq_text + squares[~is_image].sum(0).numpy()
+        squares = rows.square()
+        all_squares = squares.sum(0, dtype=torch.float64).numpy()
+        of_text = squares[~is_image].sum(0, dtype=torch.float64).numpy()
+        self.sum_sq_image = self.sum_sq_image + (all_squares - of_text)
+        self.sum_sq_text = self.sum_sq_text + of_text
         self.count_image += int(is_image.sum())
         self.count_text += int((~is_image).sum())
 

@@ -43,14 +43,14 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 class Difficulty:
     """How hard the scenes are. Lengths in pixels, angles in degrees, colour changes as fractions."""
 
-    size: tuple[float, float] = (80.0, 140.0)
-    angle: float = 25.0
+    size: tuple[float, float] = (92.0, 140.0)
+    angle: float = 20.0
     brightness: float = 0.2
-    contrast: float = 0.22
-    hue: float = 0.15
-    noise: tuple[float, float] = (3.0, 12.0)
+    contrast: float = 0.2
+    hue: float = 0.08
+    noise: tuple[float, float] = (2.0, 8.0)
     texture: float = 22.0
-    bar_chance: float = 0.25
+    bar_chance: float = 0.15
     bar_width: tuple[int, int] = (6, 12)
     counts: tuple[float, float, float, float] = (0.25, 0.25, 0.25, 0.25)
     reading_order: float = 0.75  # share of scenes whose sprites stand at clearly different x and y

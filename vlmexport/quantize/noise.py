@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from vlmexport.calibrate.statistics import Histogram, LayerStatistics
-from vlmexport.quantize.ranges import F64, Range, quantize_weight, squared_error, weight_scales
+from vlmexport.quantize.ranges import F32, F64, Range, quantize_weight, squared_error, weight_scales
 from vlmexport.quantize.schemes import Scheme
 
-F32 = npt.NDArray[np.float32]
 _TYPICAL = 0.999
 """Part of the values, smallest first, that is called typical. A few tokens and channels hold nearly all of the energy
 of a Llama's inputs; a signal that counts them hides that the rest drowned."""
@@ -47,24 +45,6 @@ def output_noise(weight: F32, power: F64, error: float, scheme: Scheme) -> float
     rounded = quantize_weight(weight, scales, 1, scheme).astype(np.float32) * scales
     of_weights = np.square(rounded - weight, dtype=np.float64).sum(1)
     return float(error * np.square(weight, dtype=np.float64).sum() + (power * of_weights).sum())
-
-
-def predicted_ratio(weight: F32, layer: LayerStatistics, span: Range, scheme: Scheme, scales: F64 | None) -> float:
-    """Signal to noise of one product's output for typical inputs, in dB.
-
-    Args:
-        weight: f32 [columns, outputs], as it will be quantized.
-        layer: statistics of the input before it was smoothed.
-        span: range of the input as it will be quantized.
-        scales: f64 [columns] that smoothing divided the input by, None where it was left alone.
-    """
-    power = layer.importance()
-    if scales is None:
-        signal, error = typical_signal(weight, layer), input_error(layer.histogram, span, scheme)
-    else:
-        signal = typical_signal(weight / scales.astype(np.float32)[:, None], layer)
-        power, error = power / scales**2, uniform_error(span, scheme)
-    return decibels(signal, output_noise(weight, power, error, scheme))
 
 
 def typical_signal(weight: F32, layer: LayerStatistics) -> float:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from vlmexport.calibrate.statistics import Histogram, LayerStatistics
 from vlmexport.quantize.schemes import Scheme
 
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 _GRID = 64
 _ROUNDS = 3

@@ -1,7 +1,8 @@
 """Static int8 by Q/DQ pairs around the weight products of a float graph.
 
 Only weight products: LayerNorm, GELU, Softmax, attention products, gates and residuals stay in float, and so does
-every output, because ONNX Runtime fuses DQ → MatMul ← DQ to an integer product with float output.
+every output, because ONNX Runtime fuses DQ → MatMul ← DQ to an integer product with float output. It does so while some
+dimension of the input is symbolic: where all are fixed it first merges product and bias to a Gemm, which stays float.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ class Coverage:
 
     int8: dict[str, int] = field(default_factory=dict)
     """Layer → float bytes of its weight."""
+
+    twice: dict[str, str] = field(default_factory=dict)
+    """Of those, layers that read their input as two int8 terms, and why."""
 
     float32: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Layer → float bytes of its weight, and why it stayed in float."""
@@ -51,7 +55,11 @@ def kept_by_kind(product: Product) -> str | None:
 
 
 def quantize(
-    model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme, keep: Callable[[Product], str | None] = kept_by_kind
+    model: ir.Model,
+    ranges: Mapping[str, Range],
+    scheme: Scheme,
+    keep: Callable[[Product], str | None] = kept_by_kind,
+    twice: Mapping[str, str] | None = None,
 ) -> Coverage:
     """Insert Q/DQ pairs, in place.
 
@@ -59,6 +67,9 @@ def quantize(
         model: a clean float graph (``artifact.graph.clean``).
         ranges: layer path → range of its input.
         keep: why a product stays in float, None to quantize it.
+        twice: layers whose input becomes two int8 terms, and why: x ≈ a + b, b the rounding error of a, so that
+            x·W = a·W + b·W. About 16 bits of input for one int8 weight and twice the products; ``ranges`` of such
+            layers must clip nothing, because b covers half a step of a.
 
     Returns:
         what is int8 and what is not.
@@ -79,7 +90,11 @@ def quantize(
             )
         coverage.int8[product.path] = product.bytes
         target = pointwise_to_matmul(model, product) if product.is_pointwise else product
-        pairs.quantize_input(target, ranges[product.path])
+        if twice is not None and product.path in twice and target.node.op_type == "MatMul":
+            coverage.twice[product.path] = twice[product.path]
+            pairs.split_input(target, ranges[product.path])
+        else:
+            pairs.quantize_input(target, ranges[product.path])
         pairs.quantize_weight(target)
     left = [product.path for product in products(model) if product.path not in coverage.float32]
     if left:
@@ -90,27 +105,53 @@ def quantize(
 
 
 class _Pairs:
-    """Q/DQ pairs of one graph; layers that read the same value with the same parameters share one."""
+    """Q/DQ pairs of one graph. Layers that read the same value with the same parameters share its Q, but each product
+    has a DQ of its own: ONNX Runtime does not fuse one that several products read."""
 
     def __init__(self, model: ir.Model, scheme: Scheme) -> None:
         self._graph = model.graph
         self._scheme = scheme
-        self._made: dict[tuple[int, float, int], ir.Value] = {}
+        self._made: dict[tuple[int, float, int], tuple[ir.Value, list[ir.Value]]] = {}
 
     def quantize_input(self, product: Product, span: Range) -> None:
+        product.node.replace_input_with(0, self._pair(product, self._source(product), span, "input"))
+
+    def split_input(self, product: Product, span: Range) -> None:
+        """x·W → a·W + b·W; the weight of both is quantized with the product's."""
+        source, node = self._source(product), product.node
+        rounded = self._pair(product, source, span, "input", "rounded")
+        rest = self._node("Sub", [source, rounded], f"{product.path}.rest", node)
+        half = span.parameters(self._scheme)[0] / 2
+        second = self._pair(product, rest, Range(-half, half), "rest")
+        other = ir.node("MatMul", [second, product.weight], name=f"{product.path}.of_rest")
+        total = ir.node("Add", [node.outputs[0], other.outputs[0]], name=f"{product.path}.sum")
+        other.outputs[0].name, result = f"{product.path}.of_rest", total.outputs[0]
+        old = node.outputs[0]
+        result.name, result.shape, result.type = old.name, old.shape, old.type
+        old.name = f"{product.path}.of_input"
+        self._graph.insert_after(node, [other, total])
+        old.replace_all_uses_with(result, replace_graph_outputs=True)
+        total.replace_input_with(0, old)
+        node.replace_input_with(0, self._pair(product, source, span, "input"))
+
+    def _source(self, product: Product) -> ir.Value:
         source = product.node.inputs[0]
         assert source is not None
+        return source
+
+    def _pair(self, product: Product, source: ir.Value, span: Range, name: str, result_name: str = "dq") -> ir.Value:
         scale, zero = span.parameters(self._scheme)
-        key = (id(source), scale, zero)
+        key, path = (id(source), scale, zero), f"{product.path}.{name}"
         if key not in self._made:
             kind = np.int8 if self._scheme.signed else np.uint8
-            parameters = self._constants(f"{product.path}.input", np.array(scale, np.float32), np.array(zero, kind))
-            quantized = self._node("QuantizeLinear", [source, *parameters], f"{product.path}.input_q", product.node)
-            result = self._node("DequantizeLinear", [quantized, *parameters], f"{product.path}.input_dq", product.node)
+            parameters = self._constants(path, np.array(scale, np.float32), np.array(zero, kind))
+            quantized = self._node("QuantizeLinear", [source, *parameters], f"{path}_q", product.node)
             quantized.shape, quantized.type = source.shape, ir.TensorType(ir.DataType.from_numpy(np.dtype(kind)))
-            result.shape, result.type = source.shape, ir.TensorType(ir.DataType.FLOAT)
-            self._made[key] = result
-        product.node.replace_input_with(0, self._made[key])
+            self._made[key] = quantized, parameters
+        quantized, parameters = self._made[key]
+        result = self._node("DequantizeLinear", [quantized, *parameters], f"{path}_{result_name}", product.node)
+        result.shape, result.type = source.shape, ir.TensorType(ir.DataType.FLOAT)
+        return result
 
     def quantize_weight(self, product: Product) -> None:
         tensor, axis = product.weight.const_value, product.output_axis
@@ -122,10 +163,10 @@ class _Pairs:
         weight = self._initializer(f"{product.path}.weight_int8", levels)
         parameters = self._constants(f"{product.path}.weight", scales, np.zeros(scales.shape, np.int8))
         attributes = {"axis": axis} if self._scheme.per_channel else {}
-        result = self._node("DequantizeLinear", [weight, *parameters], f"{product.path}.weight_dq", product.node,
-                            attributes)  # fmt: skip
-        result.dtype, result.shape = ir.DataType.FLOAT, ir.Shape(levels.shape)
-        product.node.replace_input_with(1, result)
+        for user, index in list(product.weight.uses()):
+            result = self._node("DequantizeLinear", [weight, *parameters], f"{user.name}.weight_dq", user, attributes)
+            result.shape, result.type = ir.Shape(levels.shape), ir.TensorType(ir.DataType.FLOAT)
+            user.replace_input_with(index, result)
         if not product.weight.uses():
             self._graph.initializers.pop(str(product.weight.name))
 
@@ -174,6 +215,7 @@ def pointwise_to_matmul(model: ir.Model, product: Product) -> Product:
     for new in chain:
         new.outputs[0].name = f"{new.name}.output"
     old, result = node.outputs[0], chain[-1].outputs[0]
+    old.name, result.name = result.name, old.name
     result.shape, result.type = old.shape, old.type
     graph.insert_before(node, chain)
     ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)

@@ -40,12 +40,12 @@ class OrtRuntime:
         spec = manifest.source.spec
         self.eos_token_id = int(spec["eos_token_id"])
         self._bos = int(spec["bos_token_id"])
-        self._bundle, self._details, self._threads = bundle, manifest.details, threads
+        self._bundle, self.details, self._threads = bundle, manifest.details, threads
         self._vision_spec = VisionSpec(**spec["vision"])
         self._template = PromptSpec(**manifest.details["prompt"])
         self._last: tuple[F32, F32] | None = None
         try:
-            self._tokenizer = Tokenizer.from_file(str(bundle / self._details["tokenizer"]))
+            self._tokenizer = Tokenizer.from_file(str(bundle / self.details["tokenizer"]))
         except Exception as error:  # tokenizers raises Exception itself
             raise CheckpointError(f"{bundle} has no readable tokenizer.json ({error})", "export it again") from error
 
@@ -56,7 +56,7 @@ class OrtRuntime:
     def features(self, pixels: F32) -> F32:
         """[1, 3, height, width] → [1, patches, vision width]."""
         outputs = run(self._vision, {"pixel_values": pixels})
-        features = outputs[self._details["features"]]
+        features = outputs[self.details["features"]]
         self._last = (features, outputs["image_features"][None])
         return features
 
@@ -101,7 +101,7 @@ class OrtRuntime:
 
     @cached_property
     def _vision(self) -> onnxruntime.InferenceSession:
-        return self._open("vision_encoder", self._details["features"])
+        return self._open("vision_encoder", self.details["features"])
 
     @cached_property
     def _projector(self) -> onnxruntime.InferenceSession:
@@ -116,7 +116,7 @@ class OrtRuntime:
         return self._open("decoder_model_merged")
 
     def _open(self, graph: str, also: str | None = None) -> onnxruntime.InferenceSession:
-        return open_session(self._bundle / self._details["graphs"][graph], self._threads, also)
+        return open_session(self._bundle / self.details["graphs"][graph], self._threads, also)
 
     def _embed(self, ids: tuple[int, ...]) -> F32:
         outputs = run(self._embedding, {"input_ids": np.array([ids], np.int64).reshape(1, -1)})

@@ -1,0 +1,98 @@
+"""Unmodified clients load a bundle and answer as ``OrtRuntime`` does: transformers.js under Node, onnxruntime-genai."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.onnx_bundles import Bundles, picture
+from vlmexport.artifact.bundle import read_manifest
+from vlmexport.runtime import Token
+from vlmexport.runtime.ort import OrtRuntime
+
+pytestmark = pytest.mark.slow
+
+QUESTION = "what is polite?"
+COUNT = 8
+PRECISIONS = ("fp32", "int8")
+SCRIPT = Path(__file__).with_name("transformers.mjs")
+
+
+TIE = 0.05
+"""Margin below which another release of ONNX Runtime may decide otherwise on an int8 graph with random weights."""
+
+
+def greedy(bundle: Path) -> tuple[OrtRuntime, list[Token]]:
+    """Our own answer about a picture that no client has to resize."""
+    runtime = OrtRuntime(bundle, read_manifest(bundle))
+    tokens = runtime.tokens(runtime.features(runtime.pixels(picture(5, (336, 336)))))
+    return runtime, list(runtime.generate(runtime.prompt(QUESTION), tokens, COUNT))
+
+
+def assert_same(got: list[int], expected: list[Token], precision: str) -> None:
+    """Token by token; an int8 answer may part at a near tie."""
+    assert len(got) == len(expected)
+    for own, token in zip(got, expected, strict=True):
+        if precision == "int8" and own != token.id and token.margin < TIE:
+            return
+        assert own == token.id, (got, expected)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_onnxruntime_genai(precision: str, onnx_bundle: Bundles) -> None:
+    genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
+    bundle = onnx_bundle(precision)
+    runtime, expected = greedy(bundle)
+    prompt, pixels = runtime.prompt(QUESTION), runtime.pixels(picture(5, (336, 336)))
+    image = [read_manifest(bundle).details["image_token_id"]] * 144
+    model = genai.Model(str(bundle))
+    settings = genai.GeneratorParams(model)
+    settings.set_search_options(max_length=512)
+    generator = genai.Generator(model, settings)
+    inputs = genai.NamedTensors()
+    inputs["input_ids"] = np.array([[*prompt.before, *image, *prompt.after]], np.int32)
+    inputs["pixel_values"] = pixels
+    inputs["num_image_tokens"] = np.array([144], np.int64)
+    generator.set_inputs(inputs)
+    got: list[int] = []
+    while len(got) < COUNT and not generator.is_done():
+        generator.generate_next_token()
+        got.append(int(generator.get_next_tokens()[0]))
+    assert_same(got, expected, precision)
+
+
+@pytest.fixture(scope="module")
+def node_modules() -> Path:
+    """A folder with ``node_modules/@huggingface/transformers``: VLMEXPORT_NODE, or tests/runtime."""
+    folder = Path(os.environ.get("VLMEXPORT_NODE", SCRIPT.parent))
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    if not (folder / "node_modules" / "@huggingface" / "transformers").is_dir():
+        pytest.skip(
+            f"@huggingface/transformers is not installed: npm install --ignore-scripts --prefix {folder} "
+            "@huggingface/transformers@4.3.1"
+        )
+    return folder
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_transformers_js(precision: str, onnx_bundle: Bundles, node_modules: Path, tmp_path: Path) -> None:
+    bundle = onnx_bundle(precision)
+    runtime, expected = greedy(bundle)
+    picture(5, (336, 336)).save(tmp_path / "picture.png")
+    script = shutil.copy(SCRIPT, node_modules / "transformers.run.mjs") if SCRIPT.parent != node_modules else SCRIPT
+    command = ["node", str(script), str(bundle), str(tmp_path / "picture.png"), QUESTION, str(COUNT)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=node_modules)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    prompt = runtime.prompt(QUESTION)
+    assert found["text"] == prompt.text
+    assert found["input_ids"] == [*prompt.before, *[runtime.details["image_token_id"]] * 144, *prompt.after]
+    np.testing.assert_allclose(found["pixels"], runtime.pixels(picture(5, (336, 336))).ravel()[:12], atol=1e-4)
+    assert_same(found["tokens"], expected, precision)

@@ -1,0 +1,21 @@
+// Answers one question about one picture with an unmodified transformers.js: bundle, picture, question, tokens.
+import path from 'node:path';
+import { AutoProcessor, LlavaForConditionalGeneration, RawImage, env } from '@huggingface/transformers';
+
+const [bundle, picture, question, count] = process.argv.slice(2);
+env.allowRemoteModels = false;
+env.localModelPath = path.dirname(bundle);
+const name = path.basename(bundle);
+const processor = await AutoProcessor.from_pretrained(name);
+const model = await LlavaForConditionalGeneration.from_pretrained(name);
+const content = [{ type: 'image' }, { type: 'text', text: question }];
+const text = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
+const inputs = await processor(await RawImage.read(picture), text);
+const output = await model.generate({ ...inputs, max_new_tokens: Number(count), do_sample: false });
+const ids = inputs.input_ids.tolist()[0].map(Number);
+console.log(JSON.stringify({
+  text,
+  input_ids: ids,
+  pixels: Array.from(inputs.pixel_values.data.slice(0, 12)),
+  tokens: output.tolist()[0].map(Number).slice(ids.length),
+}));
