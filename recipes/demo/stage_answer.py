@@ -160,7 +160,7 @@ def align(work: Path, plan: Plan, log: Callable[[str], None]) -> None:
 
 def questions_of(seed: int, turn: int, first: bool) -> list[Question]:
     """What is asked about one training picture this time."""
-    asked = ask(make_scene(seed, TRAINING), turn=turn)
+    asked = ask(make_scene(seed, TRAINING), turn=turn, described=4)
     return [q for q in asked if q.kind in FIRST_KINDS] if first else asked
 
 

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlmexport.artifact.card import card
+from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
@@ -46,6 +47,13 @@ class Source(_Model):
     weights: dict[str, str] = Field(description="File name → sha256.")
 
 
+class Calibrated(_Model):
+    """What a bundle was calibrated with."""
+
+    samples: list[str] = Field(description="Ids; a check never uses them for its verdict.")
+    sha256: str = Field(description="Of the statistics.")
+
+
 class Manifest(_Model):
     """``vlmexport.json``."""
 
@@ -54,7 +62,7 @@ class Manifest(_Model):
     source: Source
     recipe: Recipe
     tools: dict[str, str]
-    calibration: dict[str, Any] | None = None
+    calibration: Calibrated | None = None
     files: list[File] = Field(default_factory=list)
     tensors: dict[str, str] = Field(default_factory=dict, description="Tensor or layer → type, where not the default.")
     notes: list[str] = Field(default_factory=list)
@@ -77,6 +85,13 @@ def source_of(checkpoint: Checkpoint) -> Source:
         spec=asdict(checkpoint.spec),
         weights={path.name: sha256(path) for path in checkpoint.weight_files},
     )
+
+
+def calibration_of(statistics: Statistics | None) -> Calibrated | None:
+    """What a bundle was calibrated with."""
+    if statistics is None:
+        return None
+    return Calibrated(samples=list(statistics.samples), sha256=statistics.sha256())
 
 
 def tool_versions(*packages: str) -> dict[str, str]:

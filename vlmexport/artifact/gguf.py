@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from vlmexport.artifact import gguf_language, imatrix, mmproj
-from vlmexport.artifact.bundle import Manifest, list_files, source_of, staged, tool_versions, write_manifest
+from vlmexport.artifact.bundle import (
+    Manifest,
+    calibration_of,
+    list_files,
+    source_of,
+    staged,
+    tool_versions,
+    write_manifest,
+)
 from vlmexport.artifact.gguf_file import Entry, library, write
 from vlmexport.artifact.imatrix import ImportanceMatrix
 from vlmexport.calibrate.statistics import Statistics
@@ -79,7 +86,7 @@ def export_gguf(
             source=source_of(checkpoint),
             recipe=recipe,
             tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
-            calibration=_calibration(statistics, importance),
+            calibration=calibration_of(statistics) if settings.imatrix == "auto" else None,
             files=list_files(folder, components),
             tensors=_unlike(language, mix.default) | _unlike(vision, settings.mmproj_type),
             notes=_notes(spec),
@@ -105,13 +112,6 @@ def _importance(settings: Gguf, mix: Mix, spec: Spec, statistics: Statistics | N
         )
     names = gguf_language.importance_names(spec.language)
     return imatrix.from_statistics(statistics, names, settings.image_weight)
-
-
-def _calibration(statistics: Statistics | None, importance: ImportanceMatrix | None) -> dict[str, Any] | None:
-    if importance is None:
-        return None
-    samples = list(statistics.samples) if statistics is not None else []
-    return {"dataset": importance.dataset, "samples": len(samples) or importance.chunks}
 
 
 def _unlike(entries: list[Entry], default: str) -> dict[str, str]:

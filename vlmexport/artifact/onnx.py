@@ -5,14 +5,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from vlmexport.artifact import onnx_layout, tokenizer_json, trace, verify
-from vlmexport.artifact.bundle import Manifest, list_files, source_of, staged, write_manifest
+from vlmexport.artifact.bundle import (
+    Manifest,
+    calibration_of,
+    list_files,
+    source_of,
+    staged,
+    tool_versions,
+    write_manifest,
+)
 from vlmexport.artifact.graph import halve_tables, save
 from vlmexport.artifact.int8 import Int8
 from vlmexport.calibrate.statistics import Statistics
@@ -89,8 +96,8 @@ def export_onnx(
             kind="onnx",
             source=source_of(checkpoint),
             recipe=recipe,
-            tools=_tools(),
-            calibration={"samples": len(statistics.samples)} if statistics is not None else None,
+            tools=tool_versions("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
+            calibration=calibration_of(statistics),
             files=list_files(folder, components),
             tensors=written.float_layers,
             details={
@@ -173,13 +180,3 @@ def _special(checkpoint: Checkpoint) -> dict[str, str]:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _tools() -> dict[str, str]:
-    found = {}
-    for name in ("vlmexport", "torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found

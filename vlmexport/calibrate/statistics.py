@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,8 +156,19 @@ class Statistics:
             layers[name] = layers[name] + layer if name in layers else layer
         return Statistics(layers, self.samples + other.samples)
 
+    def sha256(self) -> str:
+        """Hex digest of everything in it."""
+        digest = hashlib.sha256("\n".join(self.samples).encode())
+        for name, array in sorted(self._arrays().items()):
+            digest.update(name.encode())
+            digest.update(array.tobytes())
+        return digest.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write to a safetensors file."""
+        save_file(self._arrays(), path, metadata={"samples": "\n".join(self.samples)})
+
+    def _arrays(self) -> dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]:
         arrays: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]] = {}
         for name, layer in self.layers.items():
             arrays[f"{name}/abs_max"] = layer.abs_max
@@ -167,7 +179,7 @@ class Statistics:
                 [layer.count_image, layer.count_text, layer.histogram.exponent or 0], np.int64
             )
             arrays[f"{name}/range"] = np.array([layer.minimum, layer.maximum])
-        save_file(arrays, path, metadata={"samples": "\n".join(self.samples)})
+        return arrays
 
     @classmethod
     def load(cls, path: Path) -> Statistics:

@@ -60,8 +60,12 @@ class Question:
     answer: str
 
 
-def ask(scene: Scene, turn: int = 0, exists: int = 4) -> list[Question]:
-    """Every question the scene allows; `turn` varies the objects asked for, `exists` yes/no questions in all."""
+def ask(scene: Scene, turn: int = 0, exists: int = 4, described: int = 2) -> list[Question]:
+    """Every question the scene allows.
+
+    `turn` varies the objects that are asked for, `exists` is the number of yes/no questions, and scenes of more than
+    `described` objects are not described: the demo model learns longer lists, but not well enough to be asked.
+    """
     rng = np.random.default_rng([VERSION, 2, scene.seed, turn])
     found = [Question("count", COUNT, NUMBERS[len(scene.objects) - 1])]
     found.append(Question("background", BACKGROUND, scene.background))
@@ -71,7 +75,8 @@ def ask(scene: Scene, turn: int = 0, exists: int = 4) -> list[Question]:
         found += _sides(scene)
     found += _exists(scene, rng, exists)
     found += _where(scene, rng)
-    found += _describe(scene)
+    if len(scene.objects) <= described:
+        found += _describe(scene)
     return found
 
 

@@ -91,7 +91,7 @@ def _compare(
 
 def _unseen(samples: list[Sample], manifest: Manifest) -> list[Sample]:
     """Samples that calibration has not used."""
-    used = set((manifest.calibration or {}).get("samples", ()))
+    used = set(manifest.calibration.samples if manifest.calibration else ())
     return [sample for sample in samples if sample.id not in used]
 
 
