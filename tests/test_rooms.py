@@ -13,7 +13,7 @@ PACKAGE = Path(vlmexport.__file__).parent
 # demo holds scenes and weights and imports nothing, so it stands first.
 ROOMS = (
     "errors", "console", "demo", "recipe", "checkpoint", "model", "calibrate", "quantize", "artifact",
-    "runtime", "parity", "report", "export", "cli", "__init__", "__main__",
+    "runtime", "parity", "report", "pipeline", "cli", "__init__", "__main__",
 )  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -50,3 +50,8 @@ def test_public_face() -> None:
         assert callable(getattr(vlmexport, name))
     with pytest.raises(AttributeError, match="nothing"):
         _ = vlmexport.nothing
+
+
+def test_no_module_hides_a_public_name() -> None:
+    """An imported submodule becomes an attribute of the package and would take the name's place."""
+    assert not {Path(module).stem for module in MODULES if "/" not in module} & set(vlmexport.__all__)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlmexport.checkpoint.locate import open_model
-    from vlmexport.export import export
+    from vlmexport.pipeline import export
     from vlmexport.parity.check import check
     from vlmexport.recipe import Recipe, resolve
     from vlmexport.runtime.ask import ask
@@ -22,7 +22,7 @@ _HOMES = {
     "Recipe": "vlmexport.recipe",
     "ask": "vlmexport.runtime.ask",
     "check": "vlmexport.parity.check",
-    "export": "vlmexport.export",
+    "export": "vlmexport.pipeline",
     "open_model": "vlmexport.checkpoint.locate",
     "open_runtime": "vlmexport.runtime.opening",
     "resolve": "vlmexport.recipe",

@@ -120,7 +120,7 @@ def gguf(
 
 def _export(model: str, name: str, flags: dict[str, Any], output: Path | None, force: bool, console: Console) -> None:
     from vlmexport.artifact.bundle import read_manifest
-    from vlmexport.export import export
+    from vlmexport.pipeline import export
     from vlmexport.recipe import resolve
     from vlmexport.report.bundle import facts, table
 
@@ -141,7 +141,7 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Collect the calibration statistics alone."""
-    from vlmexport.export import calibrate_to
+    from vlmexport.pipeline import calibrate_to
 
     console = Console(as_json, quiet)
     found = calibrate_to(model, output, samples, console)

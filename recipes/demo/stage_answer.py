@@ -46,15 +46,17 @@ FIRST_KINDS = (
 class Plan:
     """Counts are steps and pictures per step."""
 
-    scenes: int = 4000  # per round
+    scenes: int = 4000  # per part
     validation: int = 160
     align_steps: int = 200
     align_batch: int = 32
     align_rate: float = 2e-3
-    rounds: tuple[int, ...] = (1000, 500)  # steps; every round has scenes of its own and a falling rate
+    parts: int = 2  # sets of scenes; the rounds take turns
+    rounds: tuple[int, ...] = (1000, 500, 250)  # steps, each with a falling rate
     first_steps: int = 60
     batch: int = 12
-    rates: tuple[float, ...] = (1.5e-3, 0.9e-3)
+    rates: tuple[float, ...] = (1.5e-3, 0.9e-3, 0.9e-3)
+    count_weights: tuple[float, ...] = (1.0, 1.0, 4.0)  # of "how many" in the loss: the slowest to learn
     warmup: int = 30
     align_weight: tuple[float, float] = (0.5, 0.05)
     look_weight: float = 0.1
@@ -206,26 +208,30 @@ class Trainer:
                 optimizer.load_state_dict(saved)
 
     def pictures(self) -> tuple[int, np.ndarray]:
-        """Epoch, and the pictures of this step: every epoch has an order of its own."""
+        """Turn of questions, and the pictures of this step: every epoch has an order of its own."""
         plan, count = self.plan, self.plan.scenes
-        part, step = plan.place(self.step)
+        number, step = plan.place(self.step)
         epoch, at = divmod(step * plan.batch, count - count % plan.batch)
         order = np.random.default_rng([plan.seed, 2, epoch]).permutation(count)
-        return epoch, part * count + np.sort(order[at : at + plan.batch])
+        turn = 1 + epoch + 10 * (number // plan.parts)
+        return turn, number % plan.parts * count + np.sort(order[at : at + plan.batch])
 
     def advance(self) -> str:
         """One step; returns what to log."""
         plan, model = self.plan, self.model
         set_rate(self.made, rate_at(self.step, plan))
-        epoch, indices = self.pictures()
+        turn, indices = self.pictures()
         features, cells = self.training.batch(indices)
         first = self.step < plan.first_steps
         seeds = [self.training.first_seed + int(i) for i in indices]
-        packed = pack([questions_of(seed, 1 + epoch, first) for seed in seeds], self.prompts)
+        packed = pack([questions_of(seed, turn, first) for seed in seeds], self.prompts)
         visual = model.projector(features)
         inputs: list[Tensor] = []
         logits = answer_logits(model.language, visual, packed, inputs)
-        loss = nn.functional.cross_entropy(logits, packed.targets)
+        counts = torch.tensor([question.kind == "count" for question in packed.questions])[packed.owners]
+        weights = torch.where(counts, plan.count_weights[plan.place(self.step)[0]], 1.0)
+        losses = nn.functional.cross_entropy(logits, packed.targets, reduction="none")
+        loss = (losses * weights).sum() / weights.sum()
         aligned, right = alignment(model, visual, cells, self.names)
         share = min(1.0, self.step / plan.rounds[0])
         weight = plan.align_weight[0] * (1 - share) + plan.align_weight[1] * share
