@@ -53,9 +53,7 @@ def short_statistics(short: Checkpoint) -> Statistics:
 
 
 @pytest.fixture(scope="session")
-def onnx_bundle(
-    short: Checkpoint, short_statistics: Statistics, tmp_path_factory: pytest.TempPathFactory
-) -> Bundles:
+def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     """Bundles by name: ``fp32``, ``int8``, and ``again``, a second ``int8``."""
     root = tmp_path_factory.mktemp("onnx")
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlmexport.checkpoint.locate import open_model
-    from vlmexport.pipeline import export
     from vlmexport.parity.check import check
+    from vlmexport.pipeline import export
     from vlmexport.recipe import Recipe, resolve
     from vlmexport.runtime.ask import ask
     from vlmexport.runtime.opening import open_runtime

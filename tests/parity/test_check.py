@@ -18,8 +18,8 @@ from vlmexport.artifact.bundle import read_manifest, source_of, write_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import open_checkpoint
 from vlmexport.errors import CheckpointError, NotEnoughData, ParityFailed
-from vlmexport.pipeline import export
 from vlmexport.parity import ParityResult, check
+from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 
 RECIPES = {"onnx": "onnx-fp32", "gguf": "gguf-f16"}

@@ -114,9 +114,7 @@ def export_onnx(
     return manifest
 
 
-def _graphs(
-    vlm: VLM, image_token: int, settings: Any, int8: Int8 | None, folder: Path, console: Console
-) -> _Written:
+def _graphs(vlm: VLM, image_token: int, settings: Any, int8: Int8 | None, folder: Path, console: Console) -> _Written:
     rows = max(vlm.spec.language.vocab_size, image_token + 1)
     steps: list[tuple[Callable[[], trace.Traced], str]] = [
         (lambda: trace.trace_vision(vlm), settings.vision),
@@ -133,9 +131,7 @@ def _graphs(
     return written
 
 
-def _graph(
-    vlm: VLM, traced: trace.Traced, precision: str, int8: Int8 | None, folder: Path, written: _Written
-) -> None:
+def _graph(vlm: VLM, traced: trace.Traced, precision: str, int8: Int8 | None, folder: Path, written: _Written) -> None:
     """Compare the float graph, quantize it where it is to be int8, save it."""
     suffix = "_int8" if precision == "int8" else ""
     file = f"{_FOLDERS[traced.name]}{traced.name}{suffix}.onnx"
