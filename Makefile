@@ -8,7 +8,6 @@ VENV := .venv
 $(VENV)/ready: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet torch torchvision
 	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
