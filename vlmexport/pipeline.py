@@ -36,6 +36,9 @@ def export(
         from vlmexport.artifact.onnx import export_onnx as write
     else:
         from vlmexport.artifact.gguf import export_gguf as write
+        from vlmexport.artifact.gguf import refuse_gguf
+
+        refuse_gguf(checkpoint, recipe)
     write(checkpoint, recipe, _statistics(checkpoint, recipe, console), destination, force=force, console=console)
     return destination
 

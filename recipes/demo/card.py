@@ -48,7 +48,7 @@ def training_text() -> str:
 2. alignment: {answer.align_steps} steps of {answer.align_batch} pictures, projector and word embeddings; the tower
    stays frozen from here on;
 3. answers: {answer.steps} steps of {answer.batch} pictures with about 10 questions each, in {len(answer.rounds)} rounds
-   over {answer.parts} sets of {answer.scenes:,} scenes, seeds from {TRAIN_SEEDS.start:,}, the first
+   of {answer.scenes:,} scenes each, seeds from {TRAIN_SEEDS.start:,}, the first
    {answer.first_steps} steps captions and short answers only; loss on answers, the alignment with falling weight, and a
    few heads that are told where to look (`recipes/demo/looking.py`); random seed {answer.seed}."""
 

@@ -46,17 +46,15 @@ FIRST_KINDS = (
 class Plan:
     """Counts are steps and pictures per step."""
 
-    scenes: int = 4000  # per part
+    scenes: int = 4000  # per round
     validation: int = 160
     align_steps: int = 200
     align_batch: int = 32
     align_rate: float = 2e-3
-    parts: int = 2  # sets of scenes; the rounds take turns
-    rounds: tuple[int, ...] = (1000, 500, 250)  # steps, each with a falling rate
+    rounds: tuple[int, ...] = (1000, 500)  # steps; every round has scenes of its own and a falling rate
     first_steps: int = 60
     batch: int = 12
-    rates: tuple[float, ...] = (1.5e-3, 0.9e-3, 0.9e-3)
-    count_weights: tuple[float, ...] = (1.0, 1.0, 4.0)  # of "how many" in the loss: the slowest to learn
+    rates: tuple[float, ...] = (1.5e-3, 0.9e-3)
     warmup: int = 30
     align_weight: tuple[float, float] = (0.5, 0.05)
     look_weight: float = 0.1
@@ -213,8 +211,7 @@ class Trainer:
         number, step = plan.place(self.step)
         epoch, at = divmod(step * plan.batch, count - count % plan.batch)
         order = np.random.default_rng([plan.seed, 2, epoch]).permutation(count)
-        turn = 1 + epoch + 10 * (number // plan.parts)
-        return turn, number % plan.parts * count + np.sort(order[at : at + plan.batch])
+        return 1 + epoch, number * count + np.sort(order[at : at + plan.batch])
 
     def advance(self) -> str:
         """One step; returns what to log."""
@@ -228,10 +225,7 @@ class Trainer:
         visual = model.projector(features)
         inputs: list[Tensor] = []
         logits = answer_logits(model.language, visual, packed, inputs)
-        counts = torch.tensor([question.kind == "count" for question in packed.questions])[packed.owners]
-        weights = torch.where(counts, plan.count_weights[plan.place(self.step)[0]], 1.0)
-        losses = nn.functional.cross_entropy(logits, packed.targets, reduction="none")
-        loss = (losses * weights).sum() / weights.sum()
+        loss = nn.functional.cross_entropy(logits, packed.targets)
         aligned, right = alignment(model, visual, cells, self.names)
         share = min(1.0, self.step / plan.rounds[0])
         weight = plan.align_weight[0] * (1 - share) + plan.align_weight[1] * share

@@ -67,7 +67,7 @@ def answer_plan(smoke: bool) -> stage_answer.Plan:
     if not smoke:
         return stage_answer.Plan()
     return stage_answer.Plan(
-        scenes=250, validation=4, align_steps=2, rounds=(3, 2, 1), first_steps=1, batch=2, check_every=2
+        scenes=250, validation=4, align_steps=2, rounds=(3, 2), first_steps=1, batch=2, check_every=2
     )
 
 
@@ -76,7 +76,7 @@ def run_features(work: Path, smoke: bool) -> None:
     from prompts import train_tokenizer
 
     plan = answer_plan(smoke)
-    scenes = plan.scenes * plan.parts
+    scenes = plan.scenes * len(plan.rounds)
     if not (work / "tokenizer.model").exists():
         train_tokenizer(work / "tokenizer.model")
     renderer = render_beside(work / "train", features.TRAIN_SEEDS[:scenes], features.SHARD)

@@ -22,7 +22,7 @@ from vlmexport.parity import ParityResult, check
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 
-RECIPES = {"onnx": "onnx-fp32", "gguf": "gguf-f16"}
+RECIPES = {"onnx": "onnx-fp32", "gguf": "gguf-f32"}
 
 
 def samples(count: int = 20) -> list[Sample]:

@@ -59,11 +59,9 @@ def export_gguf(
         UsageError: the destination exists, the type is unknown, or there is no importance matrix to take.
         MissingDependency: gguf or llama-cpp-python is not installed.
     """
-    library()
-    library_path("ggml-base")
+    refuse_gguf(checkpoint, recipe)
     settings, spec = recipe.gguf, checkpoint.spec
     mix = find_mix(settings.type)
-    mmproj.projector_of(spec)
     tensors = gguf_language.tensors_of(checkpoint)
     importance = _importance(settings, mix, spec, statistics)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
@@ -99,6 +97,20 @@ def export_gguf(
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Say at once what cannot work, before anything long begins.
+
+    Raises:
+        Unsupported: GGUF or libmtmd cannot hold the model.
+        UsageError: the type is unknown.
+        MissingDependency: gguf or llama-cpp-python is not installed.
+    """
+    library()
+    library_path("ggml-base")
+    find_mix(recipe.gguf.type)
+    mmproj.projector_of(checkpoint.spec)
 
 
 def _importance(settings: Gguf, mix: Mix, spec: Spec, statistics: Statistics | None) -> ImportanceMatrix | None:
