@@ -31,7 +31,7 @@ def samples(count: int = 20) -> list[Sample]:
     for i in range(count):
         pixels = np.random.default_rng(i % 5).integers(0, 255, (7, 7, 3), dtype=np.uint8)
         image = Image.fromarray(pixels).resize((336, 336), Image.Resampling.BICUBIC)
-        found.append(Sample(f"{i}", f"image-{i % 5}", f"what is {i}?", lambda image=image: image))
+        found.append(Sample(f"{i}", f"image-{i % 5}", f"what is {i}?", lambda image=image: image, answer="a chat"))
     return found
 
 
