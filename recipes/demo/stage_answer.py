@@ -21,7 +21,7 @@ from features import Features, load_features
 from language import CELLS, WIDTH, Language, Projector
 from looking import look_loss
 from muon import Muon
-from packing import answer_logits, exact, pack
+from packing import Packed, answer_logits, exact, pack
 from prompts import VOCABULARY, Prompts
 from torch import Tensor, nn
 
@@ -51,13 +51,14 @@ class Plan:
     align_steps: int = 200
     align_batch: int = 32
     align_rate: float = 2e-3
-    rounds: tuple[int, ...] = (1000, 500)  # steps; every round has scenes of its own and a falling rate
+    rounds: tuple[int, ...] = (1000, 500, 500)  # steps; every round has scenes of its own and a falling rate
     first_steps: int = 60
     batch: int = 12
-    rates: tuple[float, ...] = (1.5e-3, 0.9e-3)
+    rates: tuple[float, ...] = (1.5e-3, 0.9e-3, 0.7e-3)
     warmup: int = 30
     align_weight: tuple[float, float] = (0.5, 0.05)
     look_weight: float = 0.1
+    count_weight: float = 3.0  # one question a picture, and the one that takes longest to learn
     lessons_from: int = 300  # the step from which on every lesson of looking.py is taught
     check_every: int = 100
     seed: int = 2
@@ -164,6 +165,13 @@ def questions_of(seed: int, turn: int, first: bool) -> list[Question]:
     return [q for q in asked if q.kind in FIRST_KINDS] if first else asked
 
 
+def answer_loss(logits: Tensor, packed: Packed, count_weight: float) -> Tensor:
+    """Cross-entropy over the answers' tokens, those of "how many" weighing more."""
+    weights = torch.tensor([count_weight if question.kind == "count" else 1.0 for question in packed.questions])
+    weights = weights[packed.owners]
+    return nn.functional.cross_entropy(logits, packed.targets, reduction="none") @ weights / weights.sum()
+
+
 def rate_at(step: int, plan: Plan) -> float:
     """Warm-up and cosine, once per round."""
     at, step = plan.place(step)
@@ -225,7 +233,7 @@ class Trainer:
         visual = model.projector(features)
         inputs: list[Tensor] = []
         logits = answer_logits(model.language, visual, packed, inputs)
-        loss = nn.functional.cross_entropy(logits, packed.targets)
+        loss = answer_loss(logits, packed, plan.count_weight)
         aligned, right = alignment(model, visual, cells, self.names)
         share = min(1.0, self.step / plan.rounds[0])
         weight = plan.align_weight[0] * (1 - share) + plan.align_weight[1] * share

@@ -27,9 +27,9 @@ class Plan:
     """Windows are squares of `window` patches around an object; counts are steps and pictures per step."""
 
     window: int = 10
-    window_steps: int = 800
+    window_steps: int = 1000
     window_batch: int = 48
-    whole_steps: int = 220
+    whole_steps: int = 300
     whole_batch: int = 12
     scenes: int = 8000
     rate: float = 1.5e-3
