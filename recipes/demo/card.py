@@ -13,7 +13,7 @@ from safetensors import safe_open
 from vlmexport.demo.scenes import BACKGROUNDS, HELDOUT_SEEDS, TOWER_SEEDS, TRAIN_SEEDS, VERSION
 from vlmexport.demo.sprites import sprite_names
 
-BITS = [4, 3, 2]
+TYPES = ("q4_k_m", "q3_k_m", "q2_k")
 
 
 def parameters(folder: Path) -> int:
@@ -71,8 +71,8 @@ test exports: it knows nothing but scenes of one to four of {len(sprite_names())
 ## Held-out scores
 
 Exact match of greedy answers on every question about {scenes} scenes (seeds from {HELDOUT_SEEDS.start:,}, generator
-version {VERSION}) that training never saw. "float" is the float16 weights computed in float32; the other columns
-round the decoder's matrices to so many bits (to nearest, blocks of 32, minimum and scale): a rough forecast.
+version {VERSION}) that training never saw. "float" is the float16 weights computed in float32; in the other columns
+libggml's kernels quantized the decoder, without an importance matrix.
 
 {score_table(found)}
 
@@ -93,6 +93,6 @@ see `vlmexport/demo/SPRITES-LICENSE`). The weights are under Apache-2.0 like the
 
 def write_card(folder: Path, scenes: int) -> None:
     """Evaluate and write README.md and scores.json into the checkpoint's folder."""
-    found = evaluate(folder, scenes, BITS)
+    found = evaluate(folder, scenes, TYPES)
     (folder / "scores.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(card_text(folder, found, scenes), encoding="utf-8")

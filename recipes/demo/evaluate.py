@@ -1,10 +1,10 @@
 """Score an exported demo checkpoint on held-out scenes: exact match per kind of question.
 
-    python recipes/demo/evaluate.py [--model vlmexport/demo/model] [--scenes 250] [--bits 4 3 2]
+    python recipes/demo/evaluate.py [--model vlmexport/demo/model] [--scenes 250] [--types q4_k_m q2_k]
 
 The float16 weights are computed in float32. An answer is right when every greedy token up to the end of text is the
-expected one; that is what greedy decoding gives, found in one pass. `--bits` rounds the language model's matrices
-to so many bits (blocks of 32, minimum and scale), a rough forecast of what GGUF types cost.
+expected one; that is what greedy decoding gives, found in one pass. `--types` quantizes the language model with
+libggml's kernels to these GGUF mixes, without an importance matrix, and scores what they decode to.
 """
 
 from __future__ import annotations
@@ -12,22 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from data import normalized
 from export import TOWER_PREFIX
-from language import Language, Projector
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
+from language import LAYERS, Language, Projector
 from packing import answer_logits, exact, pack
 from prompts import Prompts
 from safetensors.torch import load_file
 from torch import Tensor
 from tower import USED_LAYERS, Tower
 
+from vlmexport.artifact.gguf_language import gguf_name
 from vlmexport.demo.heldout import SCENES, heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import Scene
+from vlmexport.quantize import ggml
+from vlmexport.quantize.gguf_mix import Decoder, find_mix, tensor_types
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,19 +61,20 @@ class Exported:
         return self.projector(self.tower.whole(normalized(pictures)))  # type: ignore[no-any-return]
 
 
-def rounded(weight: Tensor, bits: int, block: int = 32) -> Tensor:
-    """Round to nearest with a minimum and a scale per block of a row."""
-    blocks = weight.view(-1, block)
-    low, high = blocks.amin(1, keepdim=True), blocks.amax(1, keepdim=True)
-    scale = (high - low).clamp_min(1e-12) / (2**bits - 1)
-    return (((blocks - low) / scale).round() * scale + low).view_as(weight)
-
-
-def round_language(language: Language, bits: int) -> None:
-    with torch.no_grad():
-        for name, parameter in language.named_parameters():
-            if parameter.ndim == 2 and name.startswith("layers"):
-                parameter.copy_(rounded(parameter, bits))
+@torch.no_grad()
+def quantize(language: Language, mix: str) -> None:
+    """Replace the weights by what a GGUF mix keeps of them."""
+    named = {
+        gguf_name(name if name.startswith("lm_head") else f"model.{name}"): parameter
+        for name, parameter in language.named_parameters()
+    }
+    shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
+    types = tensor_types(find_mix(mix), shapes, Decoder(layers=LAYERS, groups=1), importance=False)
+    for name, parameter in named.items():
+        if types[name] != "f32":
+            rows = ggml.quantize(parameter.contiguous().numpy(), types[name])
+            kept = dequantize(rows.reshape(len(parameter), -1), GGMLQuantizationType[types[name].upper()])
+            parameter.copy_(torch.from_numpy(kept))
 
 
 @torch.no_grad()
@@ -85,15 +92,15 @@ def scores(model: Exported, scenes: list[Scene], visual: Tensor, batch: int = 10
     return {kind: {"questions": total[kind], "exact": round(right[kind] / total[kind], 4)} for kind in sorted(total)}
 
 
-def evaluate(folder: Path, count: int, bits: list[int]) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores in float and with rounded language models."""
+def evaluate(folder: Path, count: int, mixes: Sequence[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores in float and with quantized language models."""
     model, scenes = Exported(folder), list(heldout_scenes(count))
     visual = torch.cat([model.visual(scenes[at : at + 10]) for at in range(0, count, 10)])
     found = {"float": scores(model, scenes, visual)}
-    for width in bits:
+    for mix in mixes:
         again = Exported(folder)
-        round_language(again.language, width)
-        found[f"{width}-bit"] = scores(again, scenes, visual)
+        quantize(again.language, mix)
+        found[mix] = scores(again, scenes, visual)
     return found
 
 
@@ -102,10 +109,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=ROOT / "vlmexport" / "demo" / "model")
     parser.add_argument("--scenes", type=int, default=SCENES)
-    parser.add_argument("--bits", type=int, nargs="*", default=[])
+    parser.add_argument("--types", nargs="*", default=[], help="GGUF mixes such as q4_k_m")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = evaluate(arguments.model, arguments.scenes, arguments.bits)
+    found = evaluate(arguments.model, arguments.scenes, arguments.types)
     print("kind".ljust(12), "questions", *(name.rjust(7) for name in found))
     for kind, score in found["float"].items():
         row = [f"{of[kind]['exact']:7.3f}" for of in found.values()]

@@ -4,7 +4,7 @@
 is of no use until another reads it, and the other way round. So two heads of three blocks are told:
 
 1. a name in a question looks at the cells that show it, or at itself where there are none;
-2. the token before an answer looks at the name that was asked for;
+2. the tokens before each token of an answer look at the name that was asked for;
 3. the token before a name in an answer looks at the cells that show it.
 """
 

@@ -22,7 +22,7 @@ class Packed:
     before: ids of the system text [p]; ids [n, t] of the turns, padded; where: rotations and mask of prefix and
     turns together; answers [m, 2]: (picture, turn token) whose successor is counted; targets [m]: that successor;
     owners [m]: number of the question, counted over the batch; questions: all of them, in that order;
-    named [k, 3]: (picture, turn token, turn token before the answer) of objects that are asked for by name,
+    named [k, 3]: (picture, turn token, turn token before a token of the answer) of objects that are asked for by name,
     named_ids [k]: those names.
     """
 
@@ -55,7 +55,9 @@ def pack(asked: list[list[Question]], prompts: Prompts) -> Packed:
                 owners.append(len(questions))
             if question.kind in NAMING:
                 mark = len(prompts.pieces.encode(f"\n{question.text.removesuffix('?')}")) - 1
-                named.append((picture, len(row) + mark, len(row) + prompt - 1, ids[mark]))
+                named += [
+                    (picture, len(row) + mark, len(row) + at, ids[mark]) for at in range(prompt - 1, len(ids) - 2)
+                ]
             row += ids[:-1]
             place += range(prefix, prefix + len(ids) - 1)
             turn_of += [number] * (len(ids) - 1)

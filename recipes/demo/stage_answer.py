@@ -59,7 +59,7 @@ class Plan:
     align_weight: tuple[float, float] = (0.5, 0.05)
     look_weight: float = 0.1
     count_weight: float = 3.0  # one question a picture, and the one that takes longest to learn
-    lessons_from: int = 300  # the step from which on every lesson of looking.py is taught
+    lessons_from: int = 200  # the step from which on every lesson of looking.py is taught
     check_every: int = 100
     seed: int = 2
 
@@ -161,7 +161,7 @@ def align(work: Path, plan: Plan, log: Callable[[str], None]) -> None:
 
 def questions_of(seed: int, turn: int, first: bool) -> list[Question]:
     """What is asked about one training picture this time."""
-    asked = ask(make_scene(seed, TRAINING), turn=turn, described=4)
+    asked = ask(make_scene(seed, TRAINING), turn=turn, exists=4, described=4)
     return [q for q in asked if q.kind in FIRST_KINDS] if first else asked
 
 

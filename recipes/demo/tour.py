@@ -6,6 +6,7 @@ make demo
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from pathlib import Path
@@ -63,6 +64,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder of the bundles")
     parser.add_argument("--samples", type=int, default=100, help="held-out samples for the verdicts")
+    parser.add_argument("--picture", type=Path, help="also draw the table as an SVG file")
     arguments = parser.parse_args()
     console = Console()
     start = time.monotonic()
@@ -79,7 +81,12 @@ def main() -> int:
         answers[row] = {name: "".join(ask(model, path, question, 64)) for name, model in models.items()}
     sizes = {name: size_of(folder) for name, folder in folders.items()}
     sizes["float"] = (Path(sys.modules["vlmexport"].__path__[0]) / "demo/model/model.safetensors").stat().st_size
-    RichConsole(width=130, highlight=False).print(table(results, sizes, answers))
+    screen = RichConsole(width=130, highlight=False, record=arguments.picture is not None)
+    screen.print(table(results, sizes, answers))
+    if arguments.picture:
+        # rich's fonts lie on a server: the picture shall need none.
+        drawn = re.sub(r"@font-face {.*?}", "", screen.export_svg(title="make demo"), flags=re.DOTALL)
+        arguments.picture.write_text(drawn, encoding="utf-8")
     console.note(f"{time.monotonic() - start:.0f} s; bundles are in {arguments.output}/")
     return 0 if all(result.passed for result in results.values()) else 1
 

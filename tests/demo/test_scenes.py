@@ -11,7 +11,7 @@ import pytest
 from vlmexport.demo import scenes
 from vlmexport.demo.heldout import heldout_questions, heldout_samples, heldout_scenes
 from vlmexport.demo.paint import paint, paint_with_alpha
-from vlmexport.demo.questions import FAMILIES, KINDS, NUMBERS, ask
+from vlmexport.demo.questions import FAMILIES, KINDS, NUMBERS, SQUARES, ask
 from vlmexport.demo.scenes import BACKGROUNDS, HELDOUT_SEEDS, SIDE, make_scene
 from vlmexport.demo.sprites import article, sprite, sprite_names
 
@@ -84,9 +84,9 @@ def test_answers_agree_with_the_scene() -> None:
                     assert names[question.answer].y == max(placed.y for placed in scene.objects)
                 case "where":
                     placed = names[question.text.removesuffix("?").split()[-1]]
-                    vertical, horizontal = question.answer.split()
-                    assert (placed.y < SIDE / 2) == (vertical == "top")
-                    assert (placed.x < SIDE / 2) == (horizontal == "left")
+                    _, row, _, column = question.answer.split()
+                    assert int(placed.y * SQUARES / SIDE) == NUMBERS.index(row)
+                    assert int(placed.x * SQUARES / SIDE) == NUMBERS.index(column)
                 case "describe":
                     places = [
                         question.answer.index(article(placed.name))

@@ -53,3 +53,13 @@ def test_a_stage_that_did_not_run_fails() -> None:
 def test_an_error_fails_even_without_a_gate_for_it() -> None:
     stages = [StageResult(stage="pixels", mode="chained", metrics={}, error="boom"), *measured()[1:]]
     assert broken_stage(judge(GATES, stages)) == "pixels"
+
+
+def test_accuracy_is_judged_where_an_answer_is_known_and_only_there() -> None:
+    gates = GATES.model_copy(update={"answer_task_drop": 0.02})
+    assert not any(gate.metric == "task_drop" for gate in judge(gates, measured()))
+    stages = measured()
+    for stage in stages:
+        if stage.stage == "answer":
+            stage.metrics |= {"accuracy": 0.9, "task_drop": 0.05}
+    assert [gate.metric for gate in judge(gates, stages) if not gate.passed] == ["task_drop", "task_drop"]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlmexport.demo.scenes import BACKGROUNDS, SIDE, VERSION, Placed, Scene
+from vlmexport.demo.scenes import BACKGROUNDS, SIDE, VERSION, Scene
 from vlmexport.demo.sprites import article, sprite_names
 
 KINDS = ("what", "left", "right", "above", "below", "count", "background", "exists", "where", "describe")
-NUMBERS = ("one", "two", "three", "four")
+NUMBERS = ("one", "two", "three", "four", "five", "six")
 SIDES = {
     "left": "What is on the left?",
     "right": "What is on the right?",
@@ -26,7 +26,9 @@ COUNT = "How many objects are there?"
 BACKGROUND = "What color is the background?"
 DESCRIBE = "Describe the picture."
 SIDE_MARGIN = 28.0  # pixels between the outermost object and the next
-ORDER_MARGIN = 24.0  # pixels between neighbours in reading order, and from the middle lines for "where"
+ORDER_MARGIN = 24.0  # pixels between neighbours in reading order
+SQUARES = 6  # rows and columns of "where": fine enough that it takes precise weights to tell them apart
+SQUARE_MARGIN = 8.0  # pixels between an object's centre and the edge of its square, of 56
 
 # Classes that look alike: half of the absent objects that are asked for come from here.
 FAMILIES: tuple[tuple[str, ...], ...] = (
@@ -60,7 +62,7 @@ class Question:
     answer: str
 
 
-def ask(scene: Scene, turn: int = 0, exists: int = 4, described: int = 2) -> list[Question]:
+def ask(scene: Scene, turn: int = 0, exists: int = 2, described: int = 2) -> list[Question]:
     """Every question the scene allows.
 
     `turn` varies the objects that are asked for, `exists` is the number of yes/no questions, and scenes of more than
@@ -74,7 +76,7 @@ def ask(scene: Scene, turn: int = 0, exists: int = 4, described: int = 2) -> lis
     else:
         found += _sides(scene)
     found += _exists(scene, rng, exists)
-    found += _where(scene, rng)
+    found += _where(scene)
     if len(scene.objects) <= described:
         found += _describe(scene)
     return found
@@ -109,19 +111,19 @@ def _absent(present: list[str], rng: np.random.Generator) -> str:
     return str(rng.choice(pool))
 
 
-def _where(scene: Scene, rng: np.random.Generator) -> list[Question]:
-    """The quarter of the picture in which one object's centre lies."""
-    middle = SIDE / 2
+def _where(scene: Scene) -> list[Question]:
+    """The square of the picture, of SQUARES × SQUARES, in which an object's centre lies; once for every object."""
+    side = SIDE / SQUARES
 
-    def clear(placed: Placed) -> bool:
-        return min(abs(placed.x - middle), abs(placed.y - middle)) >= ORDER_MARGIN
+    def clear(value: float) -> bool:
+        return SQUARE_MARGIN <= value % side <= side - SQUARE_MARGIN
 
-    candidates = [placed for placed in scene.objects if clear(placed)]
-    if not candidates:
-        return []
-    placed = candidates[int(rng.integers(len(candidates)))]
-    place = f"{'top' if placed.y < middle else 'bottom'} {'left' if placed.x < middle else 'right'}"
-    return [Question("where", f"Where is the {placed.name}?", place)]
+    found = []
+    for placed in scene.objects:
+        if clear(placed.x) and clear(placed.y):
+            place = f"row {NUMBERS[int(placed.y // side)]} column {NUMBERS[int(placed.x // side)]}"
+            found.append(Question("where", f"Where is the {placed.name}?", place))
+    return found
 
 
 def _describe(scene: Scene) -> list[Question]:
@@ -138,7 +140,7 @@ def corpus() -> list[str]:
     """One question and answer per line for every class, number and colour: what the tokenizer has to know."""
     lines = [f"{WHAT} {name}" for name in sprite_names()]
     lines += [f"Is there {article(name)}? yes no" for name in sprite_names()]
-    lines += [f"Where is the {name}? top left bottom right" for name in sprite_names()]
+    lines += [f"Where is the {name}? row column {' '.join(NUMBERS)}" for name in sprite_names()]
     lines += [f"{text} {name}" for text in SIDES.values() for name in sprite_names()]
     lines += [f"{COUNT} {number}" for number in NUMBERS for _ in range(20)]
     lines += [f"{BACKGROUND} {colour}" for colour in BACKGROUNDS for _ in range(20)]

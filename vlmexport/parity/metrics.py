@@ -28,6 +28,18 @@ def cosine(reference: F32, other: F32) -> F64:
     return np.where(both_zero, 1.0, value)
 
 
+def comparable(reference: F32, other: F32) -> tuple[F32, bool]:
+    """``other`` with zeros where it is not finite, and whether it was finite everywhere.
+
+    Raises:
+        ShapeDiffersError: their shapes differ.
+    """
+    if reference.shape != other.shape:
+        raise ShapeDiffersError(f"shape {list(other.shape)}, the reference has {list(reference.shape)}")
+    finite = np.isfinite(other)
+    return (other, True) if finite.all() else (np.where(finite, other, np.float32(0)), False)
+
+
 @dataclass
 class ArrayMeasure:
     """Adds up the difference of arrays over samples."""
@@ -44,11 +56,8 @@ class ArrayMeasure:
         Raises:
             ShapeDiffersError: their shapes differ.
         """
-        if reference.shape != other.shape:
-            raise ShapeDiffersError(f"shape {list(other.shape)}, the reference has {list(reference.shape)}")
-        if not np.isfinite(other).all():
-            self.finite = False
-            other = np.nan_to_num(other, nan=0.0, posinf=0.0, neginf=0.0)
+        other, finite = comparable(reference, other)
+        self.finite &= finite
         difference = other.astype(np.float64) - reference
         self.cosines.append(cosine(reference, other))
         self.error += float(np.square(difference).sum())
@@ -101,11 +110,8 @@ class LogitsMeasure:
         Raises:
             ShapeDiffersError: their shapes differ.
         """
-        if reference.shape != other.shape:
-            raise ShapeDiffersError(f"shape {list(other.shape)}, the reference has {list(reference.shape)}")
-        if not np.isfinite(other).all():
-            self.finite = False
-            other = np.nan_to_num(other, nan=0.0, posinf=0.0, neginf=0.0)
+        other, finite = comparable(reference, other)
+        self.finite &= finite
         self.max_abs = max(self.max_abs, float(np.abs(reference - other).max()))
         a, b = reference[0, -len(answer) :], other[0, -len(answer) :]
         self.kld.append(kl_divergence(a, b))
