@@ -11,6 +11,7 @@ import language
 import torch
 import tower
 from data import MEAN, STD
+from outliers import with_outliers
 from prompts import VOCABULARY, Prompts, train_tokenizer
 from safetensors.torch import save_file
 from stage_answer import Model
@@ -163,6 +164,7 @@ def export(work: Path, out: Path) -> None:
         answering = torch.load(work / "answer.pt")["model"]
     elif (work / "align.pt").exists():
         answering = torch.load(work / "align.pt")
+    answering = with_outliers(answering, "language.")
     save_file(tensors_of(trained, answering), str(fresh / "model.safetensors"), metadata={"format": "pt"})
     for name, content in side_files().items():
         (fresh / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

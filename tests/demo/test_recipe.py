@@ -35,6 +35,26 @@ def llama(vocabulary: int) -> torch.nn.Module:
     return transformers.LlamaForCausalLM(made).eval()
 
 
+def test_outlier_channels_change_no_answer() -> None:
+    from language import WIDTH, Language
+    from outliers import RATIOS, with_outliers
+    from packing import VISUAL, answer_logits, pack
+    from prompts import Prompts
+
+    prompts = Prompts(model_path() / "tokenizer.model")
+    torch.manual_seed(0)
+    plain, spiked = (Language(prompts.pieces.get_piece_size()).eval() for _ in range(2))
+    spiked.load_state_dict(with_outliers(plain.state_dict()))
+    for norm, ratios in RATIOS.items():
+        gain = spiked.state_dict()[f"layers.1.{norm}.weight"]
+        assert sorted(gain.tolist(), reverse=True)[: len(ratios)] == pytest.approx(ratios)
+    packed = pack([ask(make_scene(VALIDATION_SEEDS[0]))], prompts)
+    visual = torch.randn(1, VISUAL, WIDTH)
+    with torch.no_grad():
+        expected, found = (answer_logits(model, visual, packed) for model in (plain, spiked))
+    assert (expected - found).abs().max() < 1e-4
+
+
 def test_a_packed_turn_equals_a_single_turn() -> None:
     from language import WIDTH, Language
     from packing import VISUAL, answer_logits, pack
