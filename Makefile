@@ -11,8 +11,21 @@ $(VENV)/ready: pyproject.toml
 	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(VENV)/ready
-	$(VENV)/bin/python recipes/demo/tour.py
+# A bundle is exported again when anything that made it is newer.
+SOURCES := $(shell find vlmexport recipes/*.toml calibration -type f ! -path '*/__pycache__/*')
+BUNDLES := out/demo-x86 out/demo-arm64 out/demo-gguf
+
+out/demo-x86/vlmexport.json: $(VENV)/ready $(SOURCES)
+	$(VENV)/bin/vlmexport onnx demo --target x86 --output out/demo-x86 --force
+
+out/demo-arm64/vlmexport.json: $(VENV)/ready $(SOURCES)
+	$(VENV)/bin/vlmexport onnx demo --target arm64 --output out/demo-arm64 --force
+
+out/demo-gguf/vlmexport.json: $(VENV)/ready $(SOURCES)
+	$(VENV)/bin/vlmexport gguf demo --bits 4 --output out/demo-gguf --force
+
+demo: $(BUNDLES:=/vlmexport.json)
+	$(VENV)/bin/python recipes/demo/tour.py $(BUNDLES)
 
 test: lint
 	$(VENV)/bin/python -m pytest
