@@ -2,7 +2,7 @@
 
 `make demo` exports them and runs this:
 
-python recipes/demo/tour.py out/demo-x86 out/demo-arm64 out/demo-gguf
+    python recipes/demo/tour.py out/demo-x86 out/demo-arm64 out/demo-gguf
 """
 
 from __future__ import annotations
