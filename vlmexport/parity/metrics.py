@@ -91,7 +91,7 @@ def kl_divergence(reference: F32, other: F32) -> F64:
     """KL(reference ‖ other) of each row of logits: [rows, vocabulary] → f64 [rows], in nats."""
     p, q = log_softmax(reference), log_softmax(other)
     terms = np.where(p > MIN_LOG_PROBABILITY, np.exp(p) * (p - q), 0.0)
-    return np.asarray(terms.sum(-1), np.float64)
+    return np.maximum(np.asarray(terms.sum(-1), np.float64), 0.0)  # rounding makes equal rows -1e-16
 
 
 @dataclass
