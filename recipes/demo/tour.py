@@ -64,7 +64,7 @@ def main() -> int:
     """Check, ask, show; 1 when a bundle fails its gates."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", type=Path, nargs="+", help="bundles of the demo model")
-    parser.add_argument("--samples", type=int, default=60, help="held-out samples for the verdicts")
+    parser.add_argument("--samples", type=int, default=40, help="held-out samples for the verdicts")
     parser.add_argument("--picture", type=Path, help="also draw the table as an SVG file")
     arguments = parser.parse_args()
     console = Console()
