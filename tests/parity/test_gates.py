@@ -61,5 +61,15 @@ def test_accuracy_is_judged_where_an_answer_is_known_and_only_there() -> None:
     stages = measured()
     for stage in stages:
         if stage.stage == "answer":
-            stage.metrics |= {"accuracy": 0.9, "task_drop": 0.05}
+            stage.metrics |= {"accuracy": 0.9, "task_drop": 0.05, "task_drop_ci95": 0.01}
     assert [gate.metric for gate in judge(gates, stages) if not gate.passed] == ["task_drop", "task_drop"]
+
+
+def test_a_loss_of_accuracy_fails_when_it_is_certain() -> None:
+    gates = Gates(answer_task_drop=0.02)
+    for half, passed in ((0.049, True), (0.004, False)):
+        stages = measured()
+        for stage in stages:
+            if stage.stage == "answer":
+                stage.metrics |= {"accuracy": 0.9, "task_drop": 0.025, "task_drop_ci95": half}
+        assert all(gate.passed for gate in judge(gates, stages) if gate.metric == "task_drop") is passed
