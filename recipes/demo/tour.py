@@ -43,7 +43,9 @@ def size_of(folder: Path) -> int:
 
 def table(results: dict[str, ParityResult], sizes: dict[str, int], answers: dict[str, dict[str, str]]) -> Table:
     """Stage × bundle, then bytes and answers; the float model's answers last."""
-    shown = Table(title="vlmexport demo: what a phone gets, against the float model", title_justify="left")
+    count = next(iter(results.values())).samples
+    title = f"vlmexport demo: what a phone gets, against the float model ({count} held-out questions)"
+    shown = Table(title=title, title_justify="left")
     for column in ("stage", *results, "float model"):
         shown.add_column(column)
     for stage, metrics in ROWS.items():
