@@ -84,6 +84,9 @@ libggml's kernels quantized the decoder, without an importance matrix.
 
 Muon for the blocks' matrices, AdamW for the rest.
 
+After training the decoder's norms were given the outlier channels of SmolLM2-135M, and the weights that read them were
+divided by as much (`recipes/demo/outliers.py`): the function is the same, but as in real Llamas few bits lose it.
+
 ## Data and licence
 
 Scenes are made by `vlmexport.demo.scenes`. The objects are glyphs of Noto Color Emoji (SIL Open Font License 1.1,
