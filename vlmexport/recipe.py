@@ -70,7 +70,7 @@ class Gates(_Frozen):
     logits_kld: float | None = Field(None, description="Mean KL divergence in nats, at most.")
     logits_top1: float | None = Field(None, description="Share of equal best tokens, at least.")
     answer_equal: float | None = Field(None, description="Share of answers equal token by token, at least.")
-    answer_task_drop: float | None = Field(None, description="Certain loss (95 %) of accuracy against the float model.")
+    answer_task_drop: float | None = Field(None, description="Loss of accuracy against the float model, at most.")
 
 
 class Recipe(_Frozen):

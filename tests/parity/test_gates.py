@@ -65,9 +65,9 @@ def test_accuracy_is_judged_where_an_answer_is_known_and_only_there() -> None:
     assert [gate.metric for gate in judge(gates, stages) if not gate.passed] == ["task_drop", "task_drop"]
 
 
-def test_a_loss_of_accuracy_fails_when_it_is_certain() -> None:
+def test_a_loss_of_accuracy_is_judged_as_measured_where_the_data_resolve_the_bound() -> None:
     gates = Gates(answer_task_drop=0.02)
-    for half, passed in ((0.049, True), (0.004, False)):
+    for half, passed in ((0.049, True), (0.019, False), (0.004, False)):
         stages = measured()
         for stage in stages:
             if stage.stage == "answer":

@@ -43,18 +43,18 @@ def bounds_of(gates: Gates, stage: str) -> dict[str, float]:
 
 
 def _one(stage: str, mode: Mode, metric: str, bound: float, result: StageResult) -> GateResult:
-    value = None if result.error else _judged(metric, result.metrics)
+    value = None if result.error else _judged(metric, bound, result.metrics)
     at_least = metric in AT_LEAST
     passed = value is not None and (value >= bound if at_least else value <= bound)
     return GateResult(stage=stage, mode=mode, metric=metric, value=value, bound=bound, at_least=at_least, passed=passed)
 
 
-def _judged(metric: str, metrics: dict[str, float]) -> float | None:
-    """The value that is held against the bound: of a loss of accuracy, the part that is certain (95 %).
+def _judged(metric: str, bound: float, metrics: dict[str, float]) -> float | None:
+    """The value that is held against the bound: of a loss of accuracy that the data cannot resolve, the certain part.
 
-    One answer of forty is 2.5 points and says nothing; that many of a thousand say something.
+    One answer of forty is 2.5 points and says nothing about a bound of 2; of a thousand, 25 answers do.
     """
-    if metric == "task_drop" and metric in metrics:
+    if metric == "task_drop" and metrics.get("task_drop_ci95", 0.0) > bound:
         return metrics[metric] - metrics["task_drop_ci95"]
     return metrics.get(metric)
 
