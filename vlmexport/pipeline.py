@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmexport.artifact.bundle import sha256
+from vlmexport.artifact.bundle import fingerprints
 from vlmexport.calibrate import Statistics, calibration_samples
 from vlmexport.calibrate.cache import statistics
 from vlmexport.checkpoint import Checkpoint
@@ -51,14 +51,12 @@ def _statistics(checkpoint: Checkpoint, recipe: Recipe, console: Console) -> Sta
     """Statistics, where the recipe needs any."""
     if not recipe.needs_statistics:
         return None
-    weights = {path.name: sha256(path) for path in checkpoint.weight_files}
-    return statistics(checkpoint, weights, calibration_samples(recipe.calibration.samples), console)
+    return statistics(checkpoint, fingerprints(checkpoint), calibration_samples(recipe.calibration.samples), console)
 
 
 def calibrate_to(model: str, output: Path, samples: int | None, console: Console = QUIET) -> dict[str, int]:
     """Collect statistics and write them to a file; the number of layers and samples is returned."""
     checkpoint = open_model(model)
-    weights = {path.name: sha256(path) for path in checkpoint.weight_files}
-    found = statistics(checkpoint, weights, calibration_samples(samples), console)
+    found = statistics(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console)
     found.save(output)
     return {"layers": len(found.layers), "samples": len(found.samples)}

@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlmexport.artifact.card import card
@@ -22,6 +23,7 @@ from vlmexport.recipe import Recipe
 
 MANIFEST = "vlmexport.json"
 CARD = "README.md"
+_READ = 1 << 22
 
 
 class _Model(BaseModel):
@@ -44,7 +46,7 @@ class Source(_Model):
     path: str
     layout: str
     spec: dict[str, Any]
-    weights: dict[str, str] = Field(description="File name → sha256.")
+    weights: dict[str, str] = Field(description="File name → BLAKE3.")
 
 
 class Calibrated(_Model):
@@ -76,6 +78,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
+    """File name → BLAKE3 of a checkpoint's weights: ten times as fast as sha256, which matters for 14 GB."""
+    found = {}
+    for path in checkpoint.weight_files:
+        digest = blake3()
+        with path.open("rb", buffering=0) as file:
+            buffer = bytearray(_READ)
+            while size := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:size])
+        found[path.name] = digest.hexdigest()
+    return found
+
+
 def source_of(checkpoint: Checkpoint) -> Source:
     """Where a bundle comes from, with the hashes of its weights."""
     return Source(
@@ -83,7 +98,7 @@ def source_of(checkpoint: Checkpoint) -> Source:
         path=checkpoint.origin,
         layout=checkpoint.spec.layout,
         spec=asdict(checkpoint.spec),
-        weights={path.name: sha256(path) for path in checkpoint.weight_files},
+        weights=fingerprints(checkpoint),
     )
 
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping
 
 import numpy as np
-import torch
 
 from vlmexport.artifact import gguf_tokenizer
 from vlmexport.artifact.gguf_file import Entry, Field
@@ -78,7 +77,7 @@ def types_of(spec: LanguageSpec, mix: Mix, shapes: Mapping[str, tuple[int, ...]]
     return tensor_types(mix, shapes, Decoder(spec.num_layers, spec.num_heads // spec.num_kv_heads), importance)
 
 
-def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
+def interleave(rows: ggml.F32, heads: int) -> ggml.F32:
     """Rows of q and k in the order of llama.cpp's rotary embedding: [rows, ...], first and second half of each head
     taken in turn."""
     half = rows.shape[0] // heads // 2
@@ -96,12 +95,12 @@ def entries(
 
     def loader(name: str) -> Callable[[], ggml.U8]:
         def load() -> ggml.U8:
-            values = tensors[name].float()
+            values = tensors[name].float32()
             if ".attn_q." in name:
                 values = interleave(values, spec.num_heads)
             elif ".attn_k." in name:
                 values = interleave(values, spec.num_kv_heads)
-            rows = np.ascontiguousarray(values.numpy().reshape(-1, values.shape[-1]))
+            rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
             weights = importance.mean(name, rows.shape[1]) if importance else None
             return ggml.quantize(rows, types[name], weights, threads)
 

@@ -9,9 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-import numpy as np
-import torch
-
 from vlmexport.artifact.gguf_file import Entry, Field
 from vlmexport.checkpoint import Checkpoint, Spec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor
@@ -126,8 +123,7 @@ def entries(checkpoint: Checkpoint, type_name: str, threads: int) -> list[Entry]
 def _entry(name: str, tensor: LazyTensor, shape: tuple[int, ...], kind: str, threads: int) -> Entry:
     def loader() -> Callable[[], ggml.U8]:
         def load() -> ggml.U8:
-            values: torch.Tensor = tensor.float().reshape(-1, shape[-1])
-            return ggml.quantize(np.ascontiguousarray(values.numpy()), kind, None, threads)
+            return ggml.quantize(tensor.float32().reshape(-1, shape[-1]), kind, None, threads)
 
         return load
 

@@ -37,7 +37,7 @@ def statistics(checkpoint: Checkpoint, weights: dict[str, str], samples: list[Sa
     """The statistics of a checkpoint over samples, from the cache where it has them.
 
     Args:
-        weights: file name → sha256 of the checkpoint's weights.
+        weights: file name → hash of the checkpoint's weights.
     """
     path = cache_folder() / f"statistics-{key(weights, samples)}.safetensors"
     if path.is_file():

@@ -8,8 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, weight_files
 from vlmexport.checkpoint.tokenizer import Tokenizer, open_tokenizer
@@ -223,8 +221,3 @@ def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, LazyTens
                 f"{where}: {name} has the shape {list(found[name].shape)}, its config says {list(shape)}",
                 "config and weights belong to different models",
             )
-
-
-def read_state(tensors: dict[str, LazyTensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Read a component's tensors in one type."""
-    return {name: tensor.load().to(dtype) for name, tensor in tensors.items()}

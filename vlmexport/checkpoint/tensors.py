@@ -1,53 +1,112 @@
-"""Tensors that stay on disk until they are asked for."""
+"""Tensors that stay on disk until they are asked for. Nothing here needs torch, except to look into a ``.bin``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from warnings import catch_warnings
+from zipfile import is_zipfile
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from vlmexport.errors import CheckpointError
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
+if TYPE_CHECKING:
+    import torch
+
+F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
+
+DTYPES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
+"""Types of a checkpoint's tensors → bytes of a value."""
+
+_CURE = "it is probably truncated: download or copy it again"
 
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor of a checkpoint: what it is without reading it, and how to read it."""
+    """A contiguous tensor of a checkpoint: what it is, and where its values lie.
+
+    ``dtype`` is a key of ``DTYPES``, ``offset`` the place of its first byte in the file. Reading takes no more memory
+    than what is returned, and any number of threads may read at a time.
+    """
 
     name: str
     shape: tuple[int, ...]
-    dtype: torch.dtype
-    load: Callable[[], torch.Tensor]
+    dtype: str
+    path: Path
+    offset: int
 
     @property
     def numel(self) -> int:
         """Number of values."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count
+        return prod(self.shape)
 
-    def float(self) -> torch.Tensor:
-        """The values as float32."""
-        return self.load().to(torch.float32)
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.numel * DTYPES[self.dtype]
+
+    @property
+    def columns(self) -> int:
+        """Length of the last dimension; 1 for a single value."""
+        return self.shape[-1] if self.shape else 1
+
+    def raw(self, start: int = 0, count: int | None = None) -> U8:
+        """u8 bytes of ``count`` values from value ``start`` on, all of them by default.
+
+        Raises:
+            CheckpointError: the file is shorter than it was, or gone.
+        """
+        size = DTYPES[self.dtype]
+        count = self.numel - start if count is None else count
+        buffer = np.empty(count * size, np.uint8)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self.offset + start * size)
+                view, done = buffer.data, 0
+                while done < len(view) and (read := file.readinto(view[done:])):
+                    done += read
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read ({error.strerror})", "check the disk") from error
+        if done < buffer.size:
+            raise CheckpointError(f"{self.path} ends inside of {self.name}", _CURE)
+        return buffer
+
+    def float32(self, start: int = 0, count: int | None = None) -> F32:
+        """f32 [count] values from value ``start`` on; all of them in the tensor's shape by default."""
+        values = to_float32(self.raw(start, count), self.dtype)
+        return values if start or count is not None else values.reshape(self.shape)
+
+    def torch(self) -> torch.Tensor:
+        """The values in their own type, mapped from the file: memory is taken where they are touched, and shared."""
+        import torch
+
+        kind = getattr(torch, _TORCH[self.dtype])
+        if not self.numel:
+            return torch.empty(self.shape, dtype=kind)
+        mapped = np.memmap(self.path, np.uint8, "c", self.offset, (self.nbytes,))
+        return torch.frombuffer(mapped, dtype=kind).reshape(self.shape)
+
+
+_TORCH = {
+    "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32",
+    "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
+}  # fmt: skip
+
+
+def to_float32(raw: U8, dtype: str) -> F32:
+    """u8 bytes of values of ``dtype`` → f32, one dimension."""
+    if dtype == "bf16":
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    return raw.view(_TORCH[dtype]).astype(np.float32, copy=False)
 
 
 def open_tensors(folder: Path) -> dict[str, LazyTensor]:
@@ -100,43 +159,54 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """safetensors itself checks the header against the file; the offsets are then read from it."""
     try:
-        file: Any = safe_open(path, framework="pt")
-        tensors = {}
-        for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
-            part = file.get_slice(name)
-            dtype = _DTYPES.get(part.get_dtype())
-            if dtype is None:
-                raise CheckpointError(f"{path}: tensor {name} has the type {part.get_dtype()}", "convert it to float16")
-            tensors[name] = LazyTensor(name, tuple(part.get_shape()), dtype, _reader(path, name))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({str(error).strip()})", "it is probably truncated: download or copy it again"
-        ) from error
+        with safe_open(path, framework="numpy"):
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({str(error).strip()})", _CURE) from error
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        dtype = str(entry["dtype"]).lower()
+        if dtype not in DTYPES:
+            raise CheckpointError(f"{path}: tensor {name} has the type {entry['dtype']}", "convert it to float16")
+        tensors[name] = LazyTensor(name, tuple(entry["shape"]), dtype, path, 8 + length + entry["data_offsets"][0])
     return tensors
 
 
-def _reader(path: Path, name: str) -> Callable[[], torch.Tensor]:
-    def read() -> torch.Tensor:
-        with safe_open(path, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
-
-    return read
-
-
 def _open_pickle(path: Path) -> dict[str, LazyTensor]:
+    """Only names, shapes and places are loaded (``map_location="meta"``), by a reader that runs no code."""
+    import torch
+
+    cure = "it is damaged, or it contains code; nothing of it was run. Use safetensors"
+    if not is_zipfile(path):
+        raise CheckpointError(f"{path} cannot be loaded safely (it is no archive of torch 1.6 or later)", cure)
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with catch_warnings(action="ignore"):
+            state = torch.load(path, map_location="meta", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be loaded safely ({reason})",
-            "it is damaged, or it contains code; nothing of it was run. Use safetensors",
-        ) from error
+        raise CheckpointError(f"{path} cannot be loaded safely ({reason})", cure) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path} holds no state dict", "save the state dict alone")
+    names, size = {kind: name for name, kind in _TORCH.items()}, path.stat().st_size
     tensors = {}
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{path}: {name} is not a tensor", "save the state dict alone")
-        tensors[name] = LazyTensor(name, tuple(value.shape), value.dtype, partial(torch.Tensor.detach, value))
+        dtype = names.get(str(value.dtype).removeprefix("torch."))
+        if dtype is None:
+            raise CheckpointError(f"{path}: tensor {name} has the type {value.dtype}", "convert it to float16")
+        storage = getattr(value.untyped_storage(), "_checkpoint_offset", None)
+        if storage is None or not value.is_contiguous():
+            raise CheckpointError(f"{path}: {name} is not stored in one piece", "save it anew, as safetensors")
+        tensor = LazyTensor(name, tuple(value.shape), dtype, path, storage + value.storage_offset() * DTYPES[dtype])
+        if tensor.offset + tensor.nbytes > size:
+            raise CheckpointError(f"{path} ends inside of {name}", _CURE)
+        tensors[name] = tensor
     return tensors

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from vlmexport.checkpoint import Checkpoint, Spec
-from vlmexport.checkpoint.layout import COMPONENTS, check_shapes, read_state
+from vlmexport.checkpoint.layout import COMPONENTS, check_shapes
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.model import plugins
 from vlmexport.model.pixels import pixel_values
@@ -85,7 +85,8 @@ def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> VLM:
         if checkpoint.spec.language.tie_word_embeddings and component == "language":
             expected = {name: shape for name, shape in expected.items() if name != "lm_head.weight" or name in found}
         check_shapes(expected, found, f"{checkpoint.path} {component}")
-        module.load_state_dict(read_state(found, dtype), assign=True, strict=False)
+        state = {name: tensor.torch().to(dtype) for name, tensor in found.items()}
+        module.load_state_dict(state, assign=True, strict=False)
     if checkpoint.spec.language.tie_word_embeddings:
         vlm.language.tie_weights()  # type: ignore[operator]
     return vlm.eval().requires_grad_(False)

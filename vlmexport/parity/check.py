@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from vlmexport.artifact.bundle import Manifest, read_manifest, sha256, verify, write_manifest
+from vlmexport.artifact.bundle import Manifest, fingerprints, read_manifest, verify, write_manifest
 from vlmexport.calibrate import Sample, heldout_samples
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.locate import open_model
@@ -100,8 +100,7 @@ def _unseen(samples: list[Sample], manifest: Manifest) -> list[Sample]:
 def _reference(manifest: Manifest, reference: str | None) -> Checkpoint:
     """The float model, when its weights are those that the bundle was made from."""
     checkpoint = open_model(reference or manifest.source.path)
-    found = {path.name: sha256(path) for path in checkpoint.weight_files}
-    if found != manifest.source.weights:
+    if fingerprints(checkpoint) != manifest.source.weights:
         raise CheckpointError(
             f"{checkpoint.path} is not the model that this bundle was made from (its weights differ)",
             "pass the right one with --reference",

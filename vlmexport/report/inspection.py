@@ -42,8 +42,8 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
             "kind": kinds[component],
             "tensors": len(tensors),
             "parameters": checkpoint.parameters(component),
-            "bytes": sum(tensor.numel * tensor.dtype.itemsize for tensor in tensors),
-            "dtypes": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}),
+            "bytes": sum(tensor.nbytes for tensor in tensors),
+            "dtypes": sorted({tensor.dtype for tensor in tensors}),
         }
     projector = plugins.projector(spec.projector)
     holds = {"onnx": "yes", "gguf": "yes"}
