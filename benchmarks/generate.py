@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def config(size: dict[str, int]) -> dict[str, Any]:
 def values(name: str, shape: Shape, block: np.ndarray) -> np.ndarray:
     """f16 weights: norms near one, matrices so that a product keeps the size of its input."""
     count = math.prod(shape)
-    start = sum(name.encode()) * 7919 % _BLOCK
+    start = crc32(name.encode()) % _BLOCK
     flat = np.resize(np.roll(block, -start), count)
     scale = 0.02 if len(shape) == 1 else 0.5 / math.sqrt(count / shape[0])
     result = flat * np.float32(scale)

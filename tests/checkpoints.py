@@ -76,7 +76,7 @@ def config_of(spec: Spec) -> dict[str, Any]:
         "num_hidden_layers": language.num_layers, "num_attention_heads": language.num_heads,
         "num_key_value_heads": language.num_kv_heads, "rms_norm_eps": language.rms_norm_eps,
         "max_position_embeddings": language.max_positions, "vocab_size": language.vocab_size,
-        "tie_word_embeddings": language.tie_word_embeddings, "torch_dtype": "float16",
+        "tie_word_embeddings": language.tie_word_embeddings, "head_dim": language.head_dim, "torch_dtype": "float16",
         "mm_projector_type": spec.projector.kind, "mm_hidden_size": spec.vision.hidden_size,
         "mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_vision_select_layer": spec.vision.select_layer,
         "mm_vision_select_feature": spec.vision.select_feature, "image_aspect_ratio": spec.vision.aspect_ratio,

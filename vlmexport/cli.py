@@ -41,6 +41,14 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
+class Decoder(StrEnum):
+    """Precision of its decoder."""
+
+    int8 = "int8"
+    int4 = "int4"
+    fp32 = "fp32"
+
+
 Model = Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or `demo`.", show_default=False)]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the bundle.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
@@ -80,7 +88,7 @@ def onnx(
     model: Model,
     target: Annotated[Target, typer.Option(help="The machine it is for.")] = Target.x86,
     precision: Annotated[Precision, typer.Option(help="Precision of all components.")] = Precision.int8,
-    decoder: Annotated[Precision | None, typer.Option(help="Precision of the decoder.", show_default=False)] = None,
+    decoder: Annotated[Decoder | None, typer.Option(help="Precision of the decoder.", show_default=False)] = None,
     output: Output = None,
     recipe: RecipeFile = None,
     samples: Samples = None,
@@ -89,7 +97,8 @@ def onnx(
     quiet: Quiet = False,
 ) -> None:
     """Export to ONNX: each component traced, static int8 from the calibration set."""
-    name = recipe or ("onnx-fp32" if precision is Precision.fp32 else f"onnx-{target}")
+    base = "onnx-fp32" if precision is Precision.fp32 else f"onnx-{target}"
+    name = recipe or (f"{base}-int4" if decoder is Decoder.int4 else base)
     flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples}
     if recipe is None and precision is Precision.fp32:
         flags["target"] = target

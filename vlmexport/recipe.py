@@ -33,7 +33,11 @@ class Onnx(_Frozen):
     """The ONNX bundle."""
 
     vision: Literal["int8", "fp32"] = Field("int8", description="Precision of vision encoder and projector.")
-    decoder: Literal["int8", "fp32"] = Field("int8", description="Precision of the decoder.")
+    decoder: Literal["int8", "int4", "fp32"] = Field(
+        "int8", description="Precision of the decoder; int4 needs ONNX Runtime's fused operators."
+    )
+    block: Literal[16, 32, 64, 128] = Field(32, description="Values of an int4 weight that share a scale.")
+    head_bits: Literal[4, 8] = Field(8, description="Bits of the output layer of an int4 decoder.")
     scheme: Literal["fbgemm", "qnnpack", "qnnpack-per-tensor"] = Field(
         "fbgemm", description="Static int8 scheme: fbgemm U8xS8 per channel, qnnpack S8xS8 per channel."
     )

@@ -13,7 +13,7 @@ import torch
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.artifact import trace, verify
-from vlmexport.artifact.graph import halve_tables, save
+from vlmexport.artifact.graph import save
 from vlmexport.artifact.session import open_session, run
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import ParityFailed
@@ -86,25 +86,3 @@ def test_a_wrong_weight_is_noticed(decoder: trace.Traced, tmp_path: Path) -> Non
     save(graph, tmp_path / "decoder.onnx")
     with pytest.raises(ParityFailed, match="decoder_model_merged is off"):
         verify.check(decoder, tmp_path / "decoder.onnx")
-
-
-def test_embedding_and_merge(vlm: VLM, tmp_path: Path) -> None:
-    for traced in (trace.trace_embedding(vlm, 385), trace.trace_merge(vlm, 385, 384)):
-        save(traced.model, tmp_path / "float.onnx")
-        halve_tables(traced.model)
-        save(traced.model, tmp_path / "half.onnx")
-        assert verify.check(traced, tmp_path / "half.onnx") == 0.0
-        assert (tmp_path / "half.onnx").stat().st_size < 0.6 * (tmp_path / "float.onnx").stat().st_size
-    ids, image = np.array([[1, 384, 384, 7]]), np.ones((2, 256), np.float32)
-    merged = run(open_session(tmp_path / "half.onnx"), {"input_ids": ids, "image_features": image})["inputs_embeds"]
-    np.testing.assert_array_equal(merged[0, 1:3], image)
-    np.testing.assert_array_equal(merged[0, [0, 3]], vlm.embed([1, 7])[0].numpy())
-
-
-def test_a_table_that_float16_cannot_hold_stays(vlm: VLM) -> None:
-    traced = trace.trace_embedding(vlm, 385)
-    table = next(iter(traced.model.graph.initializers.values()))
-    assert table.const_value is not None
-    table.const_value = ir.tensor(table.const_value.numpy() + np.float32(1e-7), name=table.name)
-    halve_tables(traced.model)
-    assert table.dtype == ir.DataType.FLOAT

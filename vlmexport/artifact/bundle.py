@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -122,13 +124,19 @@ def tool_versions(*packages: str) -> dict[str, str]:
 
 def list_files(folder: Path, components: dict[str, str]) -> list[File]:
     """The files of a bundle, manifest and card aside (they change with each check), in order of their paths."""
-    found = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in (MANIFEST, CARD, "parity.json"):
-            component = components.get(name)
-            found.append(File(path=name, bytes=path.stat().st_size, sha256=sha256(path), component=component))
-    return found
+    names = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()}
+    paths = [path for path, name in names.items() if name not in (MANIFEST, CARD, "parity.json")]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        hashes = list(pool.map(sha256, paths))
+    return [
+        File(path=names[path], bytes=path.stat().st_size, sha256=digest, component=_component(names[path], components))
+        for path, digest in zip(paths, hashes, strict=True)
+    ]
+
+
+def _component(name: str, components: dict[str, str]) -> str | None:
+    """External data belongs to the component of its graph."""
+    return components.get(re.sub(r"\.onnx_data(_\d+)?$", ".onnx", name))
 
 
 @contextmanager

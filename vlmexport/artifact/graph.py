@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,14 +11,21 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from vlmexport.errors import VlmExportError
 from vlmexport.quantize.products import weight_of
 
-EXTERNAL_FROM = 256 * 2**20
+EXTERNAL_FROM = 64 * 2**20
 """Bytes of weights from which they leave the graph file: there they can be mapped instead of copied, and a protobuf
 file ends at 2 GiB."""
 
 _SHARD = 1_900 * 2**20
+_ALIGNMENT = 65_536
+"""Of external weights, so that every system can map them."""
+
+_IN_FLIGHT = 256 * 2**20
+"""Bytes of weights that are held at a time while they are written."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_MODULE = "module"
 
 
 def clean(model: ir.Model) -> ir.Model:
@@ -28,10 +36,11 @@ def clean(model: ir.Model) -> ir.Model:
     """
     _fold_transposes(model)
     for node in model.graph:
+        node.meta[_MODULE] = _module_path(node) or ""
         weight = weight_of(node)
         if weight is None:
             continue
-        node.name = _module_path(node) or node.name
+        node.name = module_of(node) or node.name
         if len(weight.uses()) == 1:
             weight.name = f"{node.name}.weight"
     common.RemoveUnusedNodesPass()(model)
@@ -53,47 +62,86 @@ def rename_dimensions(model: ir.Model, names: dict[str, tuple[str | int, ...]]) 
 
 
 def weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
-    return sum(int(value.const_value.nbytes) for value in model.graph.initializers.values() if value.const_value)
+    """Bytes of the initializers that no file holds yet."""
+    return sum(int(tensor.nbytes) for _, tensor in _own(model))
+
+
+def _own(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
+            yield name, value.const_value
 
 
 def save(model: ir.Model, path: Path) -> int:
     """Write a graph, its weights beside it from ``EXTERNAL_FROM`` on. Shape constants stay inside (1 KiB).
+
+    Lazy weights are made and written one after the other, by as many threads as there are processors.
 
     Returns:
         Number of external data files: ``<name>.onnx_data``, ``<name>.onnx_data_1`` …
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if weight_bytes(model) < EXTERNAL_FROM:
-        ir.save(model, path)
+        _write(model, path)
         return 0
     # onnx-ir names shards its own way; clients look for _data, _data_1, …
     parts = _shards(model)
-    kept = {name: value.const_value for name, value in model.graph.initializers.items()}
+    kept = dict(_own(model))
     for number, names in enumerate(parts):
         name = f"{path.name}_data" + (f"_{number}" if number else "")
-        tensors = [tensor for key in names if (tensor := kept[key]) is not None]
-        for key, tensor in zip(names, ir.external_data.convert_tensors_to_external(tensors, path.parent, name),
-                               strict=True):  # fmt: skip
-            model.graph.initializers[key].const_value = tensor
-    ir.save(model, path)
-    for name, tensor in kept.items():
-        model.graph.initializers[name].const_value = tensor
+        tensors = [kept[key] for key in names]
+        external = ir.external_data.convert_tensors_to_external(
+            tensors, path.parent, name, max_workers=os.cpu_count(), max_in_flight_bytes=_IN_FLIGHT, alignment=_ALIGNMENT
+        )
+        for key, written in zip(names, external, strict=True):
+            model.graph.initializers[key].const_value = written
+    _write(model, path)
+    for key, tensor in kept.items():
+        model.graph.initializers[key].const_value = tensor
     return len(parts)
+
+
+def _write(model: ir.Model, path: Path) -> None:
+    """onnx-ir wraps what a lazy weight raises; users get to see the error itself."""
+    try:
+        ir.save(model, path)
+    except ir.serde.SerdeError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, VlmExportError):
+            cause = cause.__cause__
+        raise cause or error from error
+
+
+def share(model: ir.Model, path: Path, other: Path) -> None:
+    """Let a graph that will be saved at ``path`` read its weights of 1 KiB and more from those of ``other``, by their
+    order; nothing happens where ``other`` holds its weights inside."""
+    found = [v.const_value for v in ir.load(other).graph.initializers.values()]
+    external = [tensor for tensor in found if isinstance(tensor, ir.ExternalTensor)]
+    large = [name for name, tensor in _own(model) if tensor.nbytes >= 1024]
+    for name, tensor in zip(large, external, strict=False):
+        location = (other.parent / tensor.location).relative_to(path.parent).as_posix()
+        model.graph.initializers[name].const_value = ir.ExternalTensor(
+            location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=name, base_dir=path.parent
+        )
 
 
 def _shards(model: ir.Model) -> list[list[str]]:
     parts: list[list[str]] = [[]]
     size = 0
-    for name, value in model.graph.initializers.items():
-        if value.const_value is None or value.const_value.nbytes < 1024:
+    for name, tensor in _own(model):
+        if tensor.nbytes < 1024:
             continue
-        if parts[-1] and size + value.const_value.nbytes > _SHARD:
+        if parts[-1] and size + tensor.nbytes > _SHARD:
             parts.append([])
             size = 0
         parts[-1].append(name)
-        size += value.const_value.nbytes
+        size += tensor.nbytes
     return parts
+
+
+def module_of(node: ir.Node) -> str:
+    """Path of the module that a cleaned node came from; empty where it came from none."""
+    return str(node.meta.get(_MODULE, ""))
 
 
 def _module_path(node: ir.Node) -> str | None:
@@ -129,28 +177,3 @@ def _values(model: ir.Model) -> Iterator[ir.Value]:
     yield from model.graph.initializers.values()
     for node in model.graph:
         yield from node.outputs
-
-
-def halve_tables(model: ir.Model) -> None:
-    """Store tables that rows are taken from as float16 where that loses nothing; rows become float32 once taken."""
-    for node in list(model.graph):
-        table = node.inputs[0] if node.op_type == "Gather" else None
-        if table is None or table.const_value is None or table.dtype != ir.DataType.FLOAT:
-            continue
-        array = table.const_value.numpy()
-        half = array.astype(np.float16)
-        if array.size < 1024 or len(table.uses()) > 1 or not np.array_equal(half.astype(np.float32), array):
-            continue
-        table.const_value, table.dtype = ir.tensor(half, name=table.name), ir.DataType.FLOAT16
-        rows, old = ir.node("Gather", [table, node.inputs[1]], {"axis": 0}), node.outputs[0]
-        cast = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})
-        rows.name, cast.name = f"{table.name}.rows", f"{table.name}.float"
-        rows.outputs[0].name, result = f"{table.name}.rows", cast.outputs[0]
-        result.name, result.shape, result.dtype = f"{table.name}.float", old.shape, ir.DataType.FLOAT
-        rows.outputs[0].shape, rows.outputs[0].dtype = old.shape, ir.DataType.FLOAT16
-        model.graph.insert_before(node, [rows, cast])
-        name = old.name
-        ir.convenience.replace_all_uses_with(old, result, replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
-        if result.is_graph_output():
-            result.name = name

@@ -21,7 +21,8 @@ _CLIENT_GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
 class Layout:
     """What the files need to know beside the Spec.
 
-    ``suffixes``: graph → its file's suffix (``_int8``); ``external``: graph file → number of external data files.
+    ``suffixes``: graph → its file's suffix (``_int8``); ``external``: graph file → number of external data files;
+    ``has_positions``: whether the decoder takes ``position_ids``.
     """
 
     spec: Spec
@@ -30,6 +31,7 @@ class Layout:
     special: dict[str, str]
     suffixes: dict[str, str]
     external: dict[str, int]
+    has_positions: bool = True
 
 
 def files(layout: Layout) -> dict[str, dict[str, Any]]:
@@ -47,7 +49,7 @@ def files(layout: Layout) -> dict[str, dict[str, Any]]:
 def config(layout: Layout) -> dict[str, Any]:
     """A LLaVA; the decoder's sizes, and which precision transformers.js takes of each graph."""
     spec, language, vision = layout.spec, layout.spec.language, layout.spec.vision
-    names = {"": "fp32", "_int8": "int8"}
+    names = {"": "fp32", "_int8": "int8", "_q4": "q4"}
     client: dict[str, Any] = {"dtype": {graph: names[layout.suffixes[graph]] for graph in _CLIENT_GRAPHS}}
     if layout.external:
         client["use_external_data_format"] = layout.external
@@ -190,9 +192,11 @@ def genai(layout: Layout) -> dict[str, Any]:
     suffixes = layout.suffixes
     options = {"session_options": {"log_id": "onnxruntime-genai", "provider_options": []}}
     decoder_in = {
-        "inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask", "position_ids": "position_ids",
+        "inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask",
         "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value",
     }  # fmt: skip
+    if layout.has_positions:
+        decoder_in["position_ids"] = "position_ids"
     decoder_out = {
         "logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"
     }  # fmt: skip

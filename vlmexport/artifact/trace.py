@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import onnx_ir as ir
 import torch
+from onnxscript import optimizer
 from torch import nn
 from transformers import DynamicCache
 
@@ -60,34 +61,6 @@ class _Projector(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return cast(torch.Tensor, self.projector(features).flatten(0, 1))
-
-
-class Embedding(nn.Module):
-    """Token ids → embeddings; ids from the vocabulary's size on (``<image>``) get zeros."""
-
-    def __init__(self, vlm: VLM, rows: int) -> None:
-        super().__init__()
-        table = cast(nn.Embedding, vlm.language.get_input_embeddings()).weight.detach()  # type: ignore[operator]
-        self.table = nn.Parameter(nn.functional.pad(table, (0, 0, 0, rows - table.shape[0])), requires_grad=False)
-
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return nn.functional.embedding(input_ids, self.table)
-
-
-class Merge(nn.Module):
-    """Token ids and image features → embeddings, the features in place of ``<image>`` (what onnxruntime-genai runs)."""
-
-    def __init__(self, embedding: Embedding, image_token: int) -> None:
-        super().__init__()
-        self.embedding, self.image_token = embedding, image_token
-
-    def forward(self, input_ids: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
-        embeds = self.embedding(input_ids)
-        is_image = input_ids == self.image_token
-        # Row 0 stands for "no image", so that this works without any image while decoding.
-        rows = torch.cat([torch.zeros_like(image_features[:1].sum(0, keepdim=True)), image_features])
-        index = is_image.flatten().long().cumsum(0).view(is_image.shape) * is_image
-        return torch.where(is_image[..., None], rows[index], embeds)
 
 
 class _Decoder(nn.Module):
@@ -137,26 +110,6 @@ def trace_projector(vlm: VLM) -> Traced:
     return Traced("projector", model, module, ((random(1, *shape),), (random(3, *shape),)))
 
 
-def trace_embedding(vlm: VLM, rows: int) -> Traced:
-    """``input_ids`` [batch_size, sequence_length] → ``inputs_embeds``."""
-    module = Embedding(vlm, rows)
-    axes = ({0: "batch_size", 1: "sequence_length"},)
-    model = _export(module, (torch.arange(6).view(2, 3),), axes, ["input_ids"], ["inputs_embeds"])
-    return Traced("embed_tokens", model, module, ((torch.tensor([[1]]),), (torch.tensor([[3, rows - 1], [0, 2]]),)))
-
-
-def trace_merge(vlm: VLM, rows: int, image_token: int) -> Traced:
-    """``input_ids`` [batch_size, sequence_length], ``image_features`` [num_image_tokens, hidden] → embeddings."""
-    module = Merge(Embedding(vlm, rows), image_token)
-    hidden = vlm.spec.language.hidden_size
-    random = _random(2)
-    ids = torch.tensor([[1, image_token, image_token, 4], [image_token, 2, 3, 1]])
-    axes = ({0: "batch_size", 1: "sequence_length"}, {0: "num_image_tokens"})
-    model = _export(module, (ids, random(3, hidden)), axes, ["input_ids", "image_features"], ["inputs_embeds"])
-    probes = ((torch.tensor([[1]]), random(0, hidden)), (ids[:1], random(2, hidden)))
-    return Traced("embedding", model, module, probes)
-
-
 def trace_decoder(vlm: VLM) -> Traced:
     """Embeddings, mask, positions and key/value cache → ``logits`` and the longer cache."""
     language = vlm.spec.language
@@ -164,7 +117,8 @@ def trace_decoder(vlm: VLM) -> Traced:
     pairs = [(f"past_key_values.{i}.key", f"past_key_values.{i}.value") for i in range(language.num_layers)]
     names = ["inputs_embeds", "attention_mask", "position_ids", *(name for pair in pairs for name in pair)]
     outputs = ["logits", *(name.replace("past_key_values", "present") for pair in pairs for name in pair)]
-    cache = {0: "batch_size", 2: "past_sequence_length"}
+    # One Dim for all layers: each size is then computed once, not layer by layer.
+    cache = {0: "batch_size", 2: torch.export.Dim("past_sequence_length")}
     axes = (
         {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 1: "total_sequence_length"},
         {0: "batch_size", 1: "sequence_length"}, [(dict(cache), dict(cache)) for _ in pairs],
@@ -199,12 +153,19 @@ def _export(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str], out
             warnings.filterwarnings("ignore", category=FutureWarning)
             program = torch.onnx.export(
                 module.eval(), inputs, dynamo=True, dynamic_shapes=axes, input_names=names, output_names=outputs,
-                opset_version=OPSET, verbose=False,
+                opset_version=OPSET, verbose=False, optimize=False,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]
         raise Unsupported(f"{outputs[0]} cannot be traced to ONNX ({reason})", "export it to GGUF") from error
     assert program is not None
+    parameters = {name for name, _ in module.named_parameters()}
+
+    def should_fold(node: ir.Node) -> bool | None:
+        """Constants of the graph, but nothing that depends on a weight: weights are put in later."""
+        return False if any(value is not None and value.name in parameters for value in node.inputs) else None
+
+    optimizer.optimize_ir(program.model, should_fold=should_fold)
     return clean(program.model)
 
 

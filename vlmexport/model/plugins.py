@@ -35,6 +35,12 @@ class GgufProjector:
 class VisionPlugin(Protocol):
     """A file in ``model/vision``."""
 
+    LAYERS: str
+    """What comes before a layer's number in its canonical tensor names."""
+
+    UNUSED: tuple[str, ...]
+    """How tensors begin that no hidden state depends on."""
+
     def build(self, spec: VisionSpec) -> nn.Module:
         """The module; parameters on the meta device, buffers filled."""
 
@@ -64,6 +70,9 @@ class ProjectorPlugin(Protocol):
 
 class LanguagePlugin(Protocol):
     """A file in ``model/language``."""
+
+    LAYERS: str
+    """What comes before a layer's number in its canonical tensor names."""
 
     def build(self, spec: LanguageSpec) -> nn.Module:
         """The causal language model; parameters on the meta device, buffers filled."""

@@ -50,9 +50,9 @@ def fold(group: Group, scales: F64) -> None:
     """
     divisor = scales.astype(np.float32)
     for maker in group.makers:
-        _replace(maker, _array(maker) / divisor)
+        _scale(maker, np.reciprocal(divisor))
     for member in group.members:
-        _replace(member.weight, _array(member.weight) * divisor[:, None])
+        _scale(member.weight, divisor[:, None])
 
 
 def makers(source: ir.Value) -> tuple[ir.Value, ...]:
@@ -96,5 +96,12 @@ def _array(value: ir.Value) -> F32:
     return np.asarray(value.const_value.numpy(), np.float32)
 
 
-def _replace(value: ir.Value, array: F32) -> None:
-    value.const_value = ir.tensor(np.ascontiguousarray(array, np.float32), name=value.name)
+def _scale(value: ir.Value, factor: F32) -> None:
+    """Multiply a weight, each time it is read."""
+    old = value.const_value
+    assert old is not None
+
+    def scaled() -> ir.TensorProtocol:
+        return ir.tensor(np.asarray(old.numpy(), np.float32) * factor)
+
+    value.const_value = ir.LazyTensor(scaled, ir.DataType.FLOAT, old.shape, name=value.name)  # type: ignore[arg-type]

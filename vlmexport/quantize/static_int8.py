@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from vlmexport.errors import NotEnoughData, VlmExportError
 from vlmexport.quantize.products import Product, products
-from vlmexport.quantize.ranges import Range, quantize_weight, weight_scales
+from vlmexport.quantize.ranges import F32, Range, quantize_weight, weight_scales
 from vlmexport.quantize.schemes import Scheme
 
 
@@ -156,16 +156,14 @@ class _Pairs:
     def quantize_weight(self, product: Product) -> None:
         tensor, axis = product.weight.const_value, product.output_axis
         assert tensor is not None
-        array = np.asarray(tensor.numpy(), np.float32)
-        scales = weight_scales(array, axis, self._scheme)
-        levels = quantize_weight(array, scales, axis, self._scheme)
+        scales = weight_scales(np.asarray(tensor.numpy(), np.float32), axis, self._scheme)
+        weight = _register(self._graph, f"{product.path}.weight_int8", _levels(tensor, scales, axis, self._scheme))
         scales = scales if self._scheme.per_channel else scales.reshape(())
-        weight = self._initializer(f"{product.path}.weight_int8", levels)
         parameters = self._constants(f"{product.path}.weight", scales, np.zeros(scales.shape, np.int8))
         attributes = {"axis": axis} if self._scheme.per_channel else {}
         for user, index in list(product.weight.uses()):
             result = self._node("DequantizeLinear", [weight, *parameters], f"{user.name}.weight_dq", user, attributes)
-            result.shape, result.type = ir.Shape(levels.shape), ir.TensorType(ir.DataType.FLOAT)
+            result.shape, result.type = weight.shape, ir.TensorType(ir.DataType.FLOAT)
             user.replace_input_with(index, result)
         if not product.weight.uses():
             self._graph.initializers.pop(str(product.weight.name))
@@ -187,10 +185,22 @@ class _Pairs:
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Add a constant to a graph."""
-    value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))
-    value.shape, value.dtype = ir.Shape(array.shape), ir.DataType.from_numpy(array.dtype)
+    return _register(graph, name, ir.tensor(np.ascontiguousarray(array), name=name))
+
+
+def _register(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
     graph.register_initializer(value)
     return value
+
+
+def _levels(weight: ir.TensorProtocol, scales: F32, axis: int, scheme: Scheme) -> ir.LazyTensor:
+    """A weight's int8 values, made when they are written."""
+
+    def make() -> ir.TensorProtocol:
+        return ir.tensor(quantize_weight(np.asarray(weight.numpy(), np.float32), scales, axis, scheme))
+
+    return ir.LazyTensor(make, ir.DataType.INT8, weight.shape)  # type: ignore[arg-type]
 
 
 def pointwise_to_matmul(model: ir.Model, product: Product) -> Product:

@@ -115,6 +115,10 @@ class OrtRuntime:
     def _decoder(self) -> onnxruntime.InferenceSession:
         return self._open("decoder_model_merged")
 
+    @cached_property
+    def _takes_positions(self) -> bool:
+        return any(value.name == "position_ids" for value in self._decoder.get_inputs())
+
     def _open(self, graph: str, also: str | None = None) -> onnxruntime.InferenceSession:
         return open_session(self._bundle / self.details["graphs"][graph], self._threads, also)
 
@@ -129,10 +133,10 @@ class OrtRuntime:
     def _step(self, embeds: F32, cache: dict[str, Any]) -> tuple[F32, dict[str, Any]]:
         past = next(iter(cache.values())).shape[2]
         total = past + embeds.shape[1]
-        outputs = run(self._decoder, {
-            "inputs_embeds": embeds, "attention_mask": np.ones((1, total), np.int64),
-            "position_ids": np.arange(past, total)[None], **cache,
-        })  # fmt: skip
+        given = {"inputs_embeds": embeds, "attention_mask": np.ones((1, total), np.int64), **cache}
+        if self._takes_positions:
+            given["position_ids"] = np.arange(past, total)[None]
+        outputs = run(self._decoder, given)
         logits = outputs.pop("logits")
         return logits, {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
 

@@ -11,6 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vlmexport.checkpoint import LanguageSpec
 
+LAYERS = "model.layers."
+
 
 def config(spec: LanguageSpec) -> LlamaConfig:
     """The transformers configuration of a Spec."""

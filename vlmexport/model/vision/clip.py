@@ -11,6 +11,9 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from vlmexport.checkpoint import VisionSpec
 from vlmexport.errors import Unsupported
 
+LAYERS = "encoder.layers."
+UNUSED = ("post_layernorm.",)
+
 
 def build(spec: VisionSpec) -> nn.Module:
     """``CLIPVisionModel`` with parameters on the meta device."""

@@ -1,0 +1,94 @@
+"""The decoder in ONNX Runtime's own operators against PyTorch with the same rounded weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.checkpoints import tiny_spec, write_checkpoint
+from vlmexport.artifact import fused_decoder
+from vlmexport.artifact.graph import save
+from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.verify import empty_cache
+from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.errors import CheckpointError
+from vlmexport.model import VLM, load
+from vlmexport.quantize import blocks
+
+IDS = [1, *range(3, 14)]
+
+
+def rounded(checkpoint: Checkpoint, held: fused_decoder.Weights) -> VLM:
+    """The float model with the weights that the graph holds."""
+    vlm = load(checkpoint)
+    for name, module in vlm.language.named_modules():
+        if isinstance(module, nn.Linear):
+            bits = held.head_bits if name == "lm_head" else held.bits
+            parts = blocks.quantize(module.weight.detach(), bits, held.block)
+            values = blocks.dequantize(*parts, bits, module.weight.shape[1])
+            module.weight = nn.Parameter(torch.from_numpy(values), requires_grad=False)
+    return vlm
+
+
+def through_the_cache(path: Path, embeds: torch.Tensor) -> np.ndarray:
+    """Logits of a prompt in three pieces."""
+    session = open_session(path)
+    cache, parts = empty_cache(session), []
+    for start, stop in ((0, 7), (7, 8), (8, len(IDS))):
+        mask = np.ones((1, stop), np.int64)
+        outputs = run(session, {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask, **cache})
+        parts.append(outputs.pop("logits"))
+        cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
+    return np.concatenate(parts, 1)
+
+
+@pytest.mark.parametrize(
+    ("held", "language"),
+    [
+        (fused_decoder.Weights(32, accuracy=0), {}),
+        (fused_decoder.Weights(64, accuracy=0), {"num_kv_heads": 2, "rope_theta": 5e5}),
+        (fused_decoder.Weights(128, head_bits=4, accuracy=0), {"num_kv_heads": 1, "head_dim": 32}),
+        (
+            fused_decoder.Weights(16, accuracy=0),
+            {"hidden_size": 192, "num_heads": 3, "num_kv_heads": 3, "intermediate_size": 488},
+        ),
+    ],
+)
+def test_equal_to_pytorch(held: fused_decoder.Weights, language: dict[str, int], tmp_path: Path) -> None:
+    found = open_checkpoint(write_checkpoint(tmp_path / "tiny", tiny_spec("mlp2x_gelu", image_size=56, **language)))
+    save(fused_decoder.build(found, held), tmp_path / "decoder.onnx")
+    vlm = rounded(found, held)
+    with torch.inference_mode():
+        embeds = vlm.embed(IDS)
+        expected = vlm.logits(embeds).numpy()
+    got = through_the_cache(tmp_path / "decoder.onnx", embeds)
+    assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
+
+
+def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
+    held = fused_decoder.Weights(32, accuracy=0)
+    found = open_checkpoint(
+        write_checkpoint(tmp_path / "tiny", tiny_spec("mlp2x_gelu", image_size=56, tie_word_embeddings=True))
+    )
+    found.tensors["language"].pop("lm_head.weight", None)
+    save(fused_decoder.build(found, held), tmp_path / "decoder.onnx")
+    vlm = load(found)
+    with torch.inference_mode():
+        embeds = vlm.embed(IDS)
+        expected = vlm.logits(embeds).numpy()
+    got = through_the_cache(tmp_path / "decoder.onnx", embeds)
+    assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.9
+
+
+def test_weights_that_are_not_finite_are_refused(tiny: Checkpoint, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", tiny_spec("mlp2x_gelu", image_size=56))
+    path, tensor = folder / "model.safetensors", open_checkpoint(folder).tensors["language"]["lm_head.weight"]
+    with path.open("r+b") as file:
+        file.seek(tensor.offset + 2 * 300)
+        file.write(np.array([np.nan], np.float16).tobytes())
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight holds 1 values that are not finite"):
+        save(fused_decoder.build(open_checkpoint(folder), fused_decoder.Weights(32)), tmp_path / "decoder.onnx")

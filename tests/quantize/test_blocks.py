@@ -1,0 +1,43 @@
+"""Block-wise weights against ONNX Runtime's own quantizer, and what rounding guarantees."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
+
+from vlmexport.quantize import blocks
+
+KERNELS = {4: quantize_matmul_4bits, 8: quantize_matmul_8bits}
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("block", [16, 32, 64, 128])
+def test_the_bytes_of_onnxruntime(bits: int, block: int) -> None:
+    weight = torch.randn(24, 256, generator=torch.Generator().manual_seed(bits * block)).half().float()
+    rows, count = 24, 256 // block
+    levels = np.zeros((rows, count, block * bits // 8), np.uint8)
+    scales, zeros = np.zeros(rows * count, np.float32), np.zeros(rows * ((count * bits + 7) // 8), np.uint8)
+    KERNELS[bits](levels, np.ascontiguousarray(weight.numpy().T), scales, zeros, block, rows, 256, True)
+    got, got_scales = blocks.quantize(weight, bits, block)
+    np.testing.assert_array_equal(got_scales.reshape(-1), scales)
+    np.testing.assert_array_equal(got, levels)
+
+
+@given(st.integers(1, 5), st.integers(1, 80), st.sampled_from([4, 8]), st.sampled_from([16, 32]), st.floats(1e-4, 1e3))
+def test_no_value_is_further_off_than_half_a_step(rows: int, columns: int, bits: int, block: int, size: float) -> None:
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns)) * size
+    levels, scales = blocks.quantize(weight, bits, block)
+    back = blocks.dequantize(levels, scales, bits, columns)
+    steps = np.repeat(np.abs(scales), block, 1)[:, :columns]
+    # The opposite end of the range has one level less: a value there may be a whole step off.
+    assert (np.abs(back - weight.numpy()) <= steps * 1.0001).all()
+    assert np.median(np.abs(back - weight.numpy()) / np.maximum(steps, 1e-30)) <= 0.5
+
+
+def test_a_block_of_zeros() -> None:
+    levels, scales = blocks.quantize(torch.zeros(1, 32), 4, 32)
+    assert not blocks.dequantize(levels, scales, 4, 32).any()

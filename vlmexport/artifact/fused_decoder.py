@@ -1,0 +1,197 @@
+"""A Llama decoder in ONNX Runtime's fused operators: weights of 4 bits in blocks, grouped-query attention with its
+cache and rotary embedding inside. It is built, not traced: no exporter emits these operators.
+
+The contract is that of the traced decoder, but for ``position_ids``: positions follow from the attention mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from threading import Lock
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from onnx_ir import tape
+
+from vlmexport.artifact.weights import find, read
+from vlmexport.checkpoint import Checkpoint, LanguageSpec
+from vlmexport.checkpoint.tensors import LazyTensor
+from vlmexport.errors import Unsupported
+from vlmexport.quantize import blocks
+
+OPSET = 21
+_MS = "com.microsoft"
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How weights are held: ``bits`` and ``head_bits`` 4 or 8, ``block`` values to a scale.
+
+    ``accuracy`` is MatMulNBits' level: 4 takes int8 activations, which is what its fast kernels do, 0 takes float32.
+    """
+
+    block: int
+    bits: int = 4
+    head_bits: int = 8
+    accuracy: int = 4
+
+
+def build(checkpoint: Checkpoint, weights: Weights) -> ir.Model:
+    """The decoder of a checkpoint; its weights are read and quantized when they are written.
+
+    Raises:
+        Unsupported: not a Llama.
+        CheckpointError: a tensor is missing.
+    """
+    spec = checkpoint.spec.language
+    if spec.kind != "llama":
+        raise Unsupported(f"a decoder with int4 weights is not known for {spec.kind!r}", "use --decoder fp32 or int8")
+    return _Builder(checkpoint, weights).model()
+
+
+class _Builder:
+    def __init__(self, checkpoint: Checkpoint, weights: Weights) -> None:
+        self.checkpoint, self.spec, self.weights = checkpoint, checkpoint.spec.language, weights
+        self.op = tape.Tape()
+
+    def model(self) -> ir.Model:
+        """The whole graph."""
+        spec = self.spec
+        embeds = _value("inputs_embeds", ir.DataType.FLOAT, ("batch_size", "sequence_length", spec.hidden_size))
+        mask = _value("attention_mask", ir.DataType.INT64, ("batch_size", "total_sequence_length"))
+        inputs, outputs = [embeds, mask], []
+        shared = [*self._lengths(mask), *self._rotary()]
+        hidden, skip = embeds, None
+        for layer in range(spec.num_layers):
+            names = [f"past_key_values.{layer}.{part}" for part in ("key", "value")]
+            past = [_value(name, ir.DataType.FLOAT, self._cache("past_sequence_length")) for name in names]
+            inputs += past
+            hidden, skip, present = self._layer(layer, hidden, skip, past, shared)
+            outputs += present
+        final, _ = self._norm("language.model.norm", hidden, skip)
+        logits = self._product(["language.lm_head"], final, self.weights.head_bits)
+        _set(logits, "logits", ("batch_size", "sequence_length", spec.vocab_size))
+        graph = ir.Graph(
+            inputs, [logits, *outputs], nodes=self.op.nodes, initializers=self.op.initializers,
+            opset_imports={"": OPSET, _MS: 1}, name="graph",
+        )  # fmt: skip
+        return ir.Model(graph, ir_version=10, producer_name="vlmexport")
+
+    def _layer(
+        self, layer: int, hidden: ir.Value, skip: ir.Value | None, past: Sequence[ir.Value], shared: Sequence[ir.Value]
+    ) -> tuple[ir.Value, ir.Value, list[ir.Value]]:
+        """Pre-norm attention and SwiGLU; the residual sum is made by the norm that follows."""
+        spec, path = self.spec, f"language.model.layers.{layer}"
+        x, stream = self._norm(f"{path}.input_layernorm", hidden, skip)
+        packed = self._product([f"{path}.self_attn.{name}_proj" for name in "qkv"], x, self.weights.bits)
+        attended, *present = self.op.op_multi_out(
+            "GroupQueryAttention", [packed, None, None, *past, *shared],
+            {"num_heads": spec.num_heads, "kv_num_heads": spec.num_kv_heads, "scale": spec.head_dim**-0.5,
+             "do_rotary": 1, "rotary_interleaved": 0},
+            domain=_MS, num_outputs=3, name=f"{path}.self_attn",
+        )  # fmt: skip
+        for part, value in zip(("key", "value"), present, strict=True):
+            _set(value, f"present.{layer}.{part}", self._cache("total_sequence_length"))
+        attended = self._product([f"{path}.self_attn.o_proj"], attended, self.weights.bits)
+        x, stream = self._norm(f"{path}.post_attention_layernorm", attended, stream)
+        gate = self._product([f"{path}.mlp.gate_proj"], x, self.weights.bits)
+        up = self._product([f"{path}.mlp.up_proj"], x, self.weights.bits)
+        silu = self.op.op("QuickGelu", [gate], {"alpha": 1.0}, domain=_MS, name=f"{path}.mlp.act_fn")
+        inner = self.op.op("Mul", [silu, up], name=f"{path}.mlp.gated")
+        return self._product([f"{path}.mlp.down_proj"], inner, self.weights.bits), stream, list(present)
+
+    def _norm(self, path: str, x: ir.Value, skip: ir.Value | None) -> tuple[ir.Value, ir.Value]:
+        """RMSNorm of x + skip, and that sum."""
+        weight = self._float(f"{path}.weight")
+        epsilon = {"epsilon": self.spec.rms_norm_eps}
+        if skip is None:
+            return self.op.op("SimplifiedLayerNormalization", [x, weight], epsilon | {"axis": -1}, name=path), x
+        normed, *unused, total = self.op.op_multi_out(
+            "SkipSimplifiedLayerNormalization", [x, skip, weight], epsilon, domain=_MS, num_outputs=4, name=path
+        )
+        for output in unused:
+            output.name = ""
+        return normed, total
+
+    def _product(self, paths: list[str], x: ir.Value, bits: int) -> ir.Value:
+        """x times the weights of linear layers, their outputs side by side."""
+        sources = [find(self.checkpoint, f"{path}.weight") for path in paths]
+        name = paths[0] if len(paths) == 1 else f"{paths[0].rpartition('.')[0]}.qkv_proj"
+        outputs, columns = sum(source.shape[0] for source in sources), sources[0].shape[1]
+        quantized = _Quantized(sources, bits, self.weights.block)
+        count = -(-columns // self.weights.block)
+        levels = ir.LazyTensor(
+            quantized.levels, ir.DataType.UINT8, ir.Shape((outputs, count, self.weights.block * bits // 8)), name=name
+        )
+        scales = ir.LazyTensor(quantized.scales, ir.DataType.FLOAT, ir.Shape((outputs, count)), name=name)
+        operands = [
+            x,
+            self.op.initializer(levels, f"{name}.weight_int{bits}"),
+            self.op.initializer(scales, f"{name}.scales"),
+        ]
+        attributes = {
+            "K": columns, "N": outputs, "bits": bits, "block_size": self.weights.block,
+            "accuracy_level": self.weights.accuracy,
+        }  # fmt: skip
+        return self.op.op("MatMulNBits", operands, attributes, domain=_MS, name=name)
+
+    def _lengths(self, mask: ir.Value) -> list[ir.Value]:
+        """i32 [batch] last position of each sequence, and i32 total length."""
+        one = self._constant("one", np.array([1], np.int64))
+        index = self._constant("second", np.array(1, np.int64))
+        last = self.op.op(
+            "Sub", [self.op.op("ReduceSum", [mask, one], {"keepdims": 0}, name="count"), one], name="last"
+        )
+        total = self.op.op("Gather", [self.op.op("Shape", [mask], name="sizes"), index], {"axis": 0}, name="total")
+        to = {"to": ir.DataType.INT32.value}
+        return [self.op.op("Cast", [value], to, name=f"{n}.int32") for n, value in (("last", last), ("total", total))]
+
+    def _rotary(self) -> list[ir.Value]:
+        """f32 [positions, head_dim / 2] cosines and sines."""
+        angles = rotary_angles(self.spec)
+        return [self._constant(f"rotary.{f.__name__}", f(angles).numpy()) for f in (torch.cos, torch.sin)]
+
+    def _cache(self, length: str) -> tuple[str | int, ...]:
+        """Shape of keys and values."""
+        return "batch_size", self.spec.num_kv_heads, length, self.spec.head_dim
+
+    def _float(self, name: str) -> ir.Value:
+        return self._constant(name, read(find(self.checkpoint, name)))
+
+    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
+        return self.op.initializer(ir.tensor(array, name=name), name)
+
+
+class _Quantized:
+    """Levels and scales of one weight: whichever is asked for first computes both, the other one takes what is left."""
+
+    def __init__(self, sources: list[LazyTensor], bits: int, block: int) -> None:
+        self._sources, self._bits, self._block = sources, bits, block
+        self._left: dict[int, np.ndarray] = {}
+        self._lock = Lock()
+        self.levels: Callable[[], ir.TensorProtocol] = partial(self._take, 0)
+        self.scales: Callable[[], ir.TensorProtocol] = partial(self._take, 1)
+
+    def _take(self, which: int) -> ir.TensorProtocol:
+        with self._lock:
+            if which not in self._left:
+                parts = [blocks.quantize(torch.from_numpy(read(s)), self._bits, self._block) for s in self._sources]
+                self._left = {i: np.concatenate([part[i] for part in parts]) for i in range(2)}
+            return ir.tensor(self._left.pop(which))
+
+
+def rotary_angles(spec: LanguageSpec) -> torch.Tensor:
+    """f32 [positions, head_dim / 2], as transformers computes them."""
+    exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).float() / spec.head_dim
+    return torch.outer(torch.arange(spec.max_positions).float(), 1.0 / spec.rope_theta**exponents)
+
+
+def _value(name: str, dtype: ir.DataType, shape: tuple[str | int, ...]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+
+def _set(value: ir.Value, name: str, shape: tuple[str | int, ...]) -> None:
+    value.name, value.shape, value.type = name, ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)

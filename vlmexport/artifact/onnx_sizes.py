@@ -1,0 +1,82 @@
+"""Bytes of an ONNX bundle's graphs, from shapes alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import prod
+
+from vlmexport.artifact.tokenizer_json import image_token_id
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.tensors import LazyTensor
+from vlmexport.model import plugins
+from vlmexport.recipe import Onnx
+
+_SCALE, _ZERO_POINT, _FLOAT = 4, 1, 4
+
+
+def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
+    """Graph → bytes of its weights, external data included. Reads no weights.
+
+    Int8 takes every product to be quantized; what calibration keeps in float, and the nodes themselves, come on top:
+    less than 2 % of any model that is worth planning.
+    """
+    tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
+    language = checkpoint.tensors["language"]
+    table = language["model.embed_tokens.weight"]
+    rows = max(table.shape[0], image_token_id(checkpoint) + 1)
+    decoder = [(name, tensor) for name, tensor in language.items() if name != "model.embed_tokens.weight"]
+    if "lm_head.weight" not in language:
+        decoder.append(("lm_head.weight", table))
+    return {
+        "vision_encoder": _graph([*tower, *projector], settings.vision),
+        "projector": _graph(projector, settings.vision),
+        "embed_tokens": rows * table.columns * (2 if table.dtype == "f16" else _FLOAT),
+        "decoder_model_merged": _fused(decoder, checkpoint, settings)
+        if settings.decoder == "int4"
+        else _graph(decoder, settings.decoder),
+    }
+
+
+def used_tower(checkpoint: Checkpoint) -> list[tuple[str, LazyTensor]]:
+    """Tensors of the vision encoder that the features stage reads."""
+    spec = checkpoint.spec.vision
+    plugin = plugins.vision(spec)
+    layer = re.compile(rf"{re.escape(plugin.LAYERS)}(\d+)\.")
+    found = []
+    for name, tensor in checkpoint.tensors["vision"].items():
+        match = layer.match(name)
+        if not name.startswith(plugin.UNUSED) and (match is None or int(match[1]) < spec.used_layers):
+            found.append((name, tensor))
+    return found
+
+
+def _graph(tensors: Iterable[tuple[str, LazyTensor]], precision: str) -> int:
+    total = 0
+    for name, tensor in tensors:
+        quantized = precision == "int8" and _is_product(name, tensor)
+        total += _int8(tensor.shape) if quantized else _FLOAT * tensor.numel
+    return total
+
+
+def _is_product(name: str, tensor: LazyTensor) -> bool:
+    """The weight of a linear layer or of a convolution of one pixel."""
+    shape = tensor.shape
+    return name.endswith(".weight") and "embedding" not in name and len(shape) in (2, 4) and prod(shape[2:]) == 1
+
+
+def _int8(shape: tuple[int, ...]) -> int:
+    return prod(shape) + shape[0] * (_SCALE + _ZERO_POINT)
+
+
+def _fused(tensors: Iterable[tuple[str, LazyTensor]], checkpoint: Checkpoint, settings: Onnx) -> int:
+    spec = checkpoint.spec.language
+    total = spec.max_positions * spec.head_dim * _FLOAT
+    for name, tensor in tensors:
+        if len(tensor.shape) < 2:
+            total += _FLOAT * tensor.numel
+            continue
+        bits = settings.head_bits if name == "lm_head.weight" else 4
+        count = -(-tensor.columns // settings.block)
+        total += tensor.shape[0] * count * (settings.block * bits // 8 + _SCALE)
+    return total

@@ -1,0 +1,96 @@
+"""Weights of a graph that stay in the checkpoint until they are written: memory does not grow with the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.tensors import LazyTensor
+from vlmexport.errors import CheckpointError, VlmExportError
+
+_TIED = {"language.lm_head.weight": "language.model.embed_tokens.weight"}
+
+
+def find(checkpoint: Checkpoint, name: str) -> LazyTensor:
+    """The checkpoint's tensor of a parameter path of ``model.VLM``; a tied head is the embedding.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    component, _, rest = name.partition(".")
+    found = checkpoint.tensors[component].get(rest)
+    if found is not None:
+        return found
+    if name in _TIED:
+        return find(checkpoint, _TIED[name])
+    raise CheckpointError(f"{checkpoint.path} holds no tensor for {name}", "use the published checkpoint")
+
+
+def read(tensor: LazyTensor) -> npt.NDArray[np.float32]:
+    """f32 values of the tensor's shape.
+
+    Raises:
+        CheckpointError: one of them is not finite.
+    """
+    values = tensor.torch().to(torch.float32)
+    flat = values.reshape(-1)
+    if not bool(torch.isfinite(flat.dot(flat))):  # one pass at memory speed; overflow would take weights of 1e19
+        bad = int((~torch.isfinite(flat)).sum())
+        raise CheckpointError(
+            f"{tensor.path}: {tensor.name} holds {bad} values that are not finite", "train or convert it again"
+        )
+    return values.numpy()
+
+
+class CheckpointWeight(ir.LazyTensor):
+    """A tensor of the checkpoint as a float32 tensor of a graph, read each time it is asked for."""
+
+    def __init__(self, source: LazyTensor, transposed: bool = False) -> None:
+        self.source, self.transposed = source, transposed
+        shape = source.shape[::-1] if transposed else source.shape
+        super().__init__(self._load, ir.DataType.FLOAT, ir.Shape(shape), name=source.name)
+
+    def _load(self) -> ir.TensorProtocol:
+        values = read(self.source)
+        if self.transposed:
+            values = torch.from_numpy(values).t().contiguous().numpy()
+        return ir.tensor(values, name=self.source.name)
+
+
+def attach(model: ir.Model, traced: dict[str, torch.Tensor], checkpoint: Checkpoint) -> None:
+    """Put the checkpoint's tensors in place of the parameters that a graph was traced with.
+
+    Args:
+        traced: parameters by their path in ``model.VLM``. Each one is looked for in the graph by name, and compared,
+            which tells whether the graph holds it transposed; what is no parameter stays.
+
+    Raises:
+        CheckpointError: the checkpoint lacks one of them.
+    """
+    for name, value in model.graph.initializers.items():
+        if name in traced and value.const_value is not None:
+            transposed = _is_transposed(value.const_value.numpy(), traced[name].numpy(), name)
+            value.const_value = CheckpointWeight(find(checkpoint, name), transposed)
+
+
+def next_layer(checkpoint: Checkpoint) -> Callable[[str, ir.Value], ir.TensorProtocol]:
+    """What ``layers.repeat`` asks for: the weight of a new layer, held as the traced layer holds its own."""
+
+    def weight(name: str, old: ir.Value) -> ir.TensorProtocol:
+        assert isinstance(old.const_value, CheckpointWeight)
+        return CheckpointWeight(find(checkpoint, name), old.const_value.transposed)
+
+    return weight
+
+
+def _is_transposed(graph: npt.NDArray[np.float32], parameter: npt.NDArray[np.float32], name: str) -> bool:
+    if np.array_equal(graph, parameter):
+        return False
+    if np.array_equal(graph, parameter.T):
+        return True
+    raise VlmExportError(f"the traced graph holds another {name} than the model", "report it with the config.json")
