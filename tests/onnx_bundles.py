@@ -54,14 +54,17 @@ def short_statistics(short: Checkpoint) -> Statistics:
 
 @pytest.fixture(scope="session")
 def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Bundles by name: ``fp32``, ``int8``, and ``again``, a second ``int8``."""
+    """Bundles by name: ``fp32``, ``int8``, ``again``, a second ``int8``, and ``int4`` with a float tower."""
     root = tmp_path_factory.mktemp("onnx")
 
     @cache
     def bundle(name: str) -> Path:
-        precision = "fp32" if name == "fp32" else "int8"
-        statistics = None if precision == "fp32" else short_statistics
-        export_onnx(short, recipe(precision), statistics, root / name, force=False, console=QUIET)
+        if name == "int4":
+            chosen = recipe("fp32", decoder="int4")
+        else:
+            chosen = recipe("fp32" if name == "fp32" else "int8")
+        statistics = short_statistics if chosen.needs_statistics else None
+        export_onnx(short, chosen, statistics, root / name, force=False, console=QUIET)
         return root / name
 
     return bundle
