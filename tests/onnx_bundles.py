@@ -59,10 +59,8 @@ def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factor
 
     @cache
     def bundle(name: str) -> Path:
-        if name == "int4":
-            chosen = recipe("fp32", decoder="int4")
-        else:
-            chosen = recipe("fp32" if name == "fp32" else "int8")
+        precision = "int8" if name in ("int8", "again") else "fp32"
+        chosen = recipe(precision, decoder="int4" if name == "int4" else precision)
         statistics = short_statistics if chosen.needs_statistics else None
         export_onnx(short, chosen, statistics, root / name, force=False, console=QUIET)
         return root / name
