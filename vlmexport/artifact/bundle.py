@@ -12,16 +12,18 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlmexport.artifact.card import card
-from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
+
+if TYPE_CHECKING:
+    from vlmexport.calibrate.statistics import Statistics
 
 MANIFEST = "vlmexport.json"
 CARD = "README.md"

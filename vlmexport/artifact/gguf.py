@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmexport.artifact import gguf_language, imatrix, mmproj
 from vlmexport.artifact.bundle import (
@@ -17,13 +18,15 @@ from vlmexport.artifact.bundle import (
 )
 from vlmexport.artifact.gguf_file import Entry, library, write
 from vlmexport.artifact.imatrix import ImportanceMatrix
-from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint, Spec
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
 from vlmexport.quantize.ggml import library_path
 from vlmexport.quantize.gguf_mix import Mix, find_mix
 from vlmexport.recipe import Gguf, Recipe
+
+if TYPE_CHECKING:
+    from vlmexport.calibrate.statistics import Statistics
 
 IMATRIX = "imatrix.gguf"
 THREADS = 2

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vlmexport.artifact.gguf_file import Entry, Field, library, write
-from vlmexport.calibrate.statistics import Statistics
 from vlmexport.errors import UsageError
 from vlmexport.quantize.ggml import F32, U8
+
+if TYPE_CHECKING:
+    from vlmexport.calibrate.statistics import Statistics
 
 _SUM, _COUNT = ".in_sum2", ".counts"
 
