@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmexport.artifact.bundle import fingerprints
+from vlmexport.artifact.staging import refuse_destination
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET, Console
-from vlmexport.errors import UsageError
 from vlmexport.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def export(
     """
     checkpoint = open_model(model)
     destination = output or Path(f"{_name(model, checkpoint)}-{recipe.name}")
-    if destination.exists() and not force:
-        raise UsageError(f"{destination} exists already", "pass --force to replace it, or another --output")
+    refuse_destination(destination, force)
     if recipe.format == "onnx":
         from vlmexport.artifact.onnx import export_onnx as write
     else:
