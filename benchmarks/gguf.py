@@ -30,6 +30,7 @@ params.nthread, params.ftype = int(sys.argv[4]), int(sys.argv[3])
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
 """
 FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
+_VALUES = 1 << 20
 OURS = "vlmexport: language model and mmproj"
 PEER = "llama.cpp: language model alone"
 
@@ -58,7 +59,8 @@ def _write_safetensors(path: Path, tensors: dict[str, LazyTensor]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            file.write(tensor.raw().data)
+            for start in range(0, tensor.numel, _VALUES):
+                file.write(tensor.raw(start, min(_VALUES, tensor.numel - start)).data)
 
 
 def ours(checkpoint: Path, kind: str, folder: Path) -> Figures:

@@ -22,7 +22,8 @@ from typing import Any
 @dataclass(frozen=True)
 class Figures:
     """Wall seconds, user + system seconds, and the largest resident set of any one process in MB (1e6 bytes), as the
-    operating system counts it: mapped pages included."""
+    operating system counts it: mapped pages included. Linux counts from before ``exec`` on, so that a peak is never
+    below the memory of the measuring process: keep that small."""
 
     wall: float
     cpu: float

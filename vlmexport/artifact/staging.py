@@ -86,7 +86,8 @@ def _refuse_full_disk(destination: Path, needed: int) -> None:
 
 
 def _root(destination: Path) -> Path:
-    return destination.with_name(f".{destination.name}.partial")
+    whole = Path(os.path.abspath(destination))  # `--output .` has no name
+    return whole.with_name(f".{whole.name}.partial")
 
 
 @contextmanager
@@ -97,7 +98,8 @@ def _locked(destination: Path) -> Iterator[Path]:
     if not (root / _MARK).exists() and any(root.iterdir()):
         raise UsageError(f"{root} is in the way, and not vlmexport's", "move it, or pass another --output")
     with (root / _MARK).open("w") as mark:
-        _lock(mark.fileno(), destination)
+        if not _lock(mark.fileno(), root / _MARK):
+            raise UsageError(f"another export to {destination} is running", "wait for it")
         try:
             _clear(root, destination)
             yield root
@@ -115,14 +117,16 @@ def _clear(root: Path, destination: Path) -> None:
         shutil.rmtree(root / name, ignore_errors=True)
 
 
-def _lock(descriptor: int, destination: Path) -> None:
-    """The operating system lets go of the lock when a process ends, however it ends."""
+def _lock(descriptor: int, path: Path) -> bool:
+    """Whether the mark is ours now. The operating system lets go of it when a process ends, however it ends."""
     try:
         _try_lock(descriptor)
-    except (BlockingIOError, PermissionError) as error:
-        raise UsageError(f"another export to {destination} is running", "wait for it") from error
+    except (BlockingIOError, PermissionError):
+        return False
     except OSError:
-        return  # a file system that knows no locks
+        return True  # a file system that knows no locks
+    # Another run may have ended, and removed the file, after this one opened it.
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 if sys.platform == "win32":
