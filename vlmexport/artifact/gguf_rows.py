@@ -20,8 +20,8 @@ from vlmexport.quantize.ggml import F32, U8, row_bytes
 ALIGNMENT = 32
 """Every tensor of a GGUF file begins at a multiple of it."""
 
-VALUES = 1 << 17
-"""Values of a block: as f32 they fit into a core's second-level cache, and Ctrl-C waits for a moment only."""
+VALUES = 1 << 18
+"""Values of a block: a megabyte as f32. Speed hardly depends on it; Ctrl-C waits for a block, memory holds a few."""
 
 Value = TypeVar("Value", bound=np.generic)
 

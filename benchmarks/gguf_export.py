@@ -1,6 +1,6 @@
 """vlmexport against llama.cpp's own way to GGUF: converter to F16, then its quantizer with two threads.
 
-    python benchmarks/gguf.py /data/MobileVLM_V2-1.7B /src/llama.cpp --types q4_k_m q4_0 --json gguf.json
+    python benchmarks/gguf_export.py /data/MobileVLM_V2-1.7B /src/llama.cpp --types q4_k_m q4_0 --json gguf.json
 
 Ours exports all of the model (language model and mmproj) with one command and hashes what it writes. The converter
 refuses a MobileVLM, so the peer gets what it can take: a folder with the language model alone and an edited config,
