@@ -222,9 +222,10 @@ def main() -> None:
             raise
         console.error(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.note("interrupted; nothing was left half-written")
-        sys.exit(INTERRUPTED)
+    except SystemExit as end:  # Typer turns Ctrl-C into one, without a word
+        if end.code == INTERRUPTED:
+            console.note("interrupted; nothing was left half-written")
+        raise
     except OSError as error:
         if debug:
             raise

@@ -8,13 +8,41 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from vlmexport.errors import VlmExportError
+
+
+class Advance(Protocol):
+    """Told of what was done: a step, or a number of bytes."""
+
+    def __call__(self, amount: int = 1, /) -> None:
+        """``amount`` more is done."""
+
+
+def no_advance(amount: int = 1, /) -> None:
+    """For work that nobody watches."""
+
+
+_COLUMNS: dict[str, Callable[[], list[ProgressColumn]]] = {
+    "steps": lambda: [MofNCompleteColumn(), TimeElapsedColumn()],
+    "bytes": lambda: [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()],
+}
 
 
 class Console:
@@ -56,16 +84,18 @@ class Console:
         self._err.print(f"error: {error}", style="red", markup=False)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar on stderr; yields what to call after each of ``total`` steps. Without a terminal, one line."""
+    def progress(self, label: str, total: int, unit: Literal["steps", "bytes"] = "steps") -> Iterator[Advance]:
+        """A bar on stderr; yields what to call after each of ``total`` steps, or with the bytes that are done: then
+        the bar tells their rate. Without a terminal, one line."""
         if self.quiet or not self._err.is_terminal:
-            self.note(label)
-            yield lambda: None
+            self.note(label if unit == "steps" else f"{label}, {decimal(total)}")
+            yield no_advance
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=self._err, transient=True) as progress:
+        with Progress(
+            TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit](), console=self._err, transient=True
+        ) as progress:
             task = progress.add_task(label, total=total)
-            yield lambda: progress.advance(task)
+            yield lambda amount=1: progress.advance(task, amount)
 
 
 QUIET = Console(quiet=True)

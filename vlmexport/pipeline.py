@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmexport.artifact.bundle import fingerprints
-from vlmexport.calibrate import Statistics, calibration_samples
-from vlmexport.calibrate.cache import statistics
+from vlmexport.artifact.staging import refuse_destination
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET, Console
-from vlmexport.errors import UsageError
 from vlmexport.recipe import Recipe
+
+if TYPE_CHECKING:
+    from vlmexport.calibrate import Statistics
 
 
 def export(
@@ -30,8 +32,7 @@ def export(
     """
     checkpoint = open_model(model)
     destination = output or Path(f"{_name(model, checkpoint)}-{recipe.name}")
-    if destination.exists() and not force:
-        raise UsageError(f"{destination} exists already", "pass --force to replace it, or another --output")
+    refuse_destination(destination, force)
     if recipe.format == "onnx":
         from vlmexport.artifact.onnx import export_onnx as write
     else:
@@ -49,14 +50,19 @@ def _name(model: str, checkpoint: Checkpoint) -> str:
 
 def _statistics(checkpoint: Checkpoint, recipe: Recipe, console: Console) -> Statistics | None:
     """Statistics, where the recipe needs any."""
-    if not recipe.needs_statistics:
-        return None
-    return statistics(checkpoint, fingerprints(checkpoint), calibration_samples(recipe.calibration.samples), console)
+    return _calibrated(checkpoint, recipe.calibration.samples, console) if recipe.needs_statistics else None
+
+
+def _calibrated(checkpoint: Checkpoint, samples: int | None, console: Console) -> Statistics:
+    """Imported here: calibration needs torch, an export without it does not."""
+    from vlmexport.calibrate import calibration_samples
+    from vlmexport.calibrate.cache import statistics
+
+    return statistics(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console)
 
 
 def calibrate_to(model: str, output: Path, samples: int | None, console: Console = QUIET) -> dict[str, int]:
     """Collect statistics and write them to a file; the number of layers and samples is returned."""
-    checkpoint = open_model(model)
-    found = statistics(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console)
+    found = _calibrated(open_model(model), samples, console)
     found.save(output)
     return {"layers": len(found.layers), "samples": len(found.samples)}

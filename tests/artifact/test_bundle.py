@@ -53,33 +53,6 @@ def test_a_changed_file_is_found(tmp_path: Path, tiny: Checkpoint, damage: bytes
         verify(tmp_path / "b", manifest)
 
 
-def test_an_error_leaves_nothing(tmp_path: Path, tiny: Checkpoint) -> None:
-    with pytest.raises(KeyboardInterrupt), staged(tmp_path / "b", False) as partial:
-        (partial / "half").write_text("x")
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-    make(tmp_path / "b", tiny)
-    with pytest.raises(OSError, match="disk"), staged(tmp_path / "b", True):
-        raise OSError("disk full")
-    verify(tmp_path / "b", read_manifest(tmp_path / "b"))
-
-
-def test_what_a_killed_run_left_is_cleared(tmp_path: Path, tiny: Checkpoint) -> None:
-    (tmp_path / ".b.partial").mkdir()
-    (tmp_path / ".b.partial" / "half").write_text("x")
-    make(tmp_path / "b", tiny)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
-
-
-def test_force(tmp_path: Path, tiny: Checkpoint) -> None:
-    make(tmp_path / "b", tiny)
-    with pytest.raises(UsageError, match="--force"):
-        make(tmp_path / "b", tiny)
-    (tmp_path / "b" / "old").write_text("x")
-    make(tmp_path / "b", tiny, force=True)
-    assert not (tmp_path / "b" / "old").exists()
-
-
 def test_a_damaged_manifest(tmp_path: Path, tiny: Checkpoint) -> None:
     make(tmp_path / "b", tiny)
     (tmp_path / "b" / MANIFEST).write_text("{}")

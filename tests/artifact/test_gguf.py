@@ -13,10 +13,9 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export, metadata, random_statistics, tensors, value_types
 from vlmexport.artifact import gguf_tokenizer
 from vlmexport.artifact.bundle import read_manifest, verify
-from vlmexport.artifact.gguf_language import interleave
+from vlmexport.artifact.gguf_rows import interleave
 from vlmexport.checkpoint import Checkpoint, PromptSpec, Tokenizer, open_checkpoint
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
-from vlmexport.quantize import ggml
 
 QUESTION = "What is it?"
 
@@ -165,18 +164,3 @@ def test_unknown_decoder(tiny: Checkpoint, tmp_path: Path) -> None:
     spec = replace(tiny.spec, language=replace(tiny.spec.language, kind="mamba"))
     with pytest.raises(Unsupported, match="mamba"):
         export(replace(tiny, spec=spec), tmp_path / "out")
-
-
-def test_a_full_disk_leaves_nothing(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, calls = ggml.quantize, []
-
-    def fail(*args: object) -> ggml.U8:
-        calls.append(args)
-        if len(calls) > 5:
-            raise OSError(28, "No space left on device")
-        return real(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ggml, "quantize", fail)
-    with pytest.raises(OSError, match="No space"):
-        export(tiny, tmp_path / "out", type="f16")
-    assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ import pytest
 from tests.checkpoints import tiny_spec
 from tests.gguf_bundles import export, metadata, random_statistics, shapes, tensors
 from vlmexport.artifact.gguf_language import importance_names
-from vlmexport.artifact.imatrix import Column, ImportanceMatrix, from_statistics, read, save
+from vlmexport.artifact.imatrix import Column, ImportanceMatrix, as_file, from_statistics, read
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import UsageError
 
@@ -18,6 +18,10 @@ from vlmexport.errors import UsageError
 def matrix(image_weight: float = 1.0) -> ImportanceMatrix:
     language = tiny_spec().language
     return from_statistics(random_statistics(language), importance_names(language), image_weight)
+
+
+def save(path: Path, found: ImportanceMatrix) -> None:
+    as_file(path.name, found).write(path.parent)
 
 
 def test_round_trip(tmp_path: Path) -> None:

@@ -116,7 +116,6 @@ def test_rounds_to_what_gguf_reads(name: str) -> None:
     rows = np.random.default_rng(0).standard_normal((700, 512), np.float32)
     data = ggml.quantize(rows, name)
     assert data.shape == (700, ggml.row_bytes(name, 512))
-    assert np.array_equal(data, ggml.quantize(rows, name, threads=1))
     kind = gguf.GGMLQuantizationType(ggml.TYPES[name].id)
     error = gguf.quants.dequantize(data.reshape(-1), kind).reshape(700, 512) - rows
     assert np.sqrt(np.mean(error**2)) < {"f32": 1e-9, "f16": 1e-3, "q8_0": 0.01, "q4_k": 0.1}[name]

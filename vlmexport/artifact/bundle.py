@@ -1,29 +1,30 @@
-"""The bundle: a folder with its files and ``vlmexport.json``. Written beside its destination, renamed when complete."""
+"""The bundle: a folder with its files and ``vlmexport.json``. How it gets to its place: staging.py."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from blake3 import blake3
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlmexport.artifact.card import card
-from vlmexport.calibrate.statistics import Statistics
+from vlmexport.artifact.staging import MANIFEST as MANIFEST
+from vlmexport.artifact.staging import staged as staged
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
 
-MANIFEST = "vlmexport.json"
+if TYPE_CHECKING:
+    from vlmexport.calibrate.statistics import Statistics
+
 CARD = "README.md"
 _READ = 1 << 22
 
@@ -84,7 +85,7 @@ def fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
     """File name → BLAKE3 of a checkpoint's weights: ten times as fast as sha256, which matters for 14 GB."""
     found = {}
     for path in checkpoint.weight_files:
-        digest = blake3()
+        digest = blake3(max_threads=blake3.AUTO)
         with path.open("rb", buffering=0) as file:
             buffer = bytearray(_READ)
             while size := file.readinto(buffer):
@@ -122,47 +123,27 @@ def tool_versions(*packages: str) -> dict[str, str]:
     return found
 
 
-def list_files(folder: Path, components: dict[str, str]) -> list[File]:
-    """The files of a bundle, manifest and card aside (they change with each check), in order of their paths."""
+def list_files(folder: Path, components: dict[str, str], hashes: Mapping[str, str] | None = None) -> list[File]:
+    """The files of a bundle, manifest and card aside (they change with each check), in order of their paths.
+
+    Args:
+        components: path → component.
+        hashes: path → SHA-256 of files that were hashed when they were written; the others are read.
+    """
     names = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()}
     paths = [path for path, name in names.items() if name not in (MANIFEST, CARD, "parity.json")]
+    known = hashes or {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        hashes = list(pool.map(sha256, paths))
+        digests = list(pool.map(lambda path: known.get(names[path]) or sha256(path), paths))
     return [
         File(path=names[path], bytes=path.stat().st_size, sha256=digest, component=_component(names[path], components))
-        for path, digest in zip(paths, hashes, strict=True)
+        for path, digest in zip(paths, digests, strict=True)
     ]
 
 
 def _component(name: str, components: dict[str, str]) -> str | None:
     """External data belongs to the component of its graph."""
     return components.get(re.sub(r"\.onnx_data(_\d+)?$", ".onnx", name))
-
-
-@contextmanager
-def staged(destination: Path, force: bool) -> Iterator[Path]:
-    """A temporary folder beside the destination, renamed to it when the block ends without an error.
-
-    Raises:
-        UsageError: the destination exists and ``force`` is not set.
-    """
-    if destination.exists() and not force:
-        raise UsageError(f"{destination} exists already", "pass --force to replace it, or another --output")
-    if destination.exists() and not (destination / MANIFEST).is_file() and any(destination.iterdir()):
-        raise UsageError(f"{destination} is no bundle and not empty", "pass another --output; it was left alone")
-    temporary = destination.with_name(f".{destination.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        old = destination.with_name(f".{destination.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if destination.exists():
-            os.replace(destination, old)
-        os.replace(temporary, destination)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmexport.artifact import gguf_language, imatrix, mmproj
 from vlmexport.artifact.bundle import (
@@ -15,9 +16,9 @@ from vlmexport.artifact.bundle import (
     tool_versions,
     write_manifest,
 )
-from vlmexport.artifact.gguf_file import Entry, library, write
+from vlmexport.artifact.gguf_file import GgufFile, library
+from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.artifact.imatrix import ImportanceMatrix
-from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint, Spec
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
@@ -25,8 +26,10 @@ from vlmexport.quantize.ggml import library_path
 from vlmexport.quantize.gguf_mix import Mix, find_mix
 from vlmexport.recipe import Gguf, Recipe
 
+if TYPE_CHECKING:
+    from vlmexport.calibrate.statistics import Statistics
+
 IMATRIX = "imatrix.gguf"
-THREADS = 2
 _JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
 _CLASS_TOKEN = (
     "stock libmtmd shifts the position embeddings of this tower by one (llama.cpp #25814); vlmexport repairs that when "
@@ -66,37 +69,48 @@ def export_gguf(
     importance = _importance(settings, mix, spec, statistics)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     types = gguf_language.types_of(spec.language, mix, shapes, importance is not None)
-    language_file = f"{spec.name}-{mix.name.upper()}.gguf"
-    mmproj_file = f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf"
-    language = gguf_language.entries(spec.language, tensors, types, importance, THREADS)
-    vision = mmproj.entries(checkpoint, settings.mmproj_type, THREADS)
-    components = {language_file: "language", mmproj_file: "vision+projector", IMATRIX: "importance matrix"}
-    with staged(destination, force) as folder:
-        with console.progress("writing GGUF", len(language) + len(vision)) as advance:
-            metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
-            write(folder / language_file, "llama", metadata, language, advance)
-            tower = mmproj.fields(spec, settings.mmproj_type)
-            write(folder / mmproj_file, mmproj.ARCHITECTURE, tower, vision, advance)
-        if importance is not None:
-            imatrix.save(folder / IMATRIX, importance)
+    metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
+    decoder = gguf_language.entries(spec.language, tensors, types, importance)
+    tower = mmproj.entries(checkpoint, settings.mmproj_type)
+    language = GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder)
+    vision = GgufFile(
+        f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf",
+        mmproj.ARCHITECTURE,
+        mmproj.fields(spec, settings.mmproj_type),
+        tower,
+    )
+    files = {"language": language, "vision+projector": vision}
+    if importance is not None:
+        files["importance matrix"] = imatrix.as_file(IMATRIX, importance)
+    with staged(destination, force, sum(file.size for file in files.values())) as folder:
+        hashes = _write(files, folder, console)
         manifest = Manifest(
             kind="gguf",
             source=source_of(checkpoint),
             recipe=recipe,
             tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
             calibration=calibration_of(statistics) if settings.imatrix == "auto" else None,
-            files=list_files(folder, components),
-            tensors=_unlike(language, mix.default) | _unlike(vision, settings.mmproj_type),
+            files=list_files(folder, {file.name: component for component, file in files.items()}, hashes),
+            tensors=_unlike(decoder, mix.default) | _unlike(tower, settings.mmproj_type),
             notes=_notes(spec),
             details={
-                "language": language_file,
-                "mmproj": mmproj_file,
+                "language": language.name,
+                "mmproj": vision.name,
                 "types": {"language": mix.name, "mmproj": settings.mmproj_type},
                 "prompt": asdict(spec.prompt),
             },
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _write(files: dict[str, GgufFile], folder: Path, console: Console) -> dict[str, str]:
+    """Write component → file; file name → SHA-256 is returned."""
+    hashes = {}
+    for component, file in files.items():
+        with console.progress(f"{component}: {file.name}", file.size, "bytes") as advance:
+            hashes[file.name] = file.write(folder, advance)
+    return hashes
 
 
 def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:

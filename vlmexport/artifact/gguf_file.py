@@ -1,16 +1,23 @@
-"""Write a GGUF file tensor by tensor: only one tensor is in memory at a time."""
+"""A GGUF file: its header is made in memory, so that its size is known; its tensors go through it block by block."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vlmexport.artifact.gguf_rows import ALIGNMENT, Entry
+from vlmexport.artifact.workers import cores, in_order
+from vlmexport.console import Advance, no_advance
 from vlmexport.errors import MissingDependency
-from vlmexport.quantize.ggml import INSTALL, TYPES, U8, row_bytes
+from vlmexport.quantize.ggml import INSTALL, TYPES
 
 Field = tuple[str, Any]
 """A metadata value with its type: ``u32``, ``f32``, ``bool``, ``str``, or an array such as ``i32[]``."""
@@ -19,24 +26,67 @@ _VALUE_TYPES = {"u32": "UINT32", "i32": "INT32", "f32": "FLOAT32", "bool": "BOOL
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tensor of a file: shape with the rows' length last, a type of ``quantize.ggml.TYPES``, and how to get it.
+class GgufFile:
+    """A little-endian GGUF file that can be written; the same input gives the same bytes.
 
-    ``load`` returns its bytes: u8 of any shape, in row order.
+    ``architecture`` is ``general.architecture``; None leaves it out (an importance matrix has none). Tensors stand
+    in the order given.
     """
 
     name: str
-    shape: tuple[int, ...]
-    type: str
-    load: Callable[[], U8]
+    architecture: str | None
+    fields: Mapping[str, Field]
+    tensors: Sequence[Entry]
 
     @property
-    def bytes(self) -> int:
-        """Size in the file."""
-        rows = 1
-        for size in self.shape[:-1]:
-            rows *= size
-        return rows * row_bytes(self.type, self.shape[-1])
+    def size(self) -> int:
+        """Its exact number of bytes."""
+        return len(self.header) + sum(tensor.bytes + tensor.padding for tensor in self.tensors)
+
+    @cached_property
+    def header(self) -> bytes:
+        """All that stands before the first tensor, padding included."""
+        gguf = library()
+        writer = gguf.GGUFWriter(None, self.architecture or "")
+        if self.architecture is None:
+            writer.kv_data[0].pop("general.architecture", None)
+        for key, (kind, value) in self.fields.items():
+            scalar = gguf.GGUFValueType[_VALUE_TYPES[kind.removesuffix("[]")]]
+            if kind.endswith("[]"):
+                writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, scalar)
+            else:
+                writer.add_key_value(key, value, scalar)
+        for tensor in self.tensors:
+            kind = gguf.GGMLQuantizationType(TYPES[tensor.type].id)
+            writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, raw_dtype=kind)
+        memory = BytesIO()
+        writer.fout, writer.state = [memory], gguf.gguf_writer.WriterState.EMPTY
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        head = memory.getvalue()
+        return head + bytes(-len(head) % ALIGNMENT)
+
+    def write(self, folder: Path, advance: Advance = no_advance, threads: int | None = None) -> str:
+        """Write it into a folder; its SHA-256 is returned.
+
+        Blocks of rows are read and quantized by as many threads as there are cores, or as are given. Here they are
+        written and hashed in order while the next ones are made: the file need not be read again for its hash, and
+        memory holds a few blocks whatever its size.
+
+        Args:
+            advance: called with the bytes of each block.
+        """
+        jobs = (block.encode for tensor in self.tensors for block in tensor.blocks())
+        digest = hashlib.sha256(self.header)
+        with (folder / self.name).open("wb") as file, closing(in_order(jobs, threads or cores())) as results:
+            file.write(self.header)
+            advance(len(self.header))
+            for result in results:
+                file.write(result.data)
+                digest.update(result.data)
+                advance(result.size)
+        return digest.hexdigest()
 
 
 def library() -> Any:
@@ -50,40 +100,3 @@ def library() -> Any:
     except ImportError as error:
         raise MissingDependency("GGUF needs the package gguf, which is not installed", INSTALL) from error
     return gguf
-
-
-def write(
-    path: Path,
-    architecture: str | None,
-    fields: Mapping[str, Field],
-    tensors: Sequence[Entry],
-    advance: Callable[[], None] = lambda: None,
-) -> None:
-    """Write a little-endian GGUF file, the tensors in the order given; the same input gives the same bytes.
-
-    Args:
-        architecture: ``general.architecture``; None leaves it out (an importance matrix has none).
-        advance: called after each tensor.
-    """
-    gguf = library()
-    writer = gguf.GGUFWriter(path, architecture or "")
-    if architecture is None:
-        writer.kv_data[0].pop("general.architecture", None)
-    for key, (kind, value) in fields.items():
-        scalar = gguf.GGUFValueType[_VALUE_TYPES[kind.removesuffix("[]")]]
-        if kind.endswith("[]"):
-            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, scalar)
-        else:
-            writer.add_key_value(key, value, scalar)
-    for tensor in tensors:
-        kind = gguf.GGMLQuantizationType(TYPES[tensor.type].id)
-        writer.add_tensor_info(tensor.name, tensor.shape, np.dtype(np.float32), tensor.bytes, raw_dtype=kind)
-    try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        for tensor in tensors:
-            writer.write_tensor_data(tensor.load())
-            advance()
-    finally:
-        writer.close()

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-
-import numpy as np
+from collections.abc import Mapping
 
 from vlmexport.artifact import gguf_tokenizer
-from vlmexport.artifact.gguf_file import Entry, Field
+from vlmexport.artifact.gguf_file import Field
+from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.artifact.imatrix import ImportanceMatrix
 from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported
-from vlmexport.quantize import ggml
 from vlmexport.quantize.gguf_mix import Decoder, Mix, in_order, tensor_types
 
 _OUTSIDE = {
@@ -77,36 +75,24 @@ def types_of(spec: LanguageSpec, mix: Mix, shapes: Mapping[str, tuple[int, ...]]
     return tensor_types(mix, shapes, Decoder(spec.num_layers, spec.num_heads // spec.num_kv_heads), importance)
 
 
-def interleave(rows: ggml.F32, heads: int) -> ggml.F32:
-    """Rows of q and k in the order of llama.cpp's rotary embedding: [rows, ...], first and second half of each head
-    taken in turn."""
-    half = rows.shape[0] // heads // 2
-    return rows.reshape(heads, 2, half, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
-
-
 def entries(
     spec: LanguageSpec,
     tensors: Mapping[str, LazyTensor],
     types: Mapping[str, str],
     importance: ImportanceMatrix | None,
-    threads: int,
 ) -> list[Entry]:
-    """The file's tensors, each read, reordered and quantized when it is written."""
+    """The file's tensors.
 
-    def loader(name: str) -> Callable[[], ggml.U8]:
-        def load() -> ggml.U8:
-            values = tensors[name].float32()
-            if ".attn_q." in name:
-                values = interleave(values, spec.num_heads)
-            elif ".attn_k." in name:
-                values = interleave(values, spec.num_kv_heads)
-            rows = np.ascontiguousarray(values.reshape(-1, values.shape[-1]))
-            weights = importance.mean(name, rows.shape[1]) if importance else None
-            return ggml.quantize(rows, types[name], weights, threads)
-
-        return load
-
-    return [Entry(name, tensors[name].shape, types[name], loader(name)) for name in in_order(list(tensors))]
+    Raises:
+        UsageError: the importance matrix is another model's.
+    """
+    found = []
+    for name in in_order(list(tensors)):
+        tensor = tensors[name]
+        heads = spec.num_heads if ".attn_q." in name else spec.num_kv_heads if ".attn_k." in name else 0
+        weights = importance.mean(name, tensor.columns) if importance else None
+        found.append(Entry(name, tensor.shape, types[name], tensor, heads, weights))
+    return found
 
 
 def fields(checkpoint: Checkpoint, mix: Mix, rows: int) -> dict[str, Field]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmexport.artifact.gguf_file import Entry, Field, library, write
-from vlmexport.calibrate.statistics import Statistics
+from vlmexport.artifact.gguf_file import Field, GgufFile, library
+from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.errors import UsageError
-from vlmexport.quantize.ggml import F32, U8
+from vlmexport.quantize.ggml import F32
+
+if TYPE_CHECKING:
+    from vlmexport.calibrate.statistics import Statistics
 
 _SUM, _COUNT = ".in_sum2", ".counts"
 
@@ -77,8 +80,8 @@ def from_statistics(statistics: Statistics, names: dict[str, str], image_weight:
     return ImportanceMatrix(columns, dataset, len(statistics.samples))
 
 
-def save(path: Path, matrix: ImportanceMatrix) -> None:
-    """Write it as llama-imatrix does: ``<weight>.in_sum2`` [1, columns] and ``<weight>.counts`` [1, 1], both F32."""
+def as_file(name: str, matrix: ImportanceMatrix) -> GgufFile:
+    """As llama-imatrix writes it: ``<weight>.in_sum2`` [1, columns] and ``<weight>.counts`` [1, 1], both F32."""
     rows = max([column.count for column in matrix.columns.values()], default=0)
     fields: dict[str, Field] = {
         "general.type": ("str", "imatrix"),
@@ -87,16 +90,12 @@ def save(path: Path, matrix: ImportanceMatrix) -> None:
         "imatrix.chunk_size": ("u32", max(1, rows // max(1, matrix.chunks))),
     }
     entries = []
-    for name in sorted(matrix.columns):
-        column = matrix.columns[name]
+    for weight in sorted(matrix.columns):
+        column = matrix.columns[weight]
         count = np.array([column.count], np.float32)
-        entries.append(Entry(name + _SUM, (1, column.sum_sq.size), "f32", _bytes(column.sum_sq)))
-        entries.append(Entry(name + _COUNT, (1, 1), "f32", _bytes(count)))
-    write(path, None, fields, entries)
-
-
-def _bytes(values: F32) -> Callable[[], U8]:
-    return lambda: np.ascontiguousarray(values).view(np.uint8)
+        entries.append(Entry(weight + _SUM, (1, column.sum_sq.size), "f32", column.sum_sq))
+        entries.append(Entry(weight + _COUNT, (1, 1), "f32", count))
+    return GgufFile(name, None, fields, entries)
 
 
 def read(path: Path) -> ImportanceMatrix:

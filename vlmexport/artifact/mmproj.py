@@ -7,15 +7,13 @@ Only the layers in use are written, and ``feature_layer`` names the last: libmtm
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
-from vlmexport.artifact.gguf_file import Entry, Field
+from vlmexport.artifact.gguf_file import Field
+from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.checkpoint import Checkpoint, Spec, VisionSpec
-from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.plugins import GgufProjector
-from vlmexport.quantize import ggml
 
 ARCHITECTURE = "clip"
 _INSTEAD = "use an ONNX bundle"
@@ -101,7 +99,7 @@ def fields(spec: Spec, type_name: str) -> dict[str, Field]:
     return found | _ACTIVATIONS[vision.hidden_act]
 
 
-def entries(checkpoint: Checkpoint, type_name: str, threads: int) -> list[Entry]:
+def entries(checkpoint: Checkpoint, type_name: str) -> list[Entry]:
     """The file's tensors: matrices and the patch embedding in ``type_name``, vectors F32, depthwise kernels F16."""
     spec = checkpoint.spec
     projector = projector_of(spec)
@@ -110,21 +108,11 @@ def entries(checkpoint: Checkpoint, type_name: str, threads: int) -> list[Entry]
         target = tower_name(name, spec.vision)
         if target is not None:
             kind = "f32" if len(tensor.shape) == 1 or target in _ALWAYS_F32 else type_name
-            found.append(_entry(target, tensor, tensor.shape, kind, threads))
+            found.append(Entry(target, tensor.shape, kind, tensor))
     for name, tensor in checkpoint.tensors["projector"].items():
         if name not in projector.tensors:
             raise Unsupported(f"libmtmd's {projector.projector_type} has no tensor {name}", _INSTEAD)
         kind = "f16" if name in projector.f16 else "f32" if len(tensor.shape) == 1 else type_name
         shape = tuple(size for size in tensor.shape if size != 1) if len(tensor.shape) == 4 else tensor.shape
-        found.append(_entry(projector.tensors[name], tensor, shape, kind, threads))
+        found.append(Entry(projector.tensors[name], shape, kind, tensor))
     return found
-
-
-def _entry(name: str, tensor: LazyTensor, shape: tuple[int, ...], kind: str, threads: int) -> Entry:
-    def loader() -> Callable[[], ggml.U8]:
-        def load() -> ggml.U8:
-            return ggml.quantize(tensor.float32().reshape(-1, shape[-1]), kind, None, threads)
-
-        return load
-
-    return Entry(name, shape, kind, loader())

@@ -65,12 +65,18 @@ class LazyTensor:
         Raises:
             CheckpointError: the file is shorter than it was, or gone.
         """
-        size = DTYPES[self.dtype]
         count = self.numel - start if count is None else count
-        buffer = np.empty(count * size, np.uint8)
+        return self.read_into(np.empty(count * DTYPES[self.dtype], np.uint8), start)
+
+    def read_into(self, buffer: U8, start: int = 0) -> U8:
+        """Fill ``buffer`` (contiguous) with the bytes of values from value ``start`` on; it is returned.
+
+        Raises:
+            CheckpointError: as ``raw``.
+        """
         try:
             with self.path.open("rb", buffering=0) as file:
-                file.seek(self.offset + start * size)
+                file.seek(self.offset + start * DTYPES[self.dtype])
                 view, done = buffer.data, 0
                 while done < len(view) and (read := file.readinto(view[done:])):
                     done += read

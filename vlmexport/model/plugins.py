@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Protocol, cast
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, Protocol, cast
 
 from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, VisionSpec
 from vlmexport.errors import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class VisionPlugin(Protocol):
 
 
 class ProjectorPlugin(Protocol):
-    """A file in ``model/projector``."""
+    """A file in ``model/projector``. It imports torch only where it builds: a GGUF export asks every projector what it
+    is, and has no use for the seconds and the memory that torch takes."""
 
     EXAMPLE: str
     """A kind that this file answers to, for the conformance tests."""

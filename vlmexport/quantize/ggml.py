@@ -9,7 +9,6 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -25,7 +24,6 @@ F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
 
 INSTALL = "pip install 'vlmexport[gguf]'"
-_VALUES_PER_TASK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -104,14 +102,14 @@ def _kernel() -> Callable[..., int]:
     return function
 
 
-def quantize(rows: F32, type_name: str, importance: F32 | None = None, threads: int = 2) -> U8:
-    """Quantize a matrix row by row.
+def quantize(rows: F32, type_name: str, importance: F32 | None = None, out: U8 | None = None) -> U8:
+    """Quantize a matrix row by row; any number of threads may do so at a time (ctypes releases the GIL).
 
     Args:
         rows: f32 [rows, columns], columns a multiple of the type's block.
         type_name: a key of ``TYPES``.
         importance: f32 [columns], mean x² of what the columns are multiplied with; some types ignore it.
-        threads: blocks of rows run in as many threads (ctypes releases the GIL); the bytes do not depend on it.
+        out: u8 [rows, row bytes], contiguous, to write to.
 
     Returns:
         u8 [rows, row bytes].
@@ -124,18 +122,9 @@ def quantize(rows: F32, type_name: str, importance: F32 | None = None, threads: 
     weights = None if importance is None else np.ascontiguousarray(importance, np.float32)
     if weights is not None and weights.shape != (columns,):
         raise ValueError(f"importance has the shape {weights.shape}, the rows have {columns} columns")
-    result = np.empty((count, row_bytes(type_name, columns)), np.uint8)
-    kernel, kind = _kernel(), TYPES[type_name].id
+    result = np.empty((count, row_bytes(type_name, columns)), np.uint8) if out is None else out
     pointer = None if weights is None else weights.ctypes.data
-    step = max(1, _VALUES_PER_TASK // columns)
-
-    def work(start: int) -> None:
-        end = min(start + step, count)
-        source, target = rows[start:end], result[start:end]
-        written = kernel(kind, source.ctypes.data, target.ctypes.data, 0, end - start, columns, pointer)
-        if written != target.nbytes:
-            raise RuntimeError(f"libggml wrote {written} bytes of {type_name}, expected {target.nbytes}")
-
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, range(0, count, step)))
+    written = _kernel()(TYPES[type_name].id, rows.ctypes.data, result.ctypes.data, 0, count, columns, pointer)
+    if written != result.nbytes:
+        raise RuntimeError(f"libggml wrote {written} bytes of {type_name}, expected {result.nbytes}")
     return result

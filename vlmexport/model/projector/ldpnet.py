@@ -3,13 +3,15 @@ Source: Chu et al. 2023, arXiv:2312.16886; the blocks follow MobileNetV3, arXiv:
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-from torch.nn import functional
+from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.plugins import GgufProjector
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 EXAMPLE = "ldpnet"
 
@@ -21,70 +23,75 @@ def squeeze_channels(channels: int) -> int:
     return rounded + 8 if rounded < 0.9 * quarter else rounded
 
 
-class ChannelNorm(nn.LayerNorm):
-    """LayerNorm over the channels of an [N, C, H, W] map."""
+def _inverted_residual(channels: int, stride: int) -> nn.Module:
+    """Depthwise 3x3, a gate for each channel from the map's mean, pointwise; a skip connection for stride 1."""
+    from torch import nn
+    from torch.nn import functional
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    class ChannelNorm(nn.LayerNorm):
+        """Over the channels of an [N, C, H, W] map."""
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-class SqueezeExcitation(nn.Module):
-    """A gate for each channel, from the map's mean."""
+    class SqueezeExcitation(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            squeezed = squeeze_channels(channels)
+            self.fc1 = nn.Conv2d(channels, squeezed, 1)
+            self.fc2 = nn.Conv2d(squeezed, channels, 1)
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        squeezed = squeeze_channels(channels)
-        self.fc1 = nn.Conv2d(channels, squeezed, 1)
-        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scale = self.fc2(functional.relu(self.fc1(x.mean((2, 3), keepdim=True))))
+            return functional.hardsigmoid(scale) * x
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.fc2(functional.relu(self.fc1(x.mean((2, 3), keepdim=True))))
-        return functional.hardsigmoid(scale) * x
+    class InvertedResidual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
+            pointwise = nn.Conv2d(channels, channels, 1, bias=False)
+            self.block = nn.Sequential(
+                nn.Sequential(depthwise, ChannelNorm(channels), nn.Hardswish()),
+                SqueezeExcitation(),
+                nn.Sequential(pointwise, ChannelNorm(channels)),
+            )
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.block(x)
+            return x + y if stride == 1 else y
 
-class InvertedResidual(nn.Module):
-    """Depthwise 3x3, gate, pointwise; a skip connection where the stride is 1."""
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__()
-        depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
-        pointwise = nn.Conv2d(channels, channels, 1, bias=False)
-        self.skip = stride == 1
-        self.block = nn.Sequential(
-            nn.Sequential(depthwise, ChannelNorm(channels), nn.Hardswish()),
-            SqueezeExcitation(channels),
-            nn.Sequential(pointwise, ChannelNorm(channels)),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.block(x)
-        return x + y if self.skip else y
-
-
-class _Block(nn.Module):
-    def __init__(self, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.grid = spec.grid
-        inner = spec.out_features
-        self.mlp = nn.Sequential(nn.Identity(), nn.Linear(spec.in_features, inner), nn.GELU(), nn.Linear(inner, inner))
-        self.mb_block = nn.Sequential(nn.Identity(), InvertedResidual(inner, 1), InvertedResidual(inner, 2))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        x = self.mlp(features).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        tokens: torch.Tensor = self.mb_block(x).flatten(2).transpose(1, 2)
-        return tokens
+    return InvertedResidual()
 
 
-class LDP(nn.Module):
+def _module(spec: ProjectorSpec) -> nn.Module:
     """[images, grid², in] → [images, ceil(grid / 2)², out]."""
+    import torch
+    from torch import nn
 
-    def __init__(self, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.model = _Block(spec)
+    class Block(nn.Module):
+        def __init__(self, inner: int) -> None:
+            super().__init__()
+            linear = nn.Linear(spec.in_features, inner)
+            self.mlp = nn.Sequential(nn.Identity(), linear, nn.GELU(), nn.Linear(inner, inner))
+            blocks = (_inverted_residual(inner, stride) for stride in (1, 2))
+            self.mb_block = nn.Sequential(nn.Identity(), *blocks)
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        tokens: torch.Tensor = self.model(features)
-        return tokens
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            x = self.mlp(features).transpose(1, 2).unflatten(2, (spec.grid, spec.grid))
+            tokens: torch.Tensor = self.mb_block(x).flatten(2).transpose(1, 2)
+            return tokens
+
+    class LDP(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Block(spec.out_features)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            tokens: torch.Tensor = self.model(features)
+            return tokens
+
+    with torch.device("meta"):
+        return LDP()
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -95,8 +102,7 @@ def build(spec: ProjectorSpec) -> nn.Module:
     """
     if spec.grid**2 != spec.in_tokens:
         raise Unsupported(f"ldpnet needs a square of patches, not {spec.in_tokens}", "use a square image")
-    with torch.device("meta"):
-        return LDP(spec)
+    return _module(spec)
 
 
 def num_tokens(spec: ProjectorSpec) -> int:

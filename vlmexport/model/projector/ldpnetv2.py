@@ -3,52 +3,60 @@ encoding with a skip connection. Source: Chu et al. 2024, arXiv:2402.03766."""
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.plugins import GgufProjector
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 EXAMPLE = "ldpnetv2"
 SIDE = 12
 """Visual tokens along one side, as published."""
 
 
-class _FeatureTransform(nn.Module):
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(in_features, out_features), nn.GELU(), nn.Linear(out_features, out_features))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.mlp(x)
-        return output
-
-
-class _PositionalEncoding(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.peg = nn.Sequential(nn.Conv2d(channels, channels, 3, 1, 1, groups=channels))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.peg(x) + x
-        return output
-
-
-class LDPv2(nn.Module):
+def _module(spec: ProjectorSpec) -> nn.Module:
     """[images, grid², in] → [images, 144, out]."""
+    import torch
+    from torch import nn
 
-    def __init__(self, spec: ProjectorSpec) -> None:
-        super().__init__()
-        self.grid = spec.grid
-        self.mlp = _FeatureTransform(spec.in_features, spec.out_features)
-        self.pool = nn.AvgPool2d(spec.grid // SIDE)
-        self.peg = _PositionalEncoding(spec.out_features)
+    inner, side = spec.out_features, spec.grid
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        x = self.mlp(features).transpose(1, 2).unflatten(2, (self.grid, self.grid))
-        tokens: torch.Tensor = self.peg(self.pool(x)).flatten(2).transpose(1, 2)
-        return tokens
+    class FeatureTransform(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = nn.Sequential(nn.Linear(spec.in_features, inner), nn.GELU(), nn.Linear(inner, inner))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.mlp(x)
+            return output
+
+    class PositionalEncoding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.peg = nn.Sequential(nn.Conv2d(inner, inner, 3, 1, 1, groups=inner))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            output: torch.Tensor = self.peg(x) + x
+            return output
+
+    class LDPv2(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mlp = FeatureTransform()
+            self.pool = nn.AvgPool2d(side // SIDE)
+            self.peg = PositionalEncoding()
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            x = self.mlp(features).transpose(1, 2).unflatten(2, (side, side))
+            tokens: torch.Tensor = self.peg(self.pool(x)).flatten(2).transpose(1, 2)
+            return tokens
+
+    with torch.device("meta"):
+        return LDPv2()
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -63,8 +71,7 @@ def build(spec: ProjectorSpec) -> nn.Module:
             f"ldpnetv2 pools a square of patches to {SIDE}x{SIDE}; {spec.in_tokens} patches do not divide",
             "use an image size that gives 12x12, 24x24, 36x36 … patches",
         )
-    with torch.device("meta"):
-        return LDPv2(spec)
+    return _module(spec)
 
 
 def num_tokens(spec: ProjectorSpec) -> int:

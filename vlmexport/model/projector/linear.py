@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.plugins import GgufProjector
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EXAMPLE = "linear"
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
     """Published names: ``weight``, ``bias``."""
-    return nn.Linear(spec.in_features, spec.out_features, device=torch.device("meta"))
+    from torch import nn
+
+    return nn.Linear(spec.in_features, spec.out_features, device="meta")
 
 
 def num_tokens(spec: ProjectorSpec) -> int:

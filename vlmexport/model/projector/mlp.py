@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.plugins import GgufProjector
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PATTERN = r"mlp(\d+)x_gelu"
 EXAMPLE = "mlp2x_gelu"
@@ -23,6 +24,9 @@ def depth(spec: ProjectorSpec) -> int:
 
 def build(spec: ProjectorSpec) -> nn.Module:
     """Published names: ``0``, ``2``, … ``2(N-1)`` with ``weight`` and ``bias``."""
+    import torch
+    from torch import nn
+
     with torch.device("meta"):
         layers: list[nn.Module] = [nn.Linear(spec.in_features, spec.out_features)]
         for _ in range(1, depth(spec)):

@@ -1,0 +1,141 @@
+"""Whole or not at all: a bundle is written beside its destination, and takes its place when it is complete.
+
+Everything temporary lies in one folder, ``.<name>.partial`` beside the destination: a mark that says it is ours and is
+locked while we run, the new bundle, and for a moment the old one. A run that was killed leaves it; the next run to
+the same destination brings the old bundle back if it had been moved already, and removes the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlmexport.errors import UsageError
+
+MANIFEST = "vlmexport.json"
+_MARK = ".vlmexport"
+_NEW, _OLD = "new", "old"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MANIFEST_BYTES = 1 << 20
+_ROOM = "free some space, or pass another --output"
+
+
+@contextmanager
+def staged(destination: Path, force: bool, needed: int = 0) -> Iterator[Path]:
+    """A temporary folder that takes the destination's place when the block ends without an error.
+
+    Args:
+        force: replace a bundle that is there.
+        needed: bytes that will be written; it is an error if they are not free.
+
+    Raises:
+        UsageError: the destination exists and ``force`` is not set, another export to it is running, or the disk is
+            full, beforehand or on the way.
+    """
+    with _locked(destination) as root:
+        _refuse(destination, force)
+        _refuse_full_disk(destination, needed)
+        new = root / _NEW
+        new.mkdir()
+        try:
+            yield new
+        except OSError as error:
+            if error.errno in _FULL:
+                raise UsageError(f"no space left for {destination} ({error.strerror})", _ROOM) from error
+            raise
+        if destination.exists():
+            os.replace(destination, root / _OLD)
+        os.replace(new, destination)
+
+
+def refuse_destination(destination: Path, force: bool) -> None:
+    """Say at once that a bundle cannot be written there, before anything long begins; what a killed run left is
+    cleared.
+
+    Raises:
+        UsageError: as ``staged``.
+    """
+    if _root(destination).exists():
+        with _locked(destination):
+            pass
+    _refuse(destination, force)
+
+
+def _refuse(destination: Path, force: bool) -> None:
+    if not destination.exists():
+        return
+    if not force:
+        raise UsageError(f"{destination} exists already", "pass --force to replace it, or another --output")
+    if not destination.is_dir():
+        raise UsageError(f"{destination} is a file", "pass another --output; it was left alone")
+    if not (destination / MANIFEST).is_file() and any(destination.iterdir()):
+        raise UsageError(f"{destination} is no bundle and not empty", "pass another --output; it was left alone")
+
+
+def _refuse_full_disk(destination: Path, needed: int) -> None:
+    """The old bundle is there until the new one is whole, so its bytes do not count as free."""
+    needed += _MANIFEST_BYTES
+    free = shutil.disk_usage(destination.parent).free
+    if needed > free:
+        raise UsageError(f"{destination} needs {needed / 1e6:,.0f} MB, {free / 1e6:,.0f} MB are free there", _ROOM)
+
+
+def _root(destination: Path) -> Path:
+    whole = Path(os.path.abspath(destination))  # `--output .` has no name
+    return whole.with_name(f".{whole.name}.partial")
+
+
+@contextmanager
+def _locked(destination: Path) -> Iterator[Path]:
+    """Our temporary folder, empty but for its mark; removed afterwards, with all that is in it."""
+    root = _root(destination)
+    root.mkdir(parents=True, exist_ok=True)
+    if not (root / _MARK).exists() and any(root.iterdir()):
+        raise UsageError(f"{root} is in the way, and not vlmexport's", "move it, or pass another --output")
+    with (root / _MARK).open("w") as mark:
+        if not _lock(mark.fileno(), root / _MARK):
+            raise UsageError(f"another export to {destination} is running", "wait for it")
+        try:
+            _clear(root, destination)
+            yield root
+        finally:
+            _clear(root, destination)
+            mark.close()  # Windows does not remove open files
+            shutil.rmtree(root, ignore_errors=True)
+
+
+def _clear(root: Path, destination: Path) -> None:
+    """Between the two renames of a swap there is no bundle at the destination: then the old one goes back."""
+    if (root / _OLD).exists() and not destination.exists():
+        os.replace(root / _OLD, destination)
+    for name in (_NEW, _OLD):
+        shutil.rmtree(root / name, ignore_errors=True)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    """Whether the mark is ours now. The operating system lets go of it when a process ends, however it ends."""
+    try:
+        _try_lock(descriptor)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True  # a file system that knows no locks
+    # Another run may have ended, and removed the file, after this one opened it.
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> None:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
