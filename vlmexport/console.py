@@ -6,7 +6,7 @@ No colour and no bar without a terminal; ``NO_COLOR`` is honoured (rich does bot
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -43,6 +44,9 @@ _COLUMNS: dict[str, Callable[[], list[ProgressColumn]]] = {
     "steps": lambda: [MofNCompleteColumn(), TimeElapsedColumn()],
     "bytes": lambda: [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()],
 }
+
+
+Unit = Literal["steps", "bytes"]
 
 
 class Console:
@@ -84,18 +88,28 @@ class Console:
         self._err.print(f"error: {error}", style="red", markup=False)
 
     @contextmanager
-    def progress(self, label: str, total: int, unit: Literal["steps", "bytes"] = "steps") -> Iterator[Advance]:
+    def progress(self, label: str, total: int, unit: Unit = "steps") -> Iterator[Advance]:
         """A bar on stderr; yields what to call after each of ``total`` steps, or with the bytes that are done: then
         the bar tells their rate. Without a terminal, one line."""
+        with self.bars({label: total}, unit) as advance:
+            yield advance[label]
+
+    @contextmanager
+    def bars(self, totals: Mapping[str, int], unit: Unit = "bytes") -> Iterator[dict[str, Advance]]:
+        """The same for several things at a time: label → total, and label → what to call, from any thread."""
         if self.quiet or not self._err.is_terminal:
-            self.note(label if unit == "steps" else f"{label}, {decimal(total)}")
-            yield no_advance
+            for label, total in totals.items():
+                self.note(label if unit == "steps" else f"{label}, {decimal(total)}")
+            yield dict.fromkeys(totals, no_advance)
             return
-        with Progress(
-            TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit](), console=self._err, transient=True
-        ) as progress:
-            task = progress.add_task(label, total=total)
-            yield lambda amount=1: progress.advance(task, amount)
+        columns = [TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit]()]
+        with Progress(*columns, console=self._err, transient=True) as progress:
+            tasks = {label: progress.add_task(label, total=total) for label, total in totals.items()}
+            yield {label: _advancing(progress, task) for label, task in tasks.items()}
+
+
+def _advancing(progress: Progress, task: TaskID) -> Advance:
+    return lambda amount=1: progress.advance(task, amount)
 
 
 QUIET = Console(quiet=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from vlmexport.artifact.workers import cores
+from vlmexport.console import Advance, no_advance
 from vlmexport.errors import VlmExportError
 from vlmexport.quantize.products import weight_of
 
@@ -72,17 +73,22 @@ def _own(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
             yield name, value.const_value
 
 
-def save(model: ir.Model, path: Path) -> int:
+def save(model: ir.Model, path: Path, advance: Advance = no_advance) -> int:
     """Write a graph, its weights beside it from ``EXTERNAL_FROM`` on. Shape constants stay inside (1 KiB).
 
     Lazy weights are made and written one after the other, by as many threads as there are processors.
+
+    Args:
+        advance: told of the bytes of weights that are written.
 
     Returns:
         Number of external data files: ``<name>.onnx_data``, ``<name>.onnx_data_1`` …
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if weight_bytes(model) < EXTERNAL_FROM:
+        total = weight_bytes(model)
         _write(model, path)
+        advance(total)
         return 0
     # onnx-ir names shards its own way; clients look for _data, _data_1, …
     parts = _shards(model)
@@ -91,8 +97,9 @@ def save(model: ir.Model, path: Path) -> int:
         name = f"{path.name}_data" + (f"_{number}" if number else "")
         tensors = [kept[key] for key in names]
         external = ir.external_data.convert_tensors_to_external(
-            tensors, path.parent, name, max_workers=os.cpu_count(), max_in_flight_bytes=_IN_FLIGHT, alignment=_ALIGNMENT
-        )
+            tensors, path.parent, name, lambda tensor, _: advance(int(tensor.nbytes)),
+            max_workers=cores(), max_in_flight_bytes=_IN_FLIGHT, alignment=_ALIGNMENT,
+        )  # fmt: skip
         for key, written in zip(names, external, strict=True):
             model.graph.initializers[key].const_value = written
     _write(model, path)

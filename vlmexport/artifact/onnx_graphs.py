@@ -1,0 +1,189 @@
+"""The graphs of an ONNX bundle: each made, compared with the float model, quantized where it is to be, and saved.
+
+What is traced is a sketch of the model, with few layers and random weights, and is compared with PyTorch as such. Then
+its layers are repeated, and the checkpoint's weights take the place of the random ones; they are read when they are
+written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from threading import Event
+from typing import Any
+
+import onnx_ir as ir
+
+from vlmexport.artifact import embedding, fused_decoder, layers, trace, verify, weights
+from vlmexport.artifact.graph import save, share
+from vlmexport.artifact.int8 import Int8
+from vlmexport.artifact.onnx_sizes import sizes
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.layout import COMPONENTS
+from vlmexport.console import Advance, Console, no_advance
+from vlmexport.errors import VlmExportError
+from vlmexport.model.sketch import prefix, sketch
+from vlmexport.quantize.static_int8 import Coverage
+from vlmexport.recipe import Onnx
+
+COMPONENT_OF = {
+    "vision_encoder": "vision+projector", "embed_tokens": "embedding", "decoder_model_merged": "decoder",
+    "projector": "projector (for parity)", "embedding": "embedding (for onnxruntime-genai)",
+}  # fmt: skip
+_FOLDERS = {
+    "vision_encoder": "onnx/", "embed_tokens": "onnx/", "decoder_model_merged": "onnx/", "projector": "components/",
+    "embedding": "",
+}  # fmt: skip
+_SUFFIXES = {"fp32": "", "int8": "_int8", "int4": "_q4"}
+
+
+@dataclass
+class Written:
+    """What the manifest and the clients' files say about the graphs, by graph: ``files``, their ``suffixes``, number
+    of ``external`` data files by file name, a report; and layers that stayed in float."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    suffixes: dict[str, str] = field(default_factory=dict)
+    external: dict[str, int] = field(default_factory=dict)
+    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    float_layers: dict[str, str] = field(default_factory=dict)
+
+
+def write_graphs(
+    checkpoint: Checkpoint, image_token: int, settings: Onnx, int8: Int8 | None, folder: Path, console: Console
+) -> Written:
+    """Write all graphs of a bundle.
+
+    Args:
+        image_token: id of ``<image>``.
+        int8: needed where a part is int8.
+
+    Raises:
+        ParityFailed: a traced graph is not the float model.
+        Unsupported: a component cannot be traced.
+        CheckpointError: a weight is missing or not finite.
+    """
+    totals = {COMPONENT_OF[name]: size for name, size in sizes(checkpoint, settings).items()}
+    with console.bars(totals) as bars:
+        graphs = _Graphs(checkpoint, settings, int8, folder, bars)
+        if settings.decoder != "int4":
+            graphs.sketch(COMPONENTS)
+            graphs.vision()
+            graphs.embedding(image_token)
+            graphs.decoder()
+            return graphs.written
+        with ThreadPoolExecutor(1) as pool, graphs.stopping():
+            # Tracing keeps one processor busy; a fused decoder is not traced, and is quantized beside it.
+            decoder = pool.submit(graphs.fused_decoder)
+            graphs.sketch(("vision", "projector"))
+            graphs.vision()
+            graphs.embedding(image_token)
+            decoder.result()
+    return graphs.written
+
+
+class _Graphs:
+    def __init__(
+        self, checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, folder: Path, bars: dict[str, Advance]
+    ) -> None:
+        self.checkpoint, self.settings, self.int8, self.folder = checkpoint, settings, int8, folder
+        self.written = Written()
+        self._bars, self._stop = bars, Event()
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """An error or Ctrl-C within also ends what another thread is writing, after its next tensor."""
+        try:
+            yield
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def sketch(self, components: tuple[str, ...]) -> None:
+        """Make what is traced."""
+        self._sketch = sketch(self.checkpoint.spec, layers.TRACED, components)
+        self._parameters = dict(self._sketch.state_dict())
+
+    def vision(self) -> None:
+        """Tower with projector, and the projector alone."""
+        spec = self.checkpoint.spec.vision
+        self._traced(trace.trace_vision(self._sketch), self.settings.vision, "vision", spec.used_layers)
+        self._traced(trace.trace_projector(self._sketch), self.settings.vision)
+
+    def embedding(self, image_token: int) -> None:
+        """Token embeddings, and their merge with image features; both read one table."""
+        table = self.checkpoint.tensors["language"]["model.embed_tokens.weight"].torch()
+        module = embedding.Embedding(table, max(table.shape[0], image_token + 1))
+        alone, merged = embedding.alone(module), embedding.merged(module, image_token)
+        self._save(alone.name, alone.model, "fp32")
+        share(merged.model, self._path(merged.name, ""), self._path(alone.name, ""))
+        self._save(merged.name, merged.model, "fp32")
+        for traced in (alone, merged):
+            verify.check(traced, self._path(traced.name, ""))
+
+    def decoder(self) -> None:
+        """The language model over embeddings and its cache."""
+        count = self.checkpoint.spec.language.num_layers
+        self._traced(trace.trace_decoder(self._sketch), self.settings.decoder, "language", count)
+
+    def fused_decoder(self) -> None:
+        """The same with int4 weights, in ONNX Runtime's own operators."""
+        held = fused_decoder.Weights(self.settings.block, head_bits=self.settings.head_bits)
+        self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held), "int4")
+
+    def _traced(self, traced: trace.Traced, precision: str, stack: str | None = None, count: int = 0) -> None:
+        self._compare(traced)
+        weights.attach(traced.model, self._parameters, self.checkpoint)
+        if stack is not None:
+            layers.repeat(traced.model, prefix(self.checkpoint.spec, stack), count, weights.next_layer(self.checkpoint))
+        report: dict[str, Any] = {}
+        if precision == "int8" and self.int8 is not None:
+            report = {"nodes_float": _count(traced.model)}
+            coverage = self.int8.quantize(traced.model)
+            report |= {"scheme": self.int8.scheme.name, "int8_share": round(coverage.share, 6)}
+            report |= {"two_terms": coverage.twice, "smoothed": self.int8.smoothed}
+            self.written.float_layers |= _float_layers(coverage)
+        self._save(traced.name, traced.model, precision, report)
+
+    def _compare(self, traced: trace.Traced) -> None:
+        with TemporaryDirectory(dir=self.folder) as scratch:
+            path = Path(scratch) / "traced.onnx"
+            save(traced.model, path)
+            verify.check(traced, path)
+            if traced.name == "decoder_model_merged":
+                verify.check_cache(self._sketch, path)
+
+    def _save(self, name: str, model: ir.Model, precision: str, report: dict[str, Any] | None = None) -> None:
+        path = self._path(name, _SUFFIXES[precision])
+        external = save(model, path, self._advance(COMPONENT_OF[name]))
+        written = self.written
+        written.files[name] = path.relative_to(self.folder).as_posix()
+        written.suffixes[name] = _SUFFIXES[precision]
+        written.report[name] = {"precision": precision, "nodes": _count(model)} | (report or {})
+        if external:
+            written.external[path.name] = external
+
+    def _advance(self, component: str) -> Advance:
+        bar = self._bars.get(component, no_advance)
+
+        def advance(amount: int = 1, /) -> None:
+            if self._stop.is_set():
+                raise VlmExportError("stopped", "another part of the export failed")
+            bar(amount)
+
+        return advance
+
+    def _path(self, name: str, suffix: str) -> Path:
+        return self.folder / f"{_FOLDERS[name]}{name}{suffix}.onnx"
+
+
+def _float_layers(coverage: Coverage) -> dict[str, str]:
+    return {path: f"float32 ({reason})" for path, (_, reason) in coverage.float32.items()}
+
+
+def _count(model: ir.Model) -> int:
+    return sum(1 for _ in model.graph)
