@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from tests.checkpoints import State, canonical_state, published, tiny_spec, write_checkpoint, write_clip, write_json
-from vlmexport.artifact.bundle import fingerprints, source_of
+from vlmexport.artifact.bundle import Manifest, fingerprints, source_of
 from vlmexport.checkpoint import Spec, hub, open_checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
 from vlmexport.model import load
+from vlmexport.parity.check import _reference
+from vlmexport.recipe import Recipe
+from vlmexport.report.inspection import describe
 
 SPEC: Spec = tiny_spec("ldpnet", image_size=168, num_layers=1)
 HUB_ID = "openai/clip-vit-large-patch14-336"
@@ -148,3 +151,27 @@ def test_hub_ids() -> None:
     assert hub.is_hub_id(HUB_ID)
     assert not hub.is_hub_id("./openai/clip")
     assert not hub.is_hub_id("a/b/c")
+
+
+def test_a_check_finds_it_again(v1: Path, clip: Path, tmp_path: Path) -> None:
+    source = source_of(open_model(str(v1), str(clip)))
+    manifest = Manifest(kind="gguf", source=source, recipe=Recipe(), tools={})
+    tower = _reference(manifest, None, None).tower
+    assert tower is not None
+    assert tower.origin == str(clip.resolve())
+    moved = clip.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"--vision-tower .*clip does not exist"):
+        _reference(manifest, None, None)
+    assert _reference(manifest, None, str(moved)).spec == _reference(manifest, str(v1), str(moved)).spec
+    write_clip(moved, SPEC, canonical_state(SPEC, seed=7)["vision"])
+    with pytest.raises(CheckpointError, match="not the model that this bundle was made from"):
+        _reference(manifest, None, str(moved))
+
+
+def test_inspect_says_where_it_lies(v1: Path, clip: Path) -> None:
+    facts = describe(str(v1), str(clip))[1]
+    assert facts["tower"] == str(clip.resolve())
+    assert facts["tokenizer"] == "tokenizer.model"
+    assert facts["weight_files"] == ["model.safetensors", "vision_tower/pytorch_model.bin"]
+    edit(v1 / "config.json", mm_vision_select_feature="cls_patch", mm_projector_type="ldpnet")
+    assert "cls_patch" in describe(str(v1), str(clip))[1]["formats"]["gguf"]

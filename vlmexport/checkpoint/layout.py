@@ -10,8 +10,9 @@ from typing import Any
 from vlmexport.checkpoint import layouts, sizes
 from vlmexport.checkpoint.documents import read_config
 from vlmexport.checkpoint.expected import check_parts
-from vlmexport.checkpoint.layouts import Layout, Settings
+from vlmexport.checkpoint.layouts import Layout
 from vlmexport.checkpoint.preprocessor import read_pixels
+from vlmexport.checkpoint.settings import Settings
 from vlmexport.checkpoint.shards import check_index
 from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, weight_files

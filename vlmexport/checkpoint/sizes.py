@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmexport.checkpoint.layouts import Settings
+from vlmexport.checkpoint.settings import Settings
 from vlmexport.checkpoint.spec import LanguageSpec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import CheckpointError, Unsupported

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from vlmexport.artifact.bundle import MANIFEST, read_manifest
+from vlmexport.artifact.mmproj import projector_of
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.locate import open_model
@@ -53,7 +54,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
     projector = plugins.projector(spec.projector)
     holds = {"onnx": "yes", "gguf": "yes"}
     try:
-        projector.gguf(spec.projector)
+        projector_of(spec)
     except Unsupported as error:
         holds["gguf"] = f"no: {error.what}"
     return {

@@ -1,19 +1,18 @@
 """Published layouts, one file each: which config is of it, where its tensors belong, what its config says.
 
-A layout's file supplies ``recognise(config)``, the name of the layout or None; ``place(name)``, component and canonical
-name of a tensor; and ``settings(config, path)``. Nothing else in the package looks at ``model_type`` or at a prefix.
+The folder is read, no table is kept. At most one file recognises a config. Nothing else in the package looks at
+``model_type`` or at a prefix.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from pkgutil import iter_modules
+from typing import Any, Protocol, cast
 
-from vlmexport.checkpoint.layouts import llava_hf, original
-from vlmexport.checkpoint.layouts.settings import Settings
+from vlmexport.checkpoint.settings import Settings
 from vlmexport.errors import Unsupported
-
-__all__ = ["Layout", "Settings", "find"]
 
 
 class Layout(Protocol):
@@ -32,21 +31,20 @@ class Layout(Protocol):
         """What the config says; ``path`` is its file, for messages."""
 
 
-LAYOUTS: tuple[Layout, ...] = (llava_hf, original)
-
-
 def find(config: dict[str, Any], path: Path) -> tuple[str, Layout]:
     """Name and file of the layout that a config is of.
 
     Raises:
         Unsupported: of none that is known.
     """
-    for layout in LAYOUTS:
+    known: set[str] = set()
+    for info in iter_modules(__path__):
+        layout = cast(Layout, import_module(f"{__name__}.{info.name}"))
         name = layout.recognise(config)
         if name is not None:
             return name, layout
-    known = sorted({kind for layout in LAYOUTS for kind in layout.MODEL_TYPES})
+        known |= set(layout.MODEL_TYPES)
     raise Unsupported(
         f"{path}: model type {config.get('model_type', 'missing')!r} is not a known vision-language model",
-        f"known: {', '.join(known)}",
+        f"known: {', '.join(sorted(known))}",
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import architectures, section
-from vlmexport.checkpoint.layouts.settings import Settings
+from vlmexport.checkpoint.settings import Settings
 from vlmexport.errors import Unsupported
 
 MODEL_TYPES: tuple[str, ...] = ("LlavaForConditionalGeneration",)

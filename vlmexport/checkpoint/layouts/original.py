@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import architectures, section
-from vlmexport.checkpoint.layouts.settings import Settings
+from vlmexport.checkpoint.settings import Settings
 from vlmexport.errors import Unsupported
 
 _NAMES = {
@@ -24,8 +24,10 @@ _ASPECT_RATIOS = {"pad": "pad", "square": "crop", "crop": "crop", "None": "crop"
 
 def recognise(config: dict[str, Any]) -> str | None:
     """``mobilevlm`` or ``llava``, by model type or architecture."""
-    names = [str(config.get("model_type")), *architectures(config)]
-    return next((_NAMES[name] for name in names if name in _NAMES), None)
+    names = architectures(config)
+    if "LlavaForConditionalGeneration" in names or ("text_config" in config and not names):
+        return None
+    return next((_NAMES[name] for name in (str(config.get("model_type")), *names) if name in _NAMES), None)
 
 
 def place(name: str) -> tuple[str, str]:
