@@ -117,6 +117,9 @@ def test_added_tokens_of_every_file(source: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"<image> is 390 in config\.json, 386 for the tokenizer"):
         write_json(tmp_path / "added_tokens.json", {"<image>": 386})
         open_tokenizer(tmp_path, 448, image_token=390)
+    for wrong in (448, -200, "386"):
+        with pytest.raises(CheckpointError, match=f"<image> is {wrong}, the embedding has 448 rows"):
+            open_tokenizer(tmp_path, 448, image_token=wrong)  # type: ignore[arg-type]
 
 
 def test_tokens_beyond_the_rows_are_plain_text(tmp_path: Path) -> None:
@@ -124,6 +127,19 @@ def test_tokens_beyond_the_rows_are_plain_text(tmp_path: Path) -> None:
     write_json(tmp_path / "added_tokens.json", {"[PAD]": 384})
     assert 384 not in open_tokenizer(tmp_path, 384).encode("[PAD]")
     assert 384 in open_tokenizer(tmp_path, 385).encode("[PAD]")
+    write_json(tmp_path / "added_tokens.json", {"[PAD]": 10**15})
+    assert len(open_tokenizer(tmp_path, 385)) == 384
+
+
+@pytest.mark.parametrize("entry", [5, None, ["<box>"]])
+def test_garbled_lists_of_added_tokens(entry: Any, tmp_path: Path) -> None:
+    write_tokenizer(tmp_path, 384)
+    write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": {"384": entry}})
+    with pytest.raises(CheckpointError, match="an added token is"):
+        open_tokenizer(tmp_path, 448)
+    write_json(tmp_path / "tokenizer_config.json", {"added_tokens_decoder": [entry]})
+    with pytest.raises(CheckpointError, match="added_tokens_decoder is not a JSON object"):
+        open_tokenizer(tmp_path, 448)
 
 
 @pytest.mark.parametrize(
@@ -132,6 +148,7 @@ def test_tokens_beyond_the_rows_are_plain_text(tmp_path: Path) -> None:
         ({"<box>": 300}, "300 is .*, an added token says '<box>'"),
         ({"<box>": "x"}, "added token '<box>' has the id 'x'"),
         ({"<s>": 400}, "'<s>' has the ids 400 and 1"),
+        ({"<box>": 400, "<ref>": 400}, "two added tokens have the same id"),
     ],
 )
 def test_contradictions(added: dict[str, Any], reason: str, tmp_path: Path) -> None:

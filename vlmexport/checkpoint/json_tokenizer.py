@@ -98,12 +98,13 @@ def _pieces(vocab: dict[str, int], kinds: dict[str, str], merges: list[tuple[str
 
 
 def _load(path: Path, document: dict[str, Any], added: dict[str, int], special: frozenset[str]) -> HfTokenizer:
-    """The file with every added token in it, special where ``special`` says."""
-    entries = {entry["content"]: entry for entry in document.get("added_tokens") or []}
+    """The file with those tokens added to it, special where ``special`` says."""
+    known = {entry["content"]: entry for entry in document.get("added_tokens") or []}
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    for text, i in added.items():
-        entries[text] = plain | entries.get(text, {}) | {"id": i, "content": text, "special": text in special}
-    listed = sorted(entries.values(), key=lambda entry: int(entry["id"]))
+    listed = [
+        plain | known.get(text, {}) | {"id": i, "content": text, "special": text in special}
+        for text, i in sorted(added.items(), key=lambda item: item[1])
+    ]
     try:
         tokenizer = HfTokenizer.from_str(json.dumps(document | {"added_tokens": listed}))
     except Exception as error:  # tokenizers raises Exception itself
