@@ -99,6 +99,8 @@ def open_checkpoint(path: Path, origin: str | None = None, vision_tower: str | N
     vision = _vision(settings, tensors["vision"], tower, path)
     spec = _spec(origin, name, settings, vision, path)
     check_parts(spec, tensors, str(path))
+    if spec.language.tie_word_embeddings:
+        tensors["language"].pop("lm_head.weight", None)  # the embedding counts, whatever was saved beside it
     return Checkpoint(path, origin or str(path.resolve()), spec, config, tensors, tower, settings.image_token)
 
 
