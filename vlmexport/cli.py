@@ -50,6 +50,10 @@ class Decoder(StrEnum):
 
 
 Model = Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or `demo`.", show_default=False)]
+Tower = Annotated[
+    str | None,
+    typer.Option("--vision-tower", help="CLIP folder, where the checkpoint has no tower.", show_default=False),
+]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the bundle.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 RecipeFile = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default=False)]
@@ -76,11 +80,11 @@ def _root(
 
 
 @app.command()
-def inspect(model: Model, as_json: Json = False) -> None:
+def inspect(model: Model, vision_tower: Tower = None, as_json: Json = False) -> None:
     """Show the components and sizes of a checkpoint or of a bundle."""
     from vlmexport.report.inspection import describe
 
-    Console(as_json).result(*describe(model))
+    Console(as_json).result(*describe(model, vision_tower))
 
 
 @app.command()
@@ -89,6 +93,7 @@ def onnx(
     target: Annotated[Target, typer.Option(help="The machine it is for.")] = Target.x86,
     precision: Annotated[Precision, typer.Option(help="Precision of all components.")] = Precision.int8,
     decoder: Annotated[Decoder | None, typer.Option(help="Precision of the decoder.", show_default=False)] = None,
+    vision_tower: Tower = None,
     output: Output = None,
     recipe: RecipeFile = None,
     samples: Samples = None,
@@ -102,7 +107,7 @@ def onnx(
     flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples}
     if recipe is None and precision is Precision.fp32:
         flags["target"] = target
-    _export(model, name, flags, output, force, Console(as_json, quiet))
+    _export(model, name, flags, vision_tower, output, force, Console(as_json, quiet))
 
 
 @app.command()
@@ -112,6 +117,7 @@ def gguf(
     kind: Annotated[str | None, typer.Option("--type", help="A GGUF type, e.g. q4_k_m.", show_default=False)] = None,
     mmproj_type: Annotated[str | None, typer.Option(help="Type of the mmproj: f16 or f32.", show_default=False)] = None,
     imatrix: Annotated[str | None, typer.Option(help="auto, none, or a file.", show_default=False)] = None,
+    vision_tower: Tower = None,
     output: Output = None,
     recipe: RecipeFile = None,
     samples: Samples = None,
@@ -124,16 +130,24 @@ def gguf(
 
     flags = {"gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix, "calibration.samples": samples}
     name, chosen = (recipe, {"gguf.type": kind}) if recipe else gguf_recipe(kind, bits)
-    _export(model, name, flags | chosen, output, force, Console(as_json, quiet))
+    _export(model, name, flags | chosen, vision_tower, output, force, Console(as_json, quiet))
 
 
-def _export(model: str, name: str, flags: dict[str, Any], output: Path | None, force: bool, console: Console) -> None:
+def _export(
+    model: str,
+    name: str,
+    flags: dict[str, Any],
+    vision_tower: str | None,
+    output: Path | None,
+    force: bool,
+    console: Console,
+) -> None:
     from vlmexport.artifact.bundle import read_manifest
     from vlmexport.pipeline import export
     from vlmexport.recipe import resolve
     from vlmexport.report.bundle import facts, table
 
-    folder = export(model, resolve(name, flags), output, force=force, console=console)
+    folder = export(model, resolve(name, flags), output, vision_tower=vision_tower, force=force, console=console)
     shown = facts(folder, read_manifest(folder))
     console.result(table(shown), shown)
     console.note(f"next: vlmexport check {folder}")
@@ -146,6 +160,7 @@ def calibrate(
         "statistics.safetensors"
     ),
     samples: Samples = None,
+    vision_tower: Tower = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -153,7 +168,7 @@ def calibrate(
     from vlmexport.pipeline import calibrate_to
 
     console = Console(as_json, quiet)
-    found = calibrate_to(model, output, samples, console)
+    found = calibrate_to(model, output, samples, vision_tower=vision_tower, console=console)
     console.result(f"{output}: {found['layers']} layers from {found['samples']} samples", found)
 
 
@@ -161,6 +176,7 @@ def calibrate(
 def check(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
     reference: Annotated[str | None, typer.Option(help="The float model, where it moved.", show_default=False)] = None,
+    vision_tower: Tower = None,
     samples: Samples = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -171,7 +187,13 @@ def check(
     from vlmexport.report.terminal import parity
 
     console = Console(as_json, quiet)
-    result = run_check(bundle, reference=reference, samples=samples or DEFAULT_SAMPLES, console=console)
+    result = run_check(
+        bundle,
+        reference=reference,
+        vision_tower=vision_tower,
+        samples=samples or DEFAULT_SAMPLES,
+        console=console,
+    )
     console.result(parity(result), result.model_dump(mode="json"))
     raise typer.Exit(0 if result.passed else 1)
 
@@ -182,6 +204,7 @@ def run(
     question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
     image: Annotated[Path, typer.Option("--image", "-i", help="The picture.", show_default=False)],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
+    vision_tower: Tower = None,
     as_json: Json = False,
 ) -> None:
     """Ask a bundle, or a float model, about a picture."""
@@ -189,7 +212,7 @@ def run(
 
     console = Console(as_json)
     pieces = []
-    for piece in ask(bundle, image, question, max_new_tokens):
+    for piece in ask(bundle, image, question, max_new_tokens, vision_tower):
         console.stream(piece)
         pieces.append(piece)
     answer = "".join(pieces)

@@ -10,6 +10,7 @@ from vlmexport.artifact.staging import refuse_destination
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET, Console
+from vlmexport.model import plugins
 from vlmexport.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -17,12 +18,19 @@ if TYPE_CHECKING:
 
 
 def export(
-    model: str, recipe: Recipe, output: Path | None = None, *, force: bool = False, console: Console = QUIET
+    model: str,
+    recipe: Recipe,
+    output: Path | None = None,
+    *,
+    vision_tower: str | None = None,
+    force: bool = False,
+    console: Console = QUIET,
 ) -> Path:
     """Export a model by a recipe; the folder of the bundle is returned.
 
     Args:
         model: a folder, a Hub id, or ``demo``.
+        vision_tower: a CLIP folder, for a model that does not carry its tower.
         output: the bundle's folder; ``<name>-<recipe>`` here where it is None.
 
     Raises:
@@ -30,7 +38,7 @@ def export(
         CheckpointError: the model is missing or damaged.
         Unsupported: the format cannot hold the model.
     """
-    checkpoint = open_model(model)
+    checkpoint = open_whole(model, vision_tower)
     destination = output or Path(f"{_name(model, checkpoint)}-{recipe.name}")
     refuse_destination(destination, force)
     if recipe.format == "onnx":
@@ -42,6 +50,19 @@ def export(
         refuse_gguf(checkpoint, recipe)
     write(checkpoint, recipe, _statistics(checkpoint, recipe, console), destination, force=force, console=console)
     return destination
+
+
+def open_whole(model: str, vision_tower: str | None = None) -> Checkpoint:
+    """Open a model and look at all of it that is not a weight, before anything long begins.
+
+    Raises:
+        CheckpointError: the model is missing or damaged, its projector's tensors and its tokenizer included.
+        Unsupported: a part of it is not known.
+    """
+    checkpoint = open_model(model, vision_tower)
+    plugins.check_projector(checkpoint)
+    _ = checkpoint.tokenizer
+    return checkpoint
 
 
 def _name(model: str, checkpoint: Checkpoint) -> str:
@@ -61,8 +82,10 @@ def _calibrated(checkpoint: Checkpoint, samples: int | None, console: Console) -
     return statistics(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console)
 
 
-def calibrate_to(model: str, output: Path, samples: int | None, console: Console = QUIET) -> dict[str, int]:
+def calibrate_to(
+    model: str, output: Path, samples: int | None, *, vision_tower: str | None = None, console: Console = QUIET
+) -> dict[str, int]:
     """Collect statistics and write them to a file; the number of layers and samples is returned."""
-    found = _calibrated(open_model(model), samples, console)
+    found = _calibrated(open_whole(model, vision_tower), samples, console)
     found.save(output)
     return {"layers": len(found.layers), "samples": len(found.samples)}

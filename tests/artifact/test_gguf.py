@@ -97,12 +97,12 @@ def test_tokenizer_rows(tiny: Checkpoint) -> None:
 
 
 def test_special_tokens_come_from_the_checkpoint(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "tiny", tiny_spec(num_layers=1))
-    (folder / "added_tokens.json").write_text('{"<pad>": 383, "<box>": 382}')
+    folder = write_checkpoint(tmp_path / "tiny", tiny_spec(num_layers=1, vocab_size=386), pieces=384)
+    (folder / "added_tokens.json").write_text('{"<pad>": 385, "<box>": 384}')
     (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>"}, "pad_token": "<pad>"}')
     checkpoint = open_checkpoint(folder)
-    kinds = gguf_tokenizer.fields(checkpoint.tokenizer, checkpoint.spec, 384)["tokenizer.ggml.token_type"][1]
-    assert (kinds[383], kinds[382]) == (3, 4)
+    kinds = gguf_tokenizer.fields(checkpoint.tokenizer, checkpoint.spec, 386)["tokenizer.ggml.token_type"][1]
+    assert (kinds[385], kinds[384]) == (3, 4)
 
 
 def render(messages: list[dict[str, object]], prompt: PromptSpec, generate: bool = True) -> str:

@@ -48,6 +48,10 @@ def num_tokens(spec):
     return (spec.in_tokens + 1) // 2
 
 
+def shapes(spec):
+    return {"proj.weight": (spec.out_features, spec.in_features), "proj.bias": (spec.out_features,)}
+
+
 def gguf(spec):
     raise Unsupported("libmtmd cannot hold every_second", "use an ONNX bundle")
 '''
@@ -68,6 +72,13 @@ def test_shapes(kind: str) -> None:
     assert tokens.shape == (2, plugin.num_tokens(spec), spec.out_features)
     one = module(torch.randn(1, spec.in_tokens, spec.in_features))
     assert one.shape[1] == plugin.num_tokens(spec)
+
+
+@pytest.mark.parametrize("kind", [*EXAMPLES, "mlp3x_gelu"])
+def test_shapes_are_those_of_the_module(kind: str) -> None:
+    spec = spec_of(kind)
+    plugin = plugins.projector(spec)
+    assert plugin.shapes(spec) == {name: tuple(value.shape) for name, value in plugin.build(spec).state_dict().items()}
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)

@@ -47,6 +47,8 @@ def fields(tokenizer: Tokenizer, spec: Spec, rows: int) -> dict[str, Field]:
         "tokenizer.ggml.add_eos_token": ("bool", False),
         "tokenizer.chat_template": ("str", chat_template(spec.prompt)),
     }
+    if not tokenizer.begins_with_space:
+        found["tokenizer.ggml.add_space_prefix"] = ("bool", False)
     if spec.pad_token_id is not None and 0 <= spec.pad_token_id < rows:
         found["tokenizer.ggml.padding_token_id"] = ("u32", spec.pad_token_id)
     return found
@@ -55,19 +57,23 @@ def fields(tokenizer: Tokenizer, spec: Spec, rows: int) -> dict[str, Field]:
 def chat_template(prompt: PromptSpec) -> str:
     """A Jinja template of the conversation, for ``llama-server --jinja`` and ``llama-mtmd-cli --jinja``.
 
-    It writes a line break after each image, as in training: behind a marker (``<__media__>``, or the server's
-    ``<__media_…__>``) inside of a text, and behind the part of an image where the content comes in parts.
+    It writes a line break after each image, as in training, and the model's marks around it where it has any: at a
+    marker (``<__media__>``, or the server's ``<__media_…__>``) inside of a text, and at the part of an image where the
+    content comes in parts.
     """
     system = prompt.system.replace("\\", "\\\\").replace("'", "\\'")
+    start, end = prompt.image_start, prompt.image_end
+    marked = f"replace('__>', '__>{end}\\n')"
+    marked += f" | replace('<__media', '{start}<__media')" if start else ""
     return (
         "{%- macro written(content) -%}"
         "{%- if content is string -%}"
-        "{{- content | replace('__>\\n', '__>') | replace('__>', '__>\\n') -}}"
+        f"{{{{- content | replace('__>\\n', '__>') | {marked} -}}}}"
         "{%- else -%}"
         "{%- for part in content -%}"
         "{%- if part['type'] == 'text' -%}"
-        "{{- part['text'] | replace('__>\\n', '__>') | replace('__>', '__>\\n') -}}"
-        "{%- else -%}{{- (part['text'] or '<__media__>') + '\\n' -}}{%- endif -%}"
+        f"{{{{- part['text'] | replace('__>\\n', '__>') | {marked} -}}}}"
+        f"{{%- else -%}}{{{{- '{start}' + (part['text'] or '<__media__>') + '{end}\\n' -}}}}{{%- endif -%}}"
         "{%- endfor -%}"
         "{%- endif -%}"
         "{%- endmacro -%}"

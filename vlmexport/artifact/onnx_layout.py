@@ -171,8 +171,9 @@ def tokenizer(layout: Layout) -> dict[str, Any]:
 def chat_template(spec: Spec) -> str:
     """Jinja for ``PromptSpec``; the tokenizer adds BOS itself. Turns end as MobileVLM's ``v1`` template ends them."""
     prompt = spec.prompt
+    image = f"{prompt.image_start}<image>{prompt.image_end}\n"
     text = (
-        "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + image + "{% endif %}{% endfor %}"
         "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
     )
     content = "{% if message['content'] is string %}{{ message['content'] }}{% else %}" + text + "{% endif %}"

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint import Tokenizer as SentencePiece
-from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Piece
-from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, PROBES, Piece
+from vlmexport.errors import Unsupported
 
 SPACE = "▁"
 _BPE = 2
-_PROBES = (
-    "A chat between a curious user and an assistant.", " leading and trailing ", "two  spaces\n\ttabs\r\n",
-    "naïve — 漢字 🙂",
-    "\nWhat is in the image? ASSISTANT:", "1234567890 !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "aaaa aaaaa <s> </s>", "x",
-)  # fmt: skip
 
 
 def image_token_id(checkpoint: Checkpoint) -> int:
@@ -37,21 +32,27 @@ def build(checkpoint: Checkpoint) -> Tokenizer:
         Unsupported: not a BPE, or it segments a text otherwise than SentencePiece does.
     """
     sentencepiece = checkpoint.tokenizer
-    model = _read(sentencepiece.path)
+    model = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece.model)
     if model.trainer_spec.model_type != _BPE:
         raise Unsupported(f"{sentencepiece.path} is no BPE model", "export to GGUF, which holds its scores as they are")
     pieces = sentencepiece.pieces()
     image = image_token_id(checkpoint)
-    vocab, special = _vocabulary(pieces, sentencepiece.added, image)
+    vocab = _vocabulary(pieces, sentencepiece.added, image)
+    in_order = sorted(sentencepiece.added, key=sentencepiece.added.__getitem__)
     tokenizer = Tokenizer(BPE(
-        vocab=vocab, merges=_merges(pieces), unk_token=pieces[model.trainer_spec.unk_id].text, fuse_unk=True,
+        vocab=vocab, merges=sentencepiece.merges or _merges(pieces), fuse_unk=True,
+        unk_token=pieces[model.trainer_spec.unk_id].text,
         byte_fallback=any(piece.kind == "byte" for piece in pieces),
     ))  # fmt: skip
     tokenizer.normalizer = _normalizer(model.normalizer_spec)
     decoder = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     tokenizer.decoder = decoders.Sequence(decoder)
+    special = [piece.text for piece in pieces if piece.kind in ("control", "unknown")]
+    special += [text for text in in_order if text in sentencepiece.special and text != IMAGE_MARKER]
+    special.append(IMAGE_MARKER)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
     defined = [piece.text for piece in pieces if piece.kind == "user_defined"]
+    defined += [text for text in in_order if text not in special]
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in defined])
     bos = pieces[sentencepiece.bos_token_id].text
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -68,16 +69,14 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _vocabulary(pieces: list[Piece], added: dict[str, int], image: int) -> tuple[dict[str, int], list[str]]:
-    """Every id up to ``<image>`` by name, and those that are special. Ids that no piece has get a name of their own."""
+def _vocabulary(pieces: list[Piece], added: dict[str, int], image: int) -> dict[str, int]:
+    """Every id up to ``<image>`` by name. Ids that no piece has get a name of their own."""
     names = {i: piece.text for i, piece in enumerate(pieces)}
     names |= {i: text for text, i in added.items()}
     names[image] = IMAGE_MARKER
     for i in range(max(names) + 1):
         names.setdefault(i, f"<unused_{i}>")
-    special = [names[i] for i, piece in enumerate(pieces) if piece.kind in ("control", "unknown")]
-    special += [text for text, i in sorted(added.items(), key=lambda item: item[1]) if i != image]
-    return {text: i for i, text in sorted(names.items())}, [*special, IMAGE_MARKER]
+    return {text: i for i, text in sorted(names.items())}
 
 
 def _merges(pieces: list[Piece]) -> list[tuple[str, str]]:
@@ -104,22 +103,11 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def _check(tokenizer: Tokenizer, sentencepiece: SentencePiece) -> None:
-    for text in _PROBES:
+    defined = "".join(f" a {text}b" for text in sentencepiece.added if text not in sentencepiece.special)
+    for text in (*PROBES, defined):
         got, want = encode(tokenizer, text), sentencepiece.encode(text, bos=False)
         if got != want:
             raise Unsupported(
                 f"{sentencepiece.path} cannot be held by tokenizer.json: {text!r} becomes {got}, not {want}",
                 "export to GGUF, or report it with that file",
             )
-
-
-def _read(path: Path) -> Any:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    try:
-        model.ParseFromString(path.read_bytes())
-    except DecodeError as error:
-        raise CheckpointError(f"{path} is not a SentencePiece model", "copy tokenizer.model again") from error
-    return model

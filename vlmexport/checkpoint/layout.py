@@ -1,29 +1,31 @@
-"""Recognise a checkpoint's layout and sort its tensors into vision, projector and language."""
+"""Open a checkpoint: its layout, its Spec, and its tensors sorted into vision, projector and language."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint import layouts, sizes
+from vlmexport.checkpoint.documents import read_config
+from vlmexport.checkpoint.expected import check_parts
+from vlmexport.checkpoint.layouts import Layout
+from vlmexport.checkpoint.preprocessor import read_pixels
+from vlmexport.checkpoint.settings import Settings
+from vlmexport.checkpoint.shards import check_index
+from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, weight_files
-from vlmexport.checkpoint.tokenizer import Tokenizer, open_tokenizer
-from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.checkpoint.tokenizer import Tokenizer
+from vlmexport.checkpoint.tokenizer_files import open_tokenizer
+from vlmexport.checkpoint.tower import Tower, find_tower
+from vlmexport.errors import CheckpointError, UsageError
 
 COMPONENTS = ("vision", "projector", "language")
-_TOWER = "model.vision_tower.vision_tower."
-_PROJECTOR = "model.mm_projector."
 _SKIPPED = ("rotary_emb.inv_freq", "embeddings.position_ids")
-_ARCHITECTURES = {
-    "mobilevlm": "mobilevlm",
-    "MobileLlamaForCausalLM": "mobilevlm",
-    "llava": "llava",
-    "llava_llama": "llava",
-    "LlavaLlamaForCausalLM": "llava",
-}
+"""Buffers that older versions saved; they follow from the config."""
+
+Sorted = dict[str, dict[str, LazyTensor]]
 
 
 @dataclass
@@ -31,193 +33,119 @@ class Checkpoint:
     """A checkpoint folder, opened: its Spec, and its tensors by component under canonical names.
 
     Canonical names are those of transformers' ``CLIPVisionModel`` (vision), of the published projector after
-    ``model.mm_projector.`` (projector), and of ``LlamaForCausalLM`` (language).
+    ``model.mm_projector.`` (projector), and of ``LlamaForCausalLM`` (language). ``tower`` is the folder of a tower
+    that the checkpoint does not carry itself; ``image_token`` the id that its config gives ``<image>``.
     """
 
     path: Path
     origin: str
     spec: Spec
     config: dict[str, Any]
-    tensors: dict[str, dict[str, LazyTensor]] = field(repr=False)
+    tensors: Sorted = field(repr=False)
+    tower: Tower | None = None
+    image_token: int | None = None
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The checkpoint's tokenizer."""
-        return open_tokenizer(self.path)
+        """The checkpoint's tokenizer.
+
+        Raises:
+            CheckpointError: it is missing or damaged, or has more pieces than the embedding has rows.
+            Unsupported: a kind of tokenizer that is not known.
+        """
+        rows = self.spec.language.vocab_size
+        return open_tokenizer(self.path, rows, self.spec.prompt, self.image_token)
 
     @property
-    def weight_files(self) -> list[Path]:
-        """The files that hold the weights."""
-        return weight_files(self.path)
+    def weight_files(self) -> dict[str, Path]:
+        """The files that hold the weights, under names that stay the same wherever the folders lie."""
+        files = {path.name: path for path in weight_files(self.path)}
+        if self.tower is not None:
+            files |= {f"vision_tower/{path.name}": path for path in self.tower.weight_files}
+        return files
 
     def parameters(self, component: str) -> int:
         """Number of values in a component."""
         return sum(tensor.numel for tensor in self.tensors[component].values())
 
 
-def open_checkpoint(path: Path, origin: str | None = None) -> Checkpoint:
-    """Open a checkpoint folder in a published layout; reads no weights.
+def open_checkpoint(path: Path, origin: str | None = None, vision_tower: str | None = None) -> Checkpoint:
+    """Open a checkpoint folder in a published layout; reads no weights, but checks every name and shape of them.
 
     Args:
         origin: how to find it again (a Hub id, ``demo``); its absolute path where it is None.
+        vision_tower: folder or Hub id of the tower, for a checkpoint that has none inside. Where it has one this is
+            an error and no replacement: a fine-tuned tower must not be lost, nor a user believe that his was taken.
 
     Raises:
         CheckpointError: not a folder, not a checkpoint, damaged, or it contradicts itself.
-        Unsupported: a model type that is not known.
+        UsageError: a tower is passed to a checkpoint that has its own.
+        Unsupported: a model type, a setting or a tensor that is not known.
     """
-    config = _read_config(path)
-    layout = _layout(config, path)
-    tensors = _sort(open_tensors(path))
-    vision = _vision(config, tensors["vision"], path)
-    language = _language(config)
+    config = read_config(path)
+    file = path / "config.json"
+    name, layout = layouts.find(config, file)
+    settings = layout.settings(config, file)
+    tensors = _sort(path, layout)
+    tower = None
+    if not tensors["vision"]:
+        tower = find_tower(settings.tower, vision_tower, path)
+        tensors["vision"] = {key: value for key, value in tower.tensors.items() if not key.endswith(_SKIPPED)}
+    elif vision_tower is not None:
+        raise UsageError(f"{path} carries its own vision tower, which is the one to use", "leave out --vision-tower")
     for component in COMPONENTS:
         if not tensors[component]:
             raise CheckpointError(f"{path} holds no {component} tensors", "pass a merged checkpoint with all three")
-    projector = ProjectorSpec(
-        kind=str(config.get("mm_projector_type", "linear")),
-        in_features=vision.hidden_size,
-        out_features=language.hidden_size,
-        in_tokens=vision.num_patches,
-    )
-    spec = Spec(
-        name=Path(origin).name if origin else path.resolve().name,
-        layout=layout,
-        vision=vision,
-        projector=projector,
-        language=language,
-        prompt=PromptSpec(),
-        bos_token_id=int(config.get("bos_token_id", 1)),
-        eos_token_id=int(config.get("eos_token_id", 2)),
-        pad_token_id=config.get("pad_token_id"),
-        torch_dtype=str(config.get("torch_dtype", config.get("dtype", "float16"))),
-    )
-    return Checkpoint(path, origin or str(path.resolve()), spec, config, tensors)
+    vision = _vision(settings, tensors["vision"], tower, path)
+    spec = _spec(origin, name, settings, vision, path)
+    check_parts(spec, tensors, str(path))
+    if spec.language.tie_word_embeddings:
+        tensors["language"].pop("lm_head.weight", None)  # the embedding counts, whatever was saved beside it
+    return Checkpoint(path, origin or str(path.resolve()), spec, config, tensors, tower, settings.image_token)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist", "pass the folder of a checkpoint, or `demo`")
-    file = path / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{path} is not a checkpoint (it has no config.json)", "pass the folder that holds it")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON ({error})", "download it again") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} is not a JSON object", "download it again")
-    return config
-
-
-def _layout(config: dict[str, Any], path: Path) -> str:
-    names = [str(config.get("model_type", "")), *map(str, config.get("architectures") or [])]
-    for name in names:
-        if name in _ARCHITECTURES:
-            return _ARCHITECTURES[name]
-    raise Unsupported(
-        f"{path / 'config.json'}: model type {names[0] or 'missing'!r} is not a known vision-language model",
-        f"known: {', '.join(sorted(_ARCHITECTURES))}",
-    )
-
-
-def _sort(tensors: dict[str, LazyTensor]) -> dict[str, dict[str, LazyTensor]]:
-    found: dict[str, dict[str, LazyTensor]] = {component: {} for component in COMPONENTS}
+def _sort(path: Path, layout: Layout) -> Sorted:
+    found: Sorted = {component: {} for component in COMPONENTS}
+    tensors = open_tensors(path)
+    check_index(path, tensors)
     for name, tensor in tensors.items():
         if name.endswith(_SKIPPED):
             continue
-        if name.startswith(_TOWER):
-            found["vision"][name.removeprefix(_TOWER).removeprefix("vision_model.")] = tensor
-        elif name.startswith(_PROJECTOR):
-            found["projector"][name.removeprefix(_PROJECTOR)] = tensor
-        else:
-            found["language"][name] = tensor
+        component, canonical = layout.place(name)
+        if canonical in found[component]:
+            raise CheckpointError(f"{path} holds {canonical} ({component}) twice", "remove one of the two")
+        found[component][canonical] = tensor
     return found
 
 
-def _vision(config: dict[str, Any], tensors: dict[str, LazyTensor], path: Path) -> VisionSpec:
-    """Sizes from ``vision_config`` where there is one, else from the tensors (heads of 64, as in every CLIP)."""
-    try:
-        patch = tensors["embeddings.patch_embedding.weight"].shape
-        positions = tensors["embeddings.position_embedding.weight"].shape[0]
-        inner = tensors["encoder.layers.0.mlp.fc1.weight"].shape[0]
-    except KeyError as error:
-        raise CheckpointError(
-            f"{path} holds no vision tower (tensor {error} is missing)",
-            "pass a merged checkpoint that carries its tower",
-        ) from error
-    given = config.get("vision_config") or {}
-    layers = 1 + max(int(name.split(".")[2]) for name in tensors if name.startswith("encoder.layers."))
-    measured = {
-        "hidden_size": patch[0],
-        "patch_size": patch[2],
-        "image_size": round((positions - 1) ** 0.5) * patch[2],
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-    }
-    for key, value in measured.items():
-        if key in given and given[key] != value:
-            raise CheckpointError(
-                f"{path / 'config.json'}: vision_config.{key} is {given[key]}, the tensors say {value}",
-                "config and weights belong to different models: fix one of them",
-            )
-    return VisionSpec(
-        kind=str(given.get("kind", "clip")),
-        image_size=measured["image_size"],
-        patch_size=measured["patch_size"],
-        hidden_size=measured["hidden_size"],
-        intermediate_size=measured["intermediate_size"],
-        num_layers=layers,
-        num_heads=int(given.get("num_attention_heads", measured["hidden_size"] // 64)),
-        hidden_act=str(given.get("hidden_act", "quick_gelu")),
-        layer_norm_eps=float(given.get("layer_norm_eps", 1e-5)),
-        select_layer=int(config.get("mm_vision_select_layer", -2)),
-        select_feature=str(config.get("mm_vision_select_feature", "patch")),
-        aspect_ratio="pad" if config.get("image_aspect_ratio") == "pad" else "crop",
+def _vision(settings: Settings, tensors: dict[str, LazyTensor], tower: Tower | None, path: Path) -> VisionSpec:
+    """A tower in its own folder is told by that folder's config; pixels too, unless the checkpoint says."""
+    pixels = read_pixels(path)
+    if tower is None:
+        return sizes.vision(settings, settings.vision, tensors, pixels, path / "config.json")
+    if pixels.mean is None:
+        pixels = read_pixels(tower.path)
+    return sizes.vision(settings, tower.config, tensors, pixels, tower.path / "config.json")
+
+
+def _spec(origin: str | None, layout: str, settings: Settings, vision: VisionSpec, path: Path) -> Spec:
+    text = settings.text
+    language = sizes.language(text, path / "config.json")
+    return Spec(
+        name=Path(origin).name if origin else path.resolve().name,
+        layout=layout,
+        vision=vision,
+        projector=ProjectorSpec(settings.projector, vision.hidden_size, language.hidden_size, vision.num_patches),
+        language=language,
+        prompt=PromptSpec(image_start="<im_start>", image_end="<im_end>") if settings.marks else PromptSpec(),
+        bos_token_id=_id(text.get("bos_token_id"), 1),
+        eos_token_id=_id(text.get("eos_token_id"), 2),
+        pad_token_id=text.get("pad_token_id") if isinstance(text.get("pad_token_id"), int) else None,
+        torch_dtype=str(text.get("torch_dtype") or text.get("dtype") or "float16"),
     )
 
 
-def _language(config: dict[str, Any]) -> LanguageSpec:
-    try:
-        hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-        rope = config.get("rope_parameters") or {}
-        return LanguageSpec(
-            kind="llama",
-            vocab_size=int(config["vocab_size"]),
-            hidden_size=hidden,
-            intermediate_size=int(config["intermediate_size"]),
-            num_layers=int(config["num_hidden_layers"]),
-            num_heads=heads,
-            num_kv_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or hidden // heads),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(config.get("rope_theta") or rope.get("rope_theta", 10000.0)),
-            max_positions=int(config.get("max_position_embeddings", 2048)),
-            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"config.json lacks or garbles {error}", "use the published config.json") from error
-
-
-def check_shapes(expected: dict[str, tuple[int, ...]], found: dict[str, LazyTensor], where: str) -> None:
-    """Compare names and shapes of a component with those its modules expect.
-
-    Raises:
-        CheckpointError: names the first tensor that is missing, unknown or of another shape.
-    """
-    missing = sorted(set(expected) - set(found))
-    if missing:
-        raise CheckpointError(
-            f"{where}: {len(missing)} tensors are missing: {', '.join(missing[:4])}", "download it again"
-        )
-    unknown = sorted(set(found) - set(expected))
-    if unknown:
-        raise Unsupported(
-            f"{where}: {len(unknown)} tensors are unknown: {', '.join(unknown[:4])}",
-            "this is not the model its config says",
-        )
-    for name, shape in expected.items():
-        if found[name].shape != shape:
-            raise CheckpointError(
-                f"{where}: {name} has the shape {list(found[name].shape)}, its config says {list(shape)}",
-                "config and weights belong to different models",
-            )
+def _id(value: Any, default: int) -> int:
+    """A token id; the first where a config lists several."""
+    first = value[0] if isinstance(value, list) and value else value
+    return first if isinstance(first, int) else default

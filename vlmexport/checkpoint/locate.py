@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from vlmexport.checkpoint.hub import download, is_hub_id
 from vlmexport.checkpoint.layout import Checkpoint, open_checkpoint
 from vlmexport.errors import CheckpointError
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PATTERNS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
 
 
 def demo_folder() -> Path:
@@ -17,15 +14,18 @@ def demo_folder() -> Path:
     return Path(__file__).parents[1] / "demo" / "model"
 
 
-def open_model(model: str) -> Checkpoint:
+def open_model(model: str, vision_tower: str | None = None) -> Checkpoint:
     """Open MODEL; what it was called is remembered as the checkpoint's origin.
+
+    Args:
+        vision_tower: a CLIP folder, for a checkpoint that does not carry its tower.
 
     Raises:
         CheckpointError: it is missing, damaged, or the Hub does not give it.
         Unsupported: a model type that is not known.
     """
     folder = locate(model)
-    return open_checkpoint(folder, None if Path(model).exists() else model)
+    return open_checkpoint(folder, None if Path(model).exists() else model, vision_tower)
 
 
 def locate(model: str) -> Path:
@@ -37,17 +37,8 @@ def locate(model: str) -> Path:
     if model == "demo":
         return demo_folder()
     path = Path(model)
-    if path.exists() or not _HUB_ID.fullmatch(model):
-        if not path.exists():
-            raise CheckpointError(f"{model} does not exist", "pass the folder of a checkpoint, a Hub id, or `demo`")
+    if path.exists():
         return path
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=_PATTERNS))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"{model} is no folder here, and the Hub did not give it ({reason})", "check the name, or the connection"
-        ) from error
+    if not is_hub_id(model):
+        raise CheckpointError(f"{model} does not exist", "pass the folder of a checkpoint, a Hub id, or `demo`")
+    return download(model)

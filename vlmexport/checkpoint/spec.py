@@ -76,7 +76,10 @@ class LanguageSpec:
 
 @dataclass(frozen=True)
 class PromptSpec:
-    """MobileVLM's and LLaVA-1.5's conversation template (``v1``)."""
+    """MobileVLM's and LLaVA-1.5's conversation template (``v1``).
+
+    ``image_start`` and ``image_end`` stand around the image where the model was trained so (``mm_use_im_start_end``).
+    """
 
     system: str = (
         "A chat between a curious user and an artificial intelligence assistant. "
@@ -84,10 +87,13 @@ class PromptSpec:
     )
     user: str = "USER"
     assistant: str = "ASSISTANT"
+    image_start: str = ""
+    image_end: str = ""
 
     def text(self, question: str) -> str:
         """The prompt of one question about one image, with ``<image>`` where its tokens go."""
-        return f"{self.system} {self.user}: <image>\n{question} {self.assistant}:"
+        image = f"{self.image_start}<image>{self.image_end}"
+        return f"{self.system} {self.user}: {image}\n{question} {self.assistant}:"
 
 
 @dataclass(frozen=True)

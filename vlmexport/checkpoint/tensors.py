@@ -152,7 +152,7 @@ def _shards(index: Path) -> list[Path]:
         raise CheckpointError(f"{index} is not an index of shards", "download it again") from error
     root = index.parent.resolve()
     paths = []
-    for name in names:
+    for name in map(str, names):
         path = (root / name).absolute()
         if not path.is_relative_to(root) or ".." in Path(name).parts:
             raise CheckpointError(

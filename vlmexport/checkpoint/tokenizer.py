@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import CheckpointError
 
 IMAGE_MARKER = "<image>"
+PROBES = (
+    "A chat between a curious user and an assistant.", "trailing ", "two  spaces\n\ttabs\r\n",
+    "naïve — 漢字 🙂",
+    "\nWhat is in the image? ASSISTANT:", "1234567890 !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~", "aaaa aaaaa <s> </s>", "x",
+)  # fmt: skip
+"""Texts on which two tokenizers are compared that should be one.
+
+None begins with a space, as no chunk of a prompt does: some ``tokenizer.json`` take that space for the one that they
+put before a text.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,76 +47,92 @@ class Piece:
     kind: str
 
 
-class Tokenizer:
-    """SentencePiece with the semantics of the slow Llama tokenizer."""
+KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user_defined", 5: "unused", 6: "byte"}
+"""SentencePiece's number of a kind → its name."""
 
-    def __init__(self, path: Path, added: dict[str, int], special: frozenset[str] = frozenset()) -> None:
+
+class Tokenizer:
+    """SentencePiece with the semantics of the slow Llama tokenizer.
+
+    Args:
+        path: where it comes from, for messages.
+        added: text → id of tokens that are not in the model.
+        special: texts of special tokens. In a text they are plain text; added tokens that are not special are found.
+        model: the SentencePiece model; read from ``path`` where it is None.
+
+    Attributes:
+        kind: the file that it was read from.
+        merges: pairs in the order in which they are merged, where the file says; else they follow from the scores.
+    """
+
+    kind = "tokenizer.model"
+    merges: list[tuple[str, str]] | None = None
+
+    def __init__(
+        self, path: Path, added: dict[str, int], special: frozenset[str] = frozenset(), model: bytes | None = None
+    ) -> None:
         self.path = path
-        self.added = added
         self.special = special
-        self._model = SentencePieceProcessor()
+        self._sentencepiece = SentencePieceProcessor()
         try:
-            self._model.Load(str(path))
+            self.model = path.read_bytes() if model is None else model
+            self._sentencepiece.LoadFromSerializedProto(self.model)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(f"{path} is not a SentencePiece model", "copy tokenizer.model again") from error
-        self.bos_token_id: int = self._model.bos_id()
-        self.eos_token_id: int = self._model.eos_id()
+        self.bos_token_id: int = self._sentencepiece.bos_id()
+        self.eos_token_id: int = self._sentencepiece.eos_id()
+        self._size: int = self._sentencepiece.GetPieceSize()
+        self.added = {text: i for text, i in added.items() if i >= self._size or self._piece(i) != text}
+        self._found = {i: text for text, i in self.added.items() if text not in special}
+        longest_first = sorted(map(re.escape, self._found.values()), key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(longest_first)})") if longest_first else None
+
+    def _piece(self, i: int) -> str:
+        text: str = self._sentencepiece.IdToPiece(i)
+        return text
 
     def __len__(self) -> int:
-        return max([self._model.GetPieceSize(), *(i + 1 for i in self.added.values())])
+        return max([self._size, *(i + 1 for i in self.added.values())])
 
     def pieces(self) -> list[Piece]:
-        """The vocabulary of ``tokenizer.model`` in order, without added tokens."""
-        model = self._model
-        found = []
-        for i in range(model.GetPieceSize()):
-            kind = "normal"
-            if model.IsUnknown(i):
-                kind = "unknown"
-            elif model.IsControl(i):
-                kind = "control"
-            elif model.IsUnused(i):
-                kind = "unused"
-            elif model.IsByte(i):
-                kind = "byte"
-            found.append(Piece(model.IdToPiece(i), float(model.GetScore(i)), kind))
-        return found
+        """The vocabulary of the model in order, without added tokens."""
+        model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        return [Piece(piece.piece, float(piece.score), KINDS[piece.type]) for piece in model.pieces]
+
+    @property
+    def begins_with_space(self) -> bool:
+        """Whether a text is tokenized as if it began with a space."""
+        model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        return bool(model.normalizer_spec.add_dummy_prefix)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
         """Token ids of a text; special tokens inside it are plain text."""
-        ids: list[int] = self._model.EncodeAsIds(text)
+        ids: list[int] = []
+        for odd, part in enumerate(self._split.split(text) if self._split else [text]):
+            if odd % 2:
+                ids.append(self.added[part])
+            elif part:
+                ids += self._sentencepiece.EncodeAsIds(part)
         return [self.bos_token_id, *ids] if bos else ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, without control tokens."""
-        text: str = self._model.DecodeIds([i for i in ids if i < self._model.GetPieceSize()])
-        return text.strip()
+        known = [i for i in ids if i < self._size or i in self._found]
+        return "".join(self._parts(known)).strip()
+
+    def _parts(self, ids: list[int]) -> Iterator[str]:
+        """Texts of runs of pieces and of the added tokens between them; a run by itself loses its first space."""
+        for is_added, group in groupby(enumerate(ids), lambda pair: pair[1] in self._found):
+            run = list(group)
+            if is_added:
+                yield "".join(self._found[i] for _, i in run)
+            else:
+                first, i = run[0]
+                space = " " if first and self._piece(i).startswith("▁") else ""
+                yield space + self._sentencepiece.DecodeIds([i for _, i in run])
 
     def prompt(self, template: PromptSpec, question: str) -> Prompt:
         """The prompt of one question about one image."""
         text = template.text(question)
         before, after = text.split(IMAGE_MARKER, 1)
         return Prompt(text, tuple(self.encode(before)), tuple(self.encode(after, bos=False)))
-
-
-def open_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged.
-    """
-    path = folder / "tokenizer.model"
-    if not path.is_file():
-        raise CheckpointError(f"{folder} has no tokenizer.model", "copy it from the published checkpoint")
-    added_path = folder / "added_tokens.json"
-    added = json.loads(added_path.read_text(encoding="utf-8")) if added_path.is_file() else {}
-    return Tokenizer(path, added, _special(folder / "special_tokens_map.json"))
-
-
-def _special(path: Path) -> frozenset[str]:
-    """Texts of the special tokens that ``special_tokens_map.json`` names; none where there is no such file."""
-    if not path.is_file():
-        return frozenset()
-    found = json.loads(path.read_text(encoding="utf-8")).values()
-    values = [value for entry in found for value in (entry if isinstance(entry, list) else [entry])]
-    return frozenset(str(value["content"]) if isinstance(value, dict) else str(value) for value in values)

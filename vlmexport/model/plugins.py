@@ -13,7 +13,8 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
-from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, VisionSpec
+from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, VisionSpec
+from vlmexport.checkpoint.expected import check_shapes
 from vlmexport.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ class ProjectorPlugin(Protocol):
 
     def num_tokens(self, spec: ProjectorSpec) -> int:
         """Visual tokens for one image."""
+
+    def shapes(self, spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
+        """Published name → shape of every tensor."""
 
     def gguf(self, spec: ProjectorSpec) -> GgufProjector:
         """How an mmproj holds it.
@@ -113,6 +117,17 @@ def vision(spec: VisionSpec) -> VisionPlugin:
 def projector(spec: ProjectorSpec) -> ProjectorPlugin:
     """The projector's module."""
     return cast(ProjectorPlugin, plugin("projector", spec.kind))
+
+
+def check_projector(checkpoint: Checkpoint) -> None:
+    """Compare a checkpoint's projector with what its kind must have; reads no weights.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape.
+        Unsupported: the kind or a tensor is unknown.
+    """
+    spec = checkpoint.spec.projector
+    check_shapes(projector(spec).shapes(spec), checkpoint.tensors["projector"], f"{checkpoint.path} projector")
 
 
 def language(spec: LanguageSpec) -> LanguagePlugin:

@@ -11,7 +11,8 @@ from torch import nn
 from transformers import DynamicCache
 
 from vlmexport.checkpoint import Checkpoint, Spec
-from vlmexport.checkpoint.layout import COMPONENTS, check_shapes
+from vlmexport.checkpoint.expected import check_shapes
+from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.model import plugins
 from vlmexport.model.pixels import pixel_values

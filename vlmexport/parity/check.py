@@ -27,6 +27,7 @@ def check(
     bundle: Path,
     *,
     reference: str | None = None,
+    vision_tower: str | None = None,
     samples: list[Sample] | int = DEFAULT_SAMPLES,
     console: Console = QUIET,
 ) -> ParityResult:
@@ -34,6 +35,7 @@ def check(
 
     Args:
         reference: folder, Hub id or ``demo``; the one that the manifest names where it is None.
+        vision_tower: the reference's tower, where it carries none and the folder that the manifest names has moved.
         samples: held-out samples, or how many of the shipped ones.
 
     Raises:
@@ -47,7 +49,7 @@ def check(
     chosen = _unseen(chosen, manifest)
     if len(chosen) < MIN_SAMPLES:
         raise NotEnoughData(f"{len(chosen)} held-out samples are too few for a verdict", f"pass at least {MIN_SAMPLES}")
-    checkpoint = _reference(manifest, reference)
+    checkpoint = _reference(manifest, reference, vision_tower)
     result = _compare(bundle, manifest, checkpoint, chosen, console)
     temporary = bundle / f".{RESULT}.partial"
     temporary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -97,9 +99,9 @@ def _unseen(samples: list[Sample], manifest: Manifest) -> list[Sample]:
     return [sample for sample in samples if sample.id not in used]
 
 
-def _reference(manifest: Manifest, reference: str | None) -> Checkpoint:
+def _reference(manifest: Manifest, reference: str | None, vision_tower: str | None) -> Checkpoint:
     """The float model, when its weights are those that the bundle was made from."""
-    checkpoint = open_model(reference or manifest.source.path)
+    checkpoint = open_model(reference or manifest.source.path, vision_tower or manifest.source.vision_tower)
     if fingerprints(checkpoint) != manifest.source.weights:
         raise CheckpointError(
             f"{checkpoint.path} is not the model that this bundle was made from (its weights differ)",

@@ -10,6 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from vlmexport.artifact.bundle import MANIFEST, read_manifest
+from vlmexport.artifact.mmproj import projector_of
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.locate import open_model
@@ -18,8 +19,12 @@ from vlmexport.model import plugins
 from vlmexport.report import bundle
 
 
-def describe(model: str) -> tuple[RenderableType, dict[str, Any]]:
+def describe(model: str, vision_tower: str | None = None) -> tuple[RenderableType, dict[str, Any]]:
     """For people, and in plain data.
+
+    Args:
+        model: a checkpoint or a bundle.
+        vision_tower: a CLIP folder, for a checkpoint that does not carry its tower.
 
     Raises:
         UsageError: neither a checkpoint nor a bundle.
@@ -27,7 +32,7 @@ def describe(model: str) -> tuple[RenderableType, dict[str, Any]]:
     if (Path(model) / MANIFEST).is_file():
         facts = bundle.facts(Path(model), read_manifest(Path(model)))
         return bundle.table(facts), facts
-    facts = inspection(open_model(model))
+    facts = inspection(open_model(model, vision_tower))
     return table(facts), facts
 
 
@@ -45,15 +50,19 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
             "bytes": sum(tensor.nbytes for tensor in tensors),
             "dtypes": sorted({tensor.dtype for tensor in tensors}),
         }
+    plugins.check_projector(checkpoint)
     projector = plugins.projector(spec.projector)
     holds = {"onnx": "yes", "gguf": "yes"}
     try:
-        projector.gguf(spec.projector)
+        projector_of(spec)
     except Unsupported as error:
         holds["gguf"] = f"no: {error.what}"
     return {
         "name": spec.name,
         "layout": spec.layout,
+        "tower": checkpoint.tower.origin if checkpoint.tower else "inside",
+        "tokenizer": checkpoint.tokenizer.kind,
+        "weight_files": list(checkpoint.weight_files),
         "components": components,
         "visual_tokens": projector.num_tokens(spec.projector),
         "formats": holds,
@@ -79,6 +88,10 @@ def table(facts: dict[str, Any]) -> Table:
         megabytes = f"{component['bytes'] / 1e6:,.1f}"
         row = (name, component["kind"], f"{component['parameters']:,}", megabytes, ", ".join(component["dtypes"]))
         found.add_row(*row, sizes[name])
-    found.caption = "; ".join(f"{name.upper()}: {answer}" for name, answer in facts["formats"].items())
+    files = facts["weight_files"]
+    found.caption = (
+        f"vision tower: {facts['tower']}; {facts['tokenizer']}; "
+        f"{files[0] if len(files) == 1 else f'{len(files)} weight files'}\n"
+    ) + "; ".join(f"{name.upper()}: {answer}" for name, answer in facts["formats"].items())
     found.caption_justify = "left"
     return found

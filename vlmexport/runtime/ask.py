@@ -13,11 +13,12 @@ from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import Runtime
 
 
-def ask(model: str, image: Path, question: str, max_new_tokens: int) -> Iterator[str]:
+def ask(model: str, image: Path, question: str, max_new_tokens: int, vision_tower: str | None = None) -> Iterator[str]:
     """Greedy answer.
 
     Args:
         model: a bundle's folder, or a checkpoint (folder, Hub id, ``demo``).
+        vision_tower: a CLIP folder, for a checkpoint that does not carry its tower.
 
     Yields:
         Text; joined it is the answer.
@@ -27,7 +28,7 @@ def ask(model: str, image: Path, question: str, max_new_tokens: int) -> Iterator
     """
     picture = read_image(image)
     is_bundle = (Path(model) / MANIFEST).is_file()
-    runtime: Runtime = open_runtime(Path(model)) if is_bundle else ReferenceRuntime(open_model(model))
+    runtime: Runtime = open_runtime(Path(model)) if is_bundle else ReferenceRuntime(open_model(model, vision_tower))
     try:
         tokens = runtime.tokens(runtime.features(runtime.pixels(picture)))
         ids: list[int] = []

@@ -110,6 +110,21 @@ def num_tokens(spec: ProjectorSpec) -> int:
     return ((spec.grid + 1) // 2) ** 2
 
 
+def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
+    """Published name → shape."""
+    inner, squeezed = spec.out_features, squeeze_channels(spec.out_features)
+    found: dict[str, tuple[int, ...]] = {
+        "model.mlp.1.weight": (inner, spec.in_features), "model.mlp.1.bias": (inner,),
+        "model.mlp.3.weight": (inner, inner), "model.mlp.3.bias": (inner,),
+    }  # fmt: skip
+    for block in (f"model.mb_block.{b}.block" for b in (1, 2)):
+        found |= {f"{block}.0.0.weight": (inner, 1, 3, 3), f"{block}.2.0.weight": (inner, inner, 1, 1)}
+        found |= {f"{block}.{i}.{part}": (inner,) for i in ("0.1", "2.1") for part in ("weight", "bias")}
+        found |= {f"{block}.1.fc1.weight": (squeezed, inner, 1, 1), f"{block}.1.fc1.bias": (squeezed,)}
+        found |= {f"{block}.1.fc2.weight": (inner, squeezed, 1, 1), f"{block}.1.fc2.bias": (inner,)}
+    return found
+
+
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """``mm.model.mlp`` and ``mm.model.mb_block``; libmtmd hard-codes the 24x24 grid."""
     if spec.grid != 24:

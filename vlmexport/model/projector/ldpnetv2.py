@@ -79,6 +79,14 @@ def num_tokens(spec: ProjectorSpec) -> int:
     return SIDE**2
 
 
+def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
+    """Published name → shape."""
+    inner = spec.out_features
+    weights = {"mlp.mlp.0": (inner, spec.in_features), "mlp.mlp.2": (inner, inner), "peg.peg.0": (inner, 1, 3, 3)}
+    found: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in weights.items()}
+    return found | {f"{name}.bias": (inner,) for name in weights}
+
+
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """``mm.model.mlp`` and ``mm.model.peg``; libmtmd hard-codes the 24x24 grid."""
     if spec.grid != 24:

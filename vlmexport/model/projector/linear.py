@@ -26,6 +26,11 @@ def num_tokens(spec: ProjectorSpec) -> int:
     return spec.in_tokens
 
 
+def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
+    """Published name → shape."""
+    return {"weight": (spec.out_features, spec.in_features), "bias": (spec.out_features,)}
+
+
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """libmtmd aborts on it."""
     raise Unsupported("libmtmd cannot hold a linear projector (it aborts)", "use an ONNX bundle")

@@ -39,6 +39,15 @@ def num_tokens(spec: ProjectorSpec) -> int:
     return spec.in_tokens
 
 
+def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
+    """Published name → shape."""
+    found: dict[str, tuple[int, ...]] = {}
+    for i in range(depth(spec)):
+        columns = spec.out_features if i else spec.in_features
+        found |= {f"{2 * i}.weight": (spec.out_features, columns), f"{2 * i}.bias": (spec.out_features,)}
+    return found
+
+
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """``mm.0`` and ``mm.2``; libmtmd silently cuts deeper ones short."""
     if depth(spec) != 2:

@@ -1,0 +1,284 @@
+"""Every published layout is recognised without flags: the right Spec, and the source's tensors by canonical names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.checkpoints import (
+    Naming,
+    State,
+    canonical_state,
+    config_of,
+    hf_config,
+    hf_new,
+    hf_old,
+    original,
+    original_bare,
+    published,
+    tiny_spec,
+    write_checkpoint,
+    write_clip,
+    write_json,
+    write_preprocessor,
+)
+from vlmexport.checkpoint import Checkpoint, Spec, open_checkpoint
+from vlmexport.checkpoint.expected import clip, llama
+from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.model import VLM, load
+from vlmexport.model.plugins import check_projector
+
+LLAVA = {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
+V1 = {"mm_vision_tower": "clip"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """``changes`` are made to the config, ``vision`` to the Spec that is expected."""
+
+    projector: str = "ldpnetv2"
+    naming: Naming = original
+    config: Callable[[Spec], dict[str, Any]] = config_of
+    changes: dict[str, Any] = field(default_factory=dict)
+    layout: str = "mobilevlm"
+    vision: dict[str, Any] = field(default_factory=dict)
+    language: dict[str, Any] = field(default_factory=dict)
+    dtype: torch.dtype = torch.float16
+    kind: str = "safetensors"
+    shards: int = 1
+
+
+CASES = {
+    "v1": Case("ldpnet", changes=V1),
+    "v2": Case(),
+    "v2-bare-tower": Case(naming=original_bare),
+    "v2-sharded": Case(shards=3),
+    "v2-bin": Case(kind="bin"),
+    "v2-bin-sharded": Case(kind="bin", shards=2),
+    "v2-bf16": Case(dtype=torch.bfloat16),
+    "v2-fp32": Case(dtype=torch.float32),
+    "v2-tied": Case(language={"tie_word_embeddings": True}),
+    "v2-grouped": Case(language={"num_kv_heads": 2}),
+    "v2-not-pad": Case(changes={"image_aspect_ratio": None}, vision={"aspect_ratio": "crop"}),
+    "v2-layer-1": Case(vision={"select_layer": -1}),
+    "v2-layer-3": Case(vision={"select_layer": -3}),
+    "llava-mlp": Case("mlp2x_gelu", changes=LLAVA, layout="llava"),
+    "llava-old-type": Case("mlp2x_gelu", changes=LLAVA | {"model_type": "llava"}, layout="llava"),
+    "llava-bare": Case("mlp2x_gelu", original_bare, changes=LLAVA, layout="llava"),
+    "llava-linear": Case("linear", changes=LLAVA, layout="llava"),
+    "llava-cls": Case("mlp2x_gelu", changes=LLAVA, layout="llava", vision={"select_feature": "cls_patch"}),
+    "llava-no-tower": Case("mlp2x_gelu", changes=LLAVA | V1, layout="llava"),
+    "hf-old": Case("mlp2x_gelu", hf_old, hf_config, layout="llava-hf", vision={"aspect_ratio": "crop"}),
+    "hf-new": Case("mlp2x_gelu", hf_new, hf_config, layout="llava-hf", vision={"aspect_ratio": "crop"}),
+    "hf-full": Case(
+        "mlp2x_gelu", hf_new, hf_config, layout="llava-hf",
+        vision={"aspect_ratio": "crop", "select_feature": "cls_patch", "select_layer": -1},
+    ),
+    "hf-sharded-bf16": Case(
+        "mlp2x_gelu", hf_old, hf_config, layout="llava-hf", vision={"aspect_ratio": "crop"}, shards=2,
+        dtype=torch.bfloat16,
+    ),
+}  # fmt: skip
+
+
+def spec_of(case: Case) -> Spec:
+    spec = tiny_spec(case.projector, image_size=168, **{"vocab_size": 448, "num_layers": 1} | case.language)
+    vision = replace(spec.vision, **case.vision)
+    projector = replace(spec.projector, in_tokens=vision.num_patches)
+    return replace(spec, name="model", layout=case.layout, vision=vision, projector=projector)
+
+
+def write(case: Case, folder: Path) -> tuple[Path, dict[str, State]]:
+    spec = spec_of(case)
+    state = canonical_state(spec, dtype=case.dtype)
+    inside = dict(state)
+    if case.changes.get("mm_vision_tower") == "clip":
+        write_clip(folder / "model" / "clip", spec, inside.pop("vision"))
+    path = write_checkpoint(
+        folder / "model", spec, state=published(inside, case.naming), pieces=384, kind=case.kind, shards=case.shards,
+        config=case.config(spec), **case.changes,
+    )  # fmt: skip
+    return path, state
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_opened_without_flags(name: str, tmp_path: Path) -> None:
+    case = CASES[name]
+    path, state = write(case, tmp_path)
+    checkpoint = open_checkpoint(path)
+    check_projector(checkpoint)
+    pad = 385 if case.layout == "llava-hf" else None
+    assert checkpoint.spec == replace(spec_of(case), pad_token_id=pad)
+    assert (checkpoint.tower is None) == ("clip" not in case.changes.values())
+    vlm = load(checkpoint, case.dtype)
+    for component, tensors in state.items():
+        found = getattr(vlm, component).state_dict()
+        for key, value in tensors.items():
+            assert torch.equal(found[key], value), key
+    assert {tensor.dtype for tensor in checkpoint.tensors["language"].values()} == {
+        {torch.float16: "f16", torch.bfloat16: "bf16", torch.float32: "f32"}[case.dtype]
+    }
+
+
+def test_mixed_types(tmp_path: Path) -> None:
+    state = canonical_state(spec_of(Case()))
+    state["vision"] = {name: value.float() for name, value in state["vision"].items()}
+    state["projector"] = {name: value.bfloat16() for name, value in state["projector"].items()}
+    path = write_checkpoint(tmp_path / "model", spec_of(Case()), state=published(state), pieces=384)
+    vlm = load(open_checkpoint(path))
+    for component, tensors in state.items():
+        for name, value in tensors.items():
+            assert torch.equal(getattr(vlm, component).state_dict()[name], value.float())
+
+
+def test_a_tied_head_is_the_embedding_whatever_was_saved(tmp_path: Path) -> None:
+    path, state = write(CASES["v2"], tmp_path)
+    write_json(path / "config.json", config_of(spec_of(CASES["v2"])) | {"tie_word_embeddings": True})
+    checkpoint = open_checkpoint(path)
+    assert "lm_head.weight" not in checkpoint.tensors["language"]
+    head = load(checkpoint).language.get_output_embeddings().weight
+    assert torch.equal(head, state["language"]["model.embed_tokens.weight"].float())
+
+
+@pytest.mark.parametrize("name", ["v1", "v2", "llava-cls", "v2-grouped"])
+def test_expected_is_what_the_modules_have(name: str) -> None:
+    spec = spec_of(CASES[name])
+    vlm = VLM(spec)
+    for module, expected in ((vlm.vision, clip(spec.vision)), (vlm.language, llama(spec.language))):
+        assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == expected
+
+
+def test_hf_defaults_are_those_of_transformers(tmp_path: Path) -> None:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+    from vlmexport.checkpoint.layouts import llava_hf
+
+    for ours, theirs in (
+        (llava_hf.LLAMA, LlamaConfig()), (llava_hf.CLIP, CLIPVisionConfig()),
+        (llava_hf.TOWER, LlavaConfig().vision_config),
+    ):  # fmt: skip
+        assert {key: getattr(theirs, key) for key in ours} == ours
+    config = {"model_type": "llava", "text_config": {"vocab_size": 32064, "rms_norm_eps": 1e-5}}
+    settings = llava_hf.settings(config, tmp_path / "config.json")
+    assert (settings.text["hidden_size"], settings.text["num_hidden_layers"]) == (4096, 32)
+    assert (settings.text["intermediate_size"], settings.vision["image_size"]) == (11008, 336)
+    assert settings.image_token == LlavaConfig().image_token_index
+
+
+def test_hf_preprocessor_decides_pixels(tmp_path: Path) -> None:
+    path, _ = write(CASES["hf-new"], tmp_path)
+    spec = spec_of(CASES["hf-new"])
+    own = replace(spec, vision=replace(spec.vision, image_mean=(0.5, 0.25, 0.125), image_std=(0.5, 0.5, 0.25)))
+    write_preprocessor(path, own, do_pad=True)
+    found = open_checkpoint(path).spec.vision
+    assert (found.image_mean, found.image_std, found.aspect_ratio) == ((0.5, 0.25, 0.125), (0.5, 0.5, 0.25), "pad")
+    nested = (path / "preprocessor_config.json").read_text()
+    (path / "preprocessor_config.json").unlink()
+    (path / "processor_config.json").write_text(f'{{"image_processor": {nested}}}')
+    assert open_checkpoint(path).spec.vision == found
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"resample": 2}, "resample 2"),
+        ({"do_center_crop": False}, "neither padded nor cropped"),
+        ({"do_normalize": False}, "do_normalize is false"),
+        ({"image_mean": [0.5]}, "lacks or garbles"),
+        ({"crop_size": 224}, "makes 224 pixels, the tower takes 168"),
+    ],
+)
+def test_other_pixels_are_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    path, _ = write(CASES["v2"], tmp_path)
+    write_preprocessor(path, spec_of(CASES["v2"]), **changes)
+    with pytest.raises((Unsupported, CheckpointError), match=reason):
+        open_checkpoint(path)
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "tiles": ("v2", {"image_aspect_ratio": "anyres"}, "image_aspect_ratio 'anyres'"),
+    "feature": ("v2", {"mm_vision_select_feature": "cls"}, "select_feature 'cls'"),
+    "layers": ("v2", {"mm_vision_select_layer": [-2, -5]}, "features of several layers"),
+    "layer": ("v2", {"mm_vision_select_layer": -9}, "layer -9 of 3"),
+    "rope": ("v2", {"rope_scaling": {"type": "linear", "factor": 2.0}}, r"scaled \(linear\)"),
+    "rope5": ("v2", {"rope_parameters": {"rope_type": "llama3"}}, r"scaled \(llama3\)"),
+    "act": ("v2", {"hidden_act": "gelu"}, "language model with 'gelu'"),
+    "heads": ("v2", {"num_key_value_heads": 3}, "4 heads, 3 of keys"),
+    "zero": ("v2", {"num_attention_heads": 0}, "0 heads, 4 of keys"),
+    "many": ("v2", {"num_hidden_layers": 10**9}, "the config says 1000000000 layers"),
+    "rows": ("v2", {"vocab_size": 384}, r"embed_tokens\.weight has the shape \[448, 256\], its config says \[384"),
+    "untied": ("v2-tied", {"tie_word_embeddings": False}, r"1 tensor is missing: lm_head\.weight"),
+    "strategy": ("hf-new", {"vision_feature_select_strategy": "max"}, "strategy 'max'"),
+    "projector": ("hf-new", {"projector_hidden_act": "relu"}, "projector_hidden_act 'relu'"),
+    "qwen": ("hf-new", {"text_config": {"model_type": "qwen2"}}, "'qwen2' language model"),
+    "siglip": ("hf-new", {"vision_config": {"model_type": "siglip_vision_model"}}, "'siglip_vision_model' tower"),
+    "object": ("hf-new", {"text_config": 5}, "text_config is not a JSON object"),
+    "next": ("hf-new", {"model_type": "llava_next", "architectures": ["LlavaNext"]}, "model type 'llava_next'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_refused_when_opened(name: str, tmp_path: Path) -> None:
+    case, changes, reason = REFUSED[name]
+    path, _ = write(replace(CASES[case], changes=CASES[case].changes | changes), tmp_path)
+    with pytest.raises((Unsupported, CheckpointError), match=reason) as caught:
+        open_checkpoint(path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.cure
+
+
+def test_unknown_and_twofold_tensors_are_listed(tmp_path: Path) -> None:
+    spec = spec_of(CASES["llava-mlp"])
+    state = published(canonical_state(spec))
+    extra = {"model.image_newline": torch.zeros(256)} | {f"x.{i}": torch.zeros(1) for i in range(5)}
+    path = write_checkpoint(tmp_path / "model", spec, state=state | extra, pieces=384, **LLAVA)
+    with pytest.raises(Unsupported, match=r"6 tensors are unknown: model\.image_newline, x\.0, x\.1, x\.2 and 2 more"):
+        open_checkpoint(path)
+    twice = {
+        name.replace("vision_model.", ""): value.clone() for name, value in state.items() if "pre_layrnorm" in name
+    }
+    write_checkpoint(path, spec, state=state | twice, pieces=384, **LLAVA)
+    with pytest.raises(CheckpointError, match="twice"):
+        open_checkpoint(path)
+
+
+def test_wrong_projector_tensors(tmp_path: Path) -> None:
+    path, _ = write(replace(CASES["llava-mlp"], changes=LLAVA | {"mm_projector_type": "mlp3x_gelu"}), tmp_path)
+    with pytest.raises(CheckpointError, match=r"projector: 2 tensors are missing: 4\.bias, 4\.weight"):
+        check_projector(open_checkpoint(path))
+    write_json(path / "config.json", config_of(spec_of(CASES["llava-mlp"])) | LLAVA | {"mm_projector_type": "linear"})
+    with pytest.raises(CheckpointError, match="projector"):
+        check_projector(open_checkpoint(path))
+
+
+def test_an_adapter_is_told_apart(tmp_path: Path) -> None:
+    path, _ = write(CASES["v2"], tmp_path)
+    write_json(path / "adapter_config.json", {"peft_type": "LORA"})
+    with pytest.raises(CheckpointError, match=r"is a LoRA adapter.*merge it"):
+        open_checkpoint(path)
+
+
+def test_opening_imports_no_torch(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    path, _ = write(CASES["v2-sharded"], tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from vlmexport.checkpoint import open_checkpoint\n"
+        f"c = open_checkpoint(Path({str(path)!r})); c.tokenizer\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_demo_is_recognised() -> None:
+    from vlmexport.checkpoint.locate import open_model
+
+    demo: Checkpoint = open_model("demo")
+    assert (demo.spec.layout, demo.tower, demo.tokenizer.kind) == ("mobilevlm", None, "tokenizer.model")

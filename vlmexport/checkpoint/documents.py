@@ -1,0 +1,64 @@
+"""JSON documents of a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vlmexport.errors import CheckpointError
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; an empty one where there is no such file.
+
+    Raises:
+        CheckpointError: it cannot be read, is no JSON, or no object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON ({error})", "download it again") from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})", "check its permissions") from error
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path} is not a JSON object", "download it again")
+    return document
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: there is no such folder or file, or the folder holds a LoRA adapter.
+    """
+    if not folder.exists():
+        raise CheckpointError(f"{folder} does not exist", "pass the folder of a checkpoint, or `demo`")
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} is a LoRA adapter, not a model",
+            "merge it into its base model, save that, and pass its folder (docs/checkpoints.md)",
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{folder} is not a checkpoint (it has no config.json)", "pass the folder that holds it")
+    return read_object(folder / "config.json")
+
+
+def section(document: dict[str, Any], key: str, path: Path) -> dict[str, Any] | None:
+    """An object inside a document; None where it is absent or null.
+
+    Raises:
+        CheckpointError: it is no object.
+    """
+    value = document.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise CheckpointError(f"{path}: {key} is not a JSON object", "use the published file")
+    return value
+
+
+def architectures(config: dict[str, Any]) -> list[str]:
+    """The architectures that a config names."""
+    found = config.get("architectures")
+    return [str(name) for name in found] if isinstance(found, list) else []
