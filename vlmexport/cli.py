@@ -54,6 +54,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of t
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 RecipeFile = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default=False)]
 Samples = Annotated[int | None, typer.Option("--samples", help="Samples to use.", min=1, show_default=False)]
+Dask = Annotated[
+    str | None, typer.Option("--dask", help="Spread over Dask: a scheduler, or local:N.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 
@@ -92,6 +95,7 @@ def onnx(
     output: Output = None,
     recipe: RecipeFile = None,
     samples: Samples = None,
+    dask: Dask = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -102,7 +106,7 @@ def onnx(
     flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples}
     if recipe is None and precision is Precision.fp32:
         flags["target"] = target
-    _export(model, name, flags, output, force, Console(as_json, quiet))
+    _export(model, name, flags, output, force, Console(as_json, quiet), dask)
 
 
 @app.command()
@@ -115,6 +119,7 @@ def gguf(
     output: Output = None,
     recipe: RecipeFile = None,
     samples: Samples = None,
+    dask: Dask = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -124,16 +129,18 @@ def gguf(
 
     flags = {"gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix, "calibration.samples": samples}
     name, chosen = (recipe, {"gguf.type": kind}) if recipe else gguf_recipe(kind, bits)
-    _export(model, name, flags | chosen, output, force, Console(as_json, quiet))
+    _export(model, name, flags | chosen, output, force, Console(as_json, quiet), dask)
 
 
-def _export(model: str, name: str, flags: dict[str, Any], output: Path | None, force: bool, console: Console) -> None:
+def _export(
+    model: str, name: str, flags: dict[str, Any], output: Path | None, force: bool, console: Console, dask: str | None
+) -> None:
     from vlmexport.artifact.bundle import read_manifest
     from vlmexport.pipeline import export
     from vlmexport.recipe import resolve
     from vlmexport.report.bundle import facts, table
 
-    folder = export(model, resolve(name, flags), output, force=force, console=console)
+    folder = export(model, resolve(name, flags), output, force=force, console=console, dask=dask)
     shown = facts(folder, read_manifest(folder))
     console.result(table(shown), shown)
     console.note(f"next: vlmexport check {folder}")
@@ -146,6 +153,7 @@ def calibrate(
         "statistics.safetensors"
     ),
     samples: Samples = None,
+    dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -153,7 +161,7 @@ def calibrate(
     from vlmexport.pipeline import calibrate_to
 
     console = Console(as_json, quiet)
-    found = calibrate_to(model, output, samples, console)
+    found = calibrate_to(model, output, samples, console, dask)
     console.result(f"{output}: {found['layers']} layers from {found['samples']} samples", found)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.console import RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from vlmexport.errors import VlmExportError
 
@@ -56,16 +57,28 @@ class Console:
         self._err.print(f"error: {error}", style="red", markup=False)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[], None]]:
-        """A bar on stderr; yields what to call after each of ``total`` steps. Without a terminal, one line."""
+    def progress(self, label: str, total: int, done: int = 0) -> Iterator[Callable[[], None]]:
+        """A bar on stderr with its rate; yields what to call after each of ``total`` steps, ``done`` of them before.
+
+        Without a terminal, one line.
+        """
         if self.quiet or not self._err.is_terminal:
             self.note(label)
             yield lambda: None
             return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), _Rate(),
+        )  # fmt: skip
         with Progress(*columns, console=self._err, transient=True) as progress:
-            task = progress.add_task(label, total=total)
+            task = progress.add_task(label, total=total, completed=done)
             yield lambda: progress.advance(task)
+
+
+class _Rate(ProgressColumn):
+    """Seconds a step, once one is done."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if not task.speed else f"{1 / task.speed:.1f} s each", style="dim")
 
 
 QUIET = Console(quiet=True)

@@ -15,13 +15,15 @@ from vlmexport.recipe import Recipe
 
 
 def export(
-    model: str, recipe: Recipe, output: Path | None = None, *, force: bool = False, console: Console = QUIET
-) -> Path:
+    model: str, recipe: Recipe, output: Path | None = None, *, force: bool = False, console: Console = QUIET,
+    dask: str | None = None,
+) -> Path:  # fmt: skip
     """Export a model by a recipe; the folder of the bundle is returned.
 
     Args:
         model: a folder, a Hub id, or ``demo``.
         output: the bundle's folder; ``<name>-<recipe>`` here where it is None.
+        dask: where calibration runs: a scheduler's address, or ``local:N``; in this process where it is None.
 
     Raises:
         UsageError: the output exists and ``force`` is not set.
@@ -39,7 +41,8 @@ def export(
         from vlmexport.artifact.gguf import refuse_gguf
 
         refuse_gguf(checkpoint, recipe)
-    write(checkpoint, recipe, _statistics(checkpoint, recipe, console), destination, force=force, console=console)
+    found = _statistics(checkpoint, recipe, console, dask)
+    write(checkpoint, recipe, found, destination, force=force, console=console)
     return destination
 
 
@@ -47,16 +50,21 @@ def _name(model: str, checkpoint: Checkpoint) -> str:
     return "demo" if model == "demo" else checkpoint.spec.name
 
 
-def _statistics(checkpoint: Checkpoint, recipe: Recipe, console: Console) -> Statistics | None:
-    """Statistics, where the recipe needs any."""
+def _statistics(checkpoint: Checkpoint, recipe: Recipe, console: Console, dask: str | None = None) -> Statistics | None:
+    """Statistics, where the recipe needs any, of the components that need them."""
     if not recipe.needs_statistics:
         return None
-    return statistics(checkpoint, fingerprints(checkpoint), calibration_samples(recipe.calibration.samples), console)
+    return statistics(
+        checkpoint, fingerprints(checkpoint), calibration_samples(recipe.calibration.samples), console,
+        components=recipe.statistics_components, dask=dask,
+    )  # fmt: skip
 
 
-def calibrate_to(model: str, output: Path, samples: int | None, console: Console = QUIET) -> dict[str, int]:
+def calibrate_to(
+    model: str, output: Path, samples: int | None, console: Console = QUIET, dask: str | None = None
+) -> dict[str, int]:
     """Collect statistics and write them to a file; the number of layers and samples is returned."""
     checkpoint = open_model(model)
-    found = statistics(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console)
+    found = statistics(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console, dask=dask)
     found.save(output)
     return {"layers": len(found.layers), "samples": len(found.samples)}

@@ -13,7 +13,7 @@ from vlmexport.errors import VlmExportError
 from vlmexport.parity.metrics import ArrayMeasure, LogitsMeasure, ShapeDiffersError, paired_drop
 from vlmexport.parity.result import MODES, Answer, Mode, StageResult
 from vlmexport.runtime import Runtime
-from vlmexport.runtime.stages import F32
+from vlmexport.runtime.stages import F32, Reference
 
 MAX_NEW_TOKENS = 64
 _IMAGE_STAGES = ("pixels", "features", "tokens")
@@ -41,7 +41,7 @@ class _Answers:
 class Comparison:
     """Reference against bundle. A stage that raises is recorded as an error of that stage and mode, once."""
 
-    def __init__(self, reference: Runtime, bundle: Runtime) -> None:
+    def __init__(self, reference: Reference, bundle: Runtime) -> None:
         self.reference = reference
         self.bundle = bundle
         self.images = 0
@@ -95,10 +95,9 @@ class Comparison:
 
     def _question(self, sample: Sample, tokens: F32, own_tokens: F32 | None) -> None:
         prompt = self.reference.prompt(sample.question)
-        greedy = list(self.reference.generate(prompt, tokens, MAX_NEW_TOKENS))
+        greedy, expected = self.reference.answer(prompt, tokens, MAX_NEW_TOKENS)
         answer = [token.id for token in greedy]
         whole = Prompt(prompt.text, prompt.before, (*prompt.after, *answer[:-1]))
-        expected = self.reference.logits(whole, tokens)
         margins = [token.margin for token in greedy]
         self._answer(sample, "local", prompt, whole, tokens, expected, answer, margins)
         if own_tokens is None:
