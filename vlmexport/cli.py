@@ -170,6 +170,7 @@ def check(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
     reference: Annotated[str | None, typer.Option(help="The float model, where it moved.", show_default=False)] = None,
     samples: Samples = None,
+    dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -179,7 +180,8 @@ def check(
     from vlmexport.report.terminal import parity
 
     console = Console(as_json, quiet)
-    result = run_check(bundle, reference=reference, samples=samples or DEFAULT_SAMPLES, console=console)
+    chosen = samples or DEFAULT_SAMPLES
+    result = run_check(bundle, reference=reference, samples=chosen, console=console, dask=dask)
     console.result(parity(result), result.model_dump(mode="json"))
     raise typer.Exit(0 if result.passed else 1)
 

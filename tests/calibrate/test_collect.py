@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def test_mapped_weights_see_the_same(tiny: Checkpoint, few: list[Sample]) -> Non
 
 
 def test_shards_add_up_to_the_whole(tiny: Checkpoint, few: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmexport.calibrate.collect.SHARD", 2)
+    monkeypatch.setattr(sys.modules[collect.__module__], "SHARD", 2)
     vlm = load(tiny)
     whole = collect(vlm, tiny.tokenizer, few)
     parts = [collect(vlm, tiny.tokenizer, part) for part in (few[:2], few[2:])]

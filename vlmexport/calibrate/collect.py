@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
@@ -99,11 +100,11 @@ def _decode(
     for _ in range(MAX_ANSWER):
         if not growing.any():
             break
-        ids = last.argmax(-1)
+        best = last.argmax(-1)
         mask = torch.cat([mask, growing[:, None].long()], 1)
-        recorder.is_image, recorder.counted = torch.zeros(len(ids), dtype=torch.bool).numpy(), growing.numpy()
-        last = _step(vlm, vlm.embed(ids.tolist()).transpose(0, 1), mask, cache)
-        growing = growing & (ids != vlm.spec.eos_token_id)
+        recorder.is_image, recorder.counted = np.zeros(len(best), np.bool_), growing.numpy()
+        last = _step(vlm, vlm.embed(best.tolist()).transpose(0, 1), mask, cache)
+        growing = growing & (best != vlm.spec.eos_token_id)
 
 
 def _step(vlm: VLM, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:

@@ -59,7 +59,7 @@ def _matrices(module: nn.Module) -> set[str]:
     """Names of what is worth mapping."""
     names = {f"{path}.weight" for path, layer in module.named_modules() if type(layer) is nn.Linear}
     if hasattr(module, "get_input_embeddings") and hasattr(module, "lm_head"):
-        table = module.get_input_embeddings()
+        table = module.get_input_embeddings()  # type: ignore[operator]
         names |= {f"{path}.weight" for path, layer in module.named_modules() if layer is table}
     return names
 

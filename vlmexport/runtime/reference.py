@@ -17,16 +17,16 @@ class ReferenceRuntime:
     """The five stages of a checkpoint in float32.
 
     Args:
-        resident: as in ``model.load``.
+        resident: as in ``model.load``, and so is ``share``.
     """
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, checkpoint: Checkpoint, resident: bool | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, resident: bool | None = None, share: float = 0.5) -> None:
         self.name = f"torch {torch.__version__} float32"
         self.eos_token_id = checkpoint.spec.eos_token_id
         self._checkpoint = checkpoint
-        self._vlm = load(checkpoint, resident=resident)
+        self._vlm = load(checkpoint, resident=resident, share=share)
 
     @torch.inference_mode()
     def pixels(self, image: Image.Image) -> F32:
