@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tests.calibrate.pictures import samples
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.calibrate import Sample, collect
-from vlmexport.calibrate.collect import MAX_ANSWER
+from vlmexport.calibrate.collect import LARGE_ANSWER, MAX_ANSWER
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import CheckpointError, NotEnoughData
 from vlmexport.model import VLM, load
@@ -80,6 +80,15 @@ def test_image_and_text_positions(tiny: Checkpoint, few: list[Sample]) -> None:
     prompt = tiny.tokenizer.prompt(tiny.spec.prompt, few[1].question)
     answer = tiny.tokenizer.encode("a chat", bos=False)
     assert layer.count_text == len(prompt.before) + len(prompt.after) + len(answer) + 1
+
+
+def test_answers_of_a_large_decoder_are_short(
+    tiny: Checkpoint, few: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[collect.__module__], "LARGE", 1)
+    layer = collect(load(tiny), tiny.tokenizer, [few[0]]).layers[Q_PROJ]
+    prompt = tiny.tokenizer.prompt(tiny.spec.prompt, few[0].question)
+    assert 1 <= layer.count_text - len(prompt.before) - len(prompt.after) <= LARGE_ANSWER
 
 
 def test_layers_behind_the_selected_one_are_not_run(tiny: Checkpoint, few: list[Sample]) -> None:

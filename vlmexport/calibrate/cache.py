@@ -9,7 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from vlmexport.calibrate.collect import MAX_ANSWER, SHARD, collect_shard, shards
+from vlmexport.calibrate.collect import LARGE, LARGE_ANSWER, MAX_ANSWER, SHARD, collect_shard, shards
 from vlmexport.calibrate.partial import Partial, save
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import BINS, Statistics
@@ -32,8 +32,8 @@ def cache_folder() -> Path:
 def key(weights: dict[str, str], samples: list[Sample], components: tuple[str, ...] = COMPONENTS) -> str:
     """Hash of everything that decides the statistics."""
     facts = {
-        "version": _VERSION, "bins": BINS, "shard": SHARD, "answer": MAX_ANSWER, "weights": weights,
-        "components": components, "samples": [[s.id, s.question, s.answer] for s in samples],
+        "version": _VERSION, "bins": BINS, "shard": SHARD, "answer": [MAX_ANSWER, LARGE, LARGE_ANSWER],
+        "weights": weights, "components": components, "samples": [[s.id, s.question, s.answer] for s in samples],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -25,6 +25,11 @@ SHARD = 8
 MAX_ANSWER = 64
 """Longest answer, in tokens, that is generated for a sample without one."""
 
+LARGE, LARGE_ANSWER = 4_000_000_000, 8
+"""Parameters from which on a decoder's answers are cut at so many tokens. Such a decoder is rarely held in memory, and
+a token then costs a conversion of all its weights: 64 of them would take twice as long as the prompts. The size of the
+model decides, not the memory of the machine, so that statistics are the same everywhere."""
+
 
 def shards(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Samples in order, ``SHARD`` at a time.
@@ -58,7 +63,7 @@ def collect_shard(
     """Statistics of a few samples: images one by one, then, where there is a decoder, all sequences together.
 
     A sequence is prompt, image and answer, so that the decoder's statistics hold what decoding will see: the sample's
-    own answer where it has one, else the model's greedy answer.
+    own answer where it has one, else the model's greedy answer, of at most ``MAX_ANSWER`` or ``LARGE_ANSWER`` tokens.
     """
     with Recorder(vlm) as recorder, torch.inference_mode():
         decodes = "language" in vlm.components
@@ -97,7 +102,7 @@ def _decode(
     recorder.is_image, recorder.counted = is_image.flatten().numpy(), mask.bool().flatten().numpy()
     last = _step(vlm, batch, mask, cache)
     growing = torch.tensor([sample.answer is None for sample in samples])
-    for _ in range(MAX_ANSWER):
+    for _ in range(_longest_answer(vlm)):
         if not growing.any():
             break
         best = last.argmax(-1)
@@ -105,6 +110,11 @@ def _decode(
         recorder.is_image, recorder.counted = np.zeros(len(best), np.bool_), growing.numpy()
         last = _step(vlm, vlm.embed(best.tolist()).transpose(0, 1), mask, cache)
         growing = growing & (best != vlm.spec.eos_token_id)
+
+
+def _longest_answer(vlm: VLM) -> int:
+    size = sum(parameter.numel() for parameter in vlm.language.parameters())
+    return LARGE_ANSWER if size >= LARGE else MAX_ANSWER
 
 
 def _step(vlm: VLM, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
