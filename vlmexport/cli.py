@@ -58,6 +58,9 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of t
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 RecipeFile = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default=False)]
 Samples = Annotated[int | None, typer.Option("--samples", help="Samples to use.", min=1, show_default=False)]
+Dask = Annotated[
+    str | None, typer.Option("--dask", help="Spread over Dask: a scheduler, or local:N.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Results as JSON on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notes.")]
 
@@ -97,6 +100,7 @@ def onnx(
     output: Output = None,
     recipe: RecipeFile = None,
     samples: Samples = None,
+    dask: Dask = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -107,7 +111,7 @@ def onnx(
     flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples}
     if recipe is None and precision is Precision.fp32:
         flags["target"] = target
-    _export(model, name, flags, vision_tower, output, force, Console(as_json, quiet))
+    _export(model, name, flags, vision_tower, dask, output, force, Console(as_json, quiet))
 
 
 @app.command()
@@ -121,6 +125,7 @@ def gguf(
     output: Output = None,
     recipe: RecipeFile = None,
     samples: Samples = None,
+    dask: Dask = None,
     force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -130,7 +135,7 @@ def gguf(
 
     flags = {"gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix, "calibration.samples": samples}
     name, chosen = (recipe, {"gguf.type": kind}) if recipe else gguf_recipe(kind, bits)
-    _export(model, name, flags | chosen, vision_tower, output, force, Console(as_json, quiet))
+    _export(model, name, flags | chosen, vision_tower, dask, output, force, Console(as_json, quiet))
 
 
 def _export(
@@ -138,6 +143,7 @@ def _export(
     name: str,
     flags: dict[str, Any],
     vision_tower: str | None,
+    dask: str | None,
     output: Path | None,
     force: bool,
     console: Console,
@@ -147,7 +153,8 @@ def _export(
     from vlmexport.recipe import resolve
     from vlmexport.report.bundle import facts, table
 
-    folder = export(model, resolve(name, flags), output, vision_tower=vision_tower, force=force, console=console)
+    chosen = resolve(name, flags)
+    folder = export(model, chosen, output, vision_tower=vision_tower, force=force, console=console, dask=dask)
     shown = facts(folder, read_manifest(folder))
     console.result(table(shown), shown)
     console.note(f"next: vlmexport check {folder}")
@@ -161,6 +168,7 @@ def calibrate(
     ),
     samples: Samples = None,
     vision_tower: Tower = None,
+    dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -168,7 +176,7 @@ def calibrate(
     from vlmexport.pipeline import calibrate_to
 
     console = Console(as_json, quiet)
-    found = calibrate_to(model, output, samples, vision_tower=vision_tower, console=console)
+    found = calibrate_to(model, output, samples, vision_tower=vision_tower, console=console, dask=dask)
     console.result(f"{output}: {found['layers']} layers from {found['samples']} samples", found)
 
 
@@ -178,6 +186,7 @@ def check(
     reference: Annotated[str | None, typer.Option(help="The float model, where it moved.", show_default=False)] = None,
     vision_tower: Tower = None,
     samples: Samples = None,
+    dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -193,6 +202,7 @@ def check(
         vision_tower=vision_tower,
         samples=samples or DEFAULT_SAMPLES,
         console=console,
+        dask=dask,
     )
     console.result(parity(result), result.model_dump(mode="json"))
     raise typer.Exit(0 if result.passed else 1)

@@ -19,12 +19,14 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from vlmexport.errors import VlmExportError
 
@@ -41,7 +43,7 @@ def no_advance(amount: int = 1, /) -> None:
 
 
 _COLUMNS: dict[str, Callable[[], list[ProgressColumn]]] = {
-    "steps": lambda: [MofNCompleteColumn(), TimeElapsedColumn()],
+    "steps": lambda: [MofNCompleteColumn(), TimeElapsedColumn(), _Rate()],
     "bytes": lambda: [DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()],
 }
 
@@ -88,10 +90,11 @@ class Console:
         self._err.print(f"error: {error}", style="red", markup=False)
 
     @contextmanager
-    def progress(self, label: str, total: int, unit: Unit = "steps") -> Iterator[Advance]:
-        """A bar on stderr; yields what to call after each of ``total`` steps, or with the bytes that are done: then
-        the bar tells their rate. Without a terminal, one line."""
+    def progress(self, label: str, total: int, unit: Unit = "steps", done: int = 0) -> Iterator[Advance]:
+        """A bar on stderr with its rate; yields what to call after each of ``total`` steps, or with the bytes that
+        are done; ``done`` of them before. Without a terminal, one line."""
         with self.bars({label: total}, unit) as advance:
+            advance[label](done)
             yield advance[label]
 
     @contextmanager
@@ -110,6 +113,13 @@ class Console:
 
 def _advancing(progress: Progress, task: TaskID) -> Advance:
     return lambda amount=1: progress.advance(task, amount)
+
+
+class _Rate(ProgressColumn):
+    """Seconds a step, once one is done."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if not task.speed else f"{1 / task.speed:.1f} s each", style="dim")
 
 
 QUIET = Console(quiet=True)

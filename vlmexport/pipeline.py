@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vlmexport.artifact.bundle import fingerprints
 from vlmexport.artifact.staging import refuse_destination
 from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET, Console
 from vlmexport.model import plugins
@@ -25,6 +26,7 @@ def export(
     vision_tower: str | None = None,
     force: bool = False,
     console: Console = QUIET,
+    dask: str | None = None,
 ) -> Path:
     """Export a model by a recipe; the folder of the bundle is returned.
 
@@ -32,6 +34,7 @@ def export(
         model: a folder, a Hub id, or ``demo``.
         vision_tower: a CLIP folder, for a model that does not carry its tower.
         output: the bundle's folder; ``<name>-<recipe>`` here where it is None.
+        dask: where calibration runs: a scheduler's address, or ``local:N``; in this process where it is None.
 
     Raises:
         UsageError: the output exists and ``force`` is not set.
@@ -48,7 +51,8 @@ def export(
         from vlmexport.artifact.gguf import refuse_gguf
 
         refuse_gguf(checkpoint, recipe)
-    write(checkpoint, recipe, _statistics(checkpoint, recipe, console), destination, force=force, console=console)
+    found = _statistics(checkpoint, recipe, console, dask)
+    write(checkpoint, recipe, found, destination, force=force, console=console)
     return destination
 
 
@@ -69,23 +73,38 @@ def _name(model: str, checkpoint: Checkpoint) -> str:
     return "demo" if model == "demo" else checkpoint.spec.name
 
 
-def _statistics(checkpoint: Checkpoint, recipe: Recipe, console: Console) -> Statistics | None:
-    """Statistics, where the recipe needs any."""
-    return _calibrated(checkpoint, recipe.calibration.samples, console) if recipe.needs_statistics else None
+def _statistics(checkpoint: Checkpoint, recipe: Recipe, console: Console, dask: str | None) -> Statistics | None:
+    """Statistics, where the recipe needs any, of the components that need them."""
+    if not recipe.needs_statistics:
+        return None
+    return _calibrated(checkpoint, recipe.calibration.samples, console, dask, recipe.statistics_components)
 
 
-def _calibrated(checkpoint: Checkpoint, samples: int | None, console: Console) -> Statistics:
+def _calibrated(
+    checkpoint: Checkpoint,
+    samples: int | None,
+    console: Console,
+    dask: str | None,
+    components: tuple[str, ...] = COMPONENTS,
+) -> Statistics:
     """Imported here: calibration needs torch, an export without it does not."""
     from vlmexport.calibrate import calibration_samples
     from vlmexport.calibrate.cache import statistics
 
-    return statistics(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console)
+    hashes = fingerprints(checkpoint)
+    return statistics(checkpoint, hashes, calibration_samples(samples), console, components=components, dask=dask)
 
 
 def calibrate_to(
-    model: str, output: Path, samples: int | None, *, vision_tower: str | None = None, console: Console = QUIET
+    model: str,
+    output: Path,
+    samples: int | None,
+    *,
+    vision_tower: str | None = None,
+    console: Console = QUIET,
+    dask: str | None = None,
 ) -> dict[str, int]:
     """Collect statistics and write them to a file; the number of layers and samples is returned."""
-    found = _calibrated(open_whole(model, vision_tower), samples, console)
+    found = _calibrated(open_whole(model, vision_tower), samples, console, dask)
     found.save(output)
     return {"layers": len(found.layers), "samples": len(found.samples)}

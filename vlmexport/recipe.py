@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vlmexport.errors import UsageError
 
+COMPONENTS = ("vision", "projector", "language")
 _GGUF_BITS = {4: "q4_k_m", 8: "q8_0", 16: "f16", 32: "f32"}
 
 
@@ -89,11 +90,19 @@ class Recipe(_Frozen):
     gates: Gates = Gates()
 
     @property
+    def statistics_components(self) -> tuple[str, ...]:
+        """Components whose statistics quantize a tensor of this recipe; the decoder's come with the others'."""
+        if self.format == "onnx":
+            if self.onnx.decoder == "int8":
+                return COMPONENTS
+            return COMPONENTS[:2] if self.onnx.vision == "int8" else ()
+        quantizes = self.gguf.imatrix == "auto" and self.gguf.type not in ("f32", "f16", "bf16", "q8_0")
+        return COMPONENTS if quantizes else ()
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether any tensor of this recipe is quantized by what calibration saw."""
-        if self.format == "onnx":
-            return "int8" in (self.onnx.vision, self.onnx.decoder)
-        return self.gguf.imatrix == "auto" and self.gguf.type not in ("f32", "f16", "bf16", "q8_0")
+        return bool(self.statistics_components)
 
 
 def recipes_folder() -> Path:

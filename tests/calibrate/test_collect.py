@@ -1,60 +1,140 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from tests.calibrate.pictures import samples
+from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.calibrate import Sample, collect
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.errors import NotEnoughData
-from vlmexport.model import load
+from vlmexport.calibrate.collect import LARGE_ANSWER, MAX_ANSWER
+from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.errors import CheckpointError, NotEnoughData
+from vlmexport.model import VLM, load
+
+Q_PROJ = "language.model.layers.0.self_attn.q_proj"
 
 
-def sample(seed: int) -> Sample:
-    pixels = np.random.default_rng(seed).integers(0, 255, (60, 40, 3), dtype=np.uint8)
-    return Sample(str(seed), str(seed), "what is it?", lambda: Image.fromarray(pixels), answer="a chat")
+@pytest.fixture
+def few(tmp_path: Path) -> list[Sample]:
+    """With answers and without."""
+    return samples(3, tmp_path / "log")
 
 
-def test_every_linear_layer_is_seen(tiny: Checkpoint) -> None:
+def one_by_one(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample]) -> dict[str, list[np.ndarray]]:
+    """What goes into every layer: a plain pass for each sample, over prompt, image and answer."""
+    seen: dict[str, list[np.ndarray]] = {}
+
+    def hook(name: str) -> Callable[[Any, Any], None]:
+        def add(module: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+            x = inputs[0].movedim(1, -1) if isinstance(module, torch.nn.Conv2d) else inputs[0]
+            seen.setdefault(name, []).append(x.flatten(0, -2).double().numpy())
+
+        return add
+
+    with torch.inference_mode():
+        for sample in chosen:
+            prompt = checkpoint.tokenizer.prompt(vlm.spec.prompt, sample.question)
+            pixels = vlm.pixels(sample.image())
+            embeds = vlm.prompt_embeds(prompt, vlm.tokens(vlm.features(pixels)))
+            if sample.answer is None:
+                answer = [token for token, _ in vlm.generate(embeds, MAX_ANSWER)]
+            else:
+                answer = [*checkpoint.tokenizer.encode(sample.answer, bos=False), vlm.spec.eos_token_id]
+            handles = [
+                module.register_forward_pre_hook(hook(name))
+                for name, module in vlm.named_modules()
+                if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+            ]
+            vlm.tokens(vlm.features(pixels))
+            vlm.logits(torch.cat([embeds, vlm.embed(answer)], 1))
+            for handle in handles:
+                handle.remove()
+    return seen
+
+
+def test_a_batch_counts_what_plain_passes_see(tiny: Checkpoint, few: list[Sample]) -> None:
     vlm = load(tiny)
-    statistics = collect(vlm, tiny.tokenizer, [sample(0)])
-    used = tiny.spec.vision.used_layers
-    expected = {
-        name
-        for name, module in vlm.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
-        and not name.startswith(f"vision.encoder.layers.{used}")
-    }
-    assert set(statistics.layers) == expected
-    layer = statistics.layers["language.model.layers.0.self_attn.q_proj"]
+    statistics = collect(vlm, tiny.tokenizer, few)
+    seen = one_by_one(vlm, tiny, few)
+    assert set(statistics.layers) == set(seen)
+    for name, parts in seen.items():
+        layer, rows = statistics.layers[name], np.concatenate(parts)
+        assert layer.count_image + layer.count_text == len(rows), name
+        assert layer.sum_sq_image + layer.sum_sq_text == pytest.approx(np.square(rows).sum(0), rel=1e-4), name
+        assert (layer.minimum, layer.maximum) == pytest.approx((rows.min(), rows.max()), rel=1e-4), name
+        expected = np.histogram(rows, layer.histogram.edges)[0]
+        assert layer.histogram.counts.sum() == rows.size
+        assert np.abs(layer.histogram.counts - expected).sum() <= 1e-3 * rows.size, name
+
+
+def test_image_and_text_positions(tiny: Checkpoint, few: list[Sample]) -> None:
+    layer = collect(load(tiny), tiny.tokenizer, [few[1]]).layers[Q_PROJ]
     assert layer.count_image == 144
-    prompt = tiny.tokenizer.prompt(tiny.spec.prompt, "what is it?")
+    prompt = tiny.tokenizer.prompt(tiny.spec.prompt, few[1].question)
     answer = tiny.tokenizer.encode("a chat", bos=False)
     assert layer.count_text == len(prompt.before) + len(prompt.after) + len(answer) + 1
+
+
+def test_answers_of_a_large_decoder_are_short(
+    tiny: Checkpoint, few: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[collect.__module__], "LARGE", 1)
+    layer = collect(load(tiny), tiny.tokenizer, [few[0]]).layers[Q_PROJ]
+    prompt = tiny.tokenizer.prompt(tiny.spec.prompt, few[0].question)
+    assert 1 <= layer.count_text - len(prompt.before) - len(prompt.after) <= LARGE_ANSWER
+
+
+def test_layers_behind_the_selected_one_are_not_run(tiny: Checkpoint, few: list[Sample]) -> None:
+    statistics = collect(load(tiny), tiny.tokenizer, few[:1])
+    assert not any(f"vision.encoder.layers.{tiny.spec.vision.used_layers}" in name for name in statistics.layers)
     patch = statistics.layers["vision.embeddings.patch_embedding"]
-    assert patch.columns == 3
-    assert patch.count_image == 336 * 336
+    assert (patch.columns, patch.count_image) == (3, 336 * 336)
 
 
-def test_shards_add_up_to_the_whole(tiny: Checkpoint) -> None:
+def test_tower_and_projector_alone_see_the_same(tiny: Checkpoint, few: list[Sample]) -> None:
+    components = ("vision", "projector")
+    alone = collect(load(tiny, components=components), tiny.tokenizer, few)
+    whole = collect(load(tiny), tiny.tokenizer, few)
+    assert alone.sha256() == whole.only(components).sha256()
+    assert not any(name.startswith("language") for name in alone.layers)
+
+
+def test_mapped_weights_see_the_same(tiny: Checkpoint, few: list[Sample]) -> None:
+    mapped, resident = (collect(load(tiny, resident=stays), tiny.tokenizer, few) for stays in (False, True))
+    assert mapped.sha256() == resident.sha256()
+
+
+def test_shards_add_up_to_the_whole(tiny: Checkpoint, few: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[collect.__module__], "SHARD", 2)
     vlm = load(tiny)
-    whole = collect(vlm, tiny.tokenizer, [sample(0), sample(1)])
-    parts = collect(vlm, tiny.tokenizer, [sample(0)]) + collect(vlm, tiny.tokenizer, [sample(1)])
-    assert parts.samples == whole.samples
-    for name, layer in whole.layers.items():
-        other = parts.layers[name]
-        assert (other.minimum, other.maximum) == (layer.minimum, layer.maximum)
-        assert (other.histogram.counts == layer.histogram.counts).all()
-        assert other.sum_sq_image == pytest.approx(layer.sum_sq_image, rel=1e-12)
+    whole = collect(vlm, tiny.tokenizer, few)
+    parts = [collect(vlm, tiny.tokenizer, part) for part in (few[:2], few[2:])]
+    assert (parts[0] + parts[1]).sha256() == whole.sha256()
 
 
-def test_the_hooks_are_gone_afterwards(tiny: Checkpoint) -> None:
+def test_the_hooks_are_gone_afterwards(tiny: Checkpoint, few: list[Sample]) -> None:
     vlm = load(tiny)
-    collect(vlm, tiny.tokenizer, [sample(0)])
+    collect(vlm, tiny.tokenizer, few[:1])
     assert not any(module._forward_pre_hooks for module in vlm.modules())
 
 
 def test_no_samples(tiny: Checkpoint) -> None:
     with pytest.raises(NotEnoughData, match="no calibration samples"):
         collect(load(tiny), tiny.tokenizer, [])
+
+
+def test_activations_that_are_not_finite_name_their_layer(few: list[Sample], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "nan", tiny_spec("ldpnetv2"))
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.0.input_layernorm.weight"][3] = float("nan")
+    save_file(state, folder / "model.safetensors")
+    checkpoint = open_checkpoint(folder)
+    with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn\.q_proj is given values that are not finite"):
+        collect(load(checkpoint), checkpoint.tokenizer, few[:2])

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
-import torch
 from torch import nn
 
 from vlmexport.artifact.session import open_session, run
@@ -73,7 +72,7 @@ def fused(graph: Path, scratch: Path) -> list[str]:
 def observed(rows: F32) -> LayerStatistics:
     """Statistics of f32 [rows, columns]."""
     layer = LayerStatistics(rows.shape[-1])
-    layer.add(torch.from_numpy(rows.copy()))
+    layer.add(rows.copy())
     return layer
 
 

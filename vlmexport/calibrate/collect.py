@@ -1,97 +1,127 @@
-"""One pass of the float reference over samples; a hook at every linear layer adds its input to the statistics."""
+"""Samples → statistics, shard by shard: the float reference runs over a few samples at a time.
+
+Statistics of the shards are added in the order of the samples. So one run, one that was interrupted and continued, and
+a run on several machines add the same numbers in the same order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
-from torch import nn
+from transformers import DynamicCache
 
+from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.samples import Sample
-from vlmexport.calibrate.statistics import LayerStatistics, Statistics
+from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Tokenizer
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM
 
-_MAX_ANSWER = 64
+SHARD = 8
+"""Samples that go through the decoder together: each of its weights is read, and converted, once for all of them."""
+
+MAX_ANSWER = 64
+"""Longest answer, in tokens, that is generated for a sample without one."""
+
+LARGE, LARGE_ANSWER = 4_000_000_000, 8
+"""Parameters from which on a decoder's answers are cut at so many tokens. Such a decoder is rarely held in memory, and
+a token then costs a conversion of all its weights: 64 of them would take twice as long as the prompts. The size of the
+model decides, not the memory of the machine, so that statistics are the same everywhere."""
 
 
-class _Recorder:
-    """Adds what goes into a layer, while ``active``; ``is_image`` tells the positions of the sequence apart."""
-
-    def __init__(self, vlm: VLM) -> None:
-        self.layers: dict[str, LayerStatistics] = {}
-        self.active = True
-        self.is_image: torch.Tensor | None = None
-        self._last: torch.Tensor | None = None
-        self._counted = LayerStatistics(0)
-        self._handles = [
-            module.register_forward_pre_hook(self._hook(name))
-            for name, module in vlm.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
-        ]
-
-    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            if not self.active:
-                return
-            x = inputs[0].detach().float()
-            rows = x.movedim(1, -1).flatten(0, -2) if isinstance(module, nn.Conv2d) else x.flatten(0, -2)
-            # Query, key and value read one tensor, and so do gate and up: it is counted once.
-            if inputs[0] is not self._last:
-                self._last, self._counted = inputs[0], LayerStatistics(rows.shape[-1])
-                self._counted.add(rows, self.is_image)
-            known = self.layers.get(name)
-            self.layers[name] = self._counted if known is None else known + self._counted
-
-        return add
-
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-
-def collect(
-    vlm: VLM, tokenizer: Tokenizer, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None
-) -> Statistics:
-    """Statistics of every ``Linear`` and ``Conv2d`` input, over prompts with their images and answers.
-
-    The answer is part of the sequence, so that the decoder's statistics hold what decoding will see: the sample's
-    own where it has one, else the model's greedy answer.
+def shards(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Samples in order, ``SHARD`` at a time.
 
     Raises:
         NotEnoughData: no samples.
     """
-    recorder = _Recorder(vlm)
-    seen = []
-    try:
-        with torch.inference_mode():
-            for sample in samples:
-                _add(vlm, tokenizer, sample, recorder)
-                seen.append(sample.id)
-                advance()
-    finally:
-        recorder.close()
-    if not seen:
+    if not samples:
         raise NotEnoughData("there are no calibration samples", "pass a folder of images or a manifest")
-    return Statistics(dict(sorted(recorder.layers.items())), tuple(seen))
+    return [list(samples[start : start + SHARD]) for start in range(0, len(samples), SHARD)]
 
 
-def _add(vlm: VLM, tokenizer: Tokenizer, sample: Sample, recorder: _Recorder) -> None:
-    tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
-    prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
-    embeds = vlm.prompt_embeds(prompt, tokens)
-    recorder.active = False
-    if sample.answer is not None:
-        answer = [*tokenizer.encode(sample.answer, bos=False), vlm.spec.eos_token_id]
-    else:
-        answer = [token for token, _ in vlm.generate(embeds, _MAX_ANSWER)]
-    recorder.active = True
-    embeds = torch.cat([embeds, vlm.embed(answer)], 1)
-    is_image = torch.zeros(embeds.shape[1], dtype=torch.bool)
-    start = len(prompt.before)
-    is_image[start : start + tokens.shape[-2]] = True
-    recorder.is_image = is_image
-    vlm.logits(embeds)
-    recorder.is_image = None
+def collect(
+    vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None
+) -> Statistics:
+    """Statistics of every ``Linear`` and ``Conv2d`` input of the components that the model has.
+
+    Raises:
+        NotEnoughData: no samples.
+        CheckpointError: activations that are not finite.
+    """
+    total = Statistics()
+    for shard in shards(samples):
+        total += collect_shard(vlm, tokenizer, shard, advance)
+    return total
+
+
+def collect_shard(
+    vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None
+) -> Statistics:
+    """Statistics of a few samples: images one by one, then, where there is a decoder, all sequences together.
+
+    A sequence is prompt, image and answer, so that the decoder's statistics hold what decoding will see: the sample's
+    own answer where it has one, else the model's greedy answer, of at most ``MAX_ANSWER`` or ``LARGE_ANSWER`` tokens.
+    """
+    with Recorder(vlm) as recorder, torch.inference_mode():
+        decodes = "language" in vlm.components
+        tokens = []
+        for sample in samples:
+            tokens.append(vlm.tokens(vlm.features(vlm.pixels(sample.image()))))
+            if not decodes:
+                advance()
+        if decodes:
+            _decode(vlm, tokenizer, samples, tokens, recorder)
+            for _ in samples:
+                advance()
+    return Statistics(dict(sorted(recorder.layers.items())), tuple(sample.id for sample in samples))
+
+
+def _decode(
+    vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], tokens: list[torch.Tensor], recorder: Recorder
+) -> None:
+    """Run the sequences as one batch, padded on the left, and go on greedily with those that have no answer."""
+    embeds, images = [], []
+    for sample, visual in zip(samples, tokens, strict=True):
+        prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
+        ids = [] if sample.answer is None else [*tokenizer.encode(sample.answer, bos=False), vlm.spec.eos_token_id]
+        embeds.append(torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)[0])
+        images.append(slice(len(prompt.before), len(prompt.before) + visual.shape[-2]))
+    longest = max(len(rows) for rows in embeds)
+    batch = torch.zeros(len(embeds), longest, embeds[0].shape[-1])
+    mask = torch.zeros(len(embeds), longest, dtype=torch.long)
+    is_image = torch.zeros(len(embeds), longest, dtype=torch.bool)
+    for i, (rows, image) in enumerate(zip(embeds, images, strict=True)):
+        batch[i, longest - len(rows) :] = rows
+        mask[i, longest - len(rows) :] = 1
+        is_image[i, longest - len(rows) :][image] = True
+
+    cache = DynamicCache()
+    recorder.is_image, recorder.counted = is_image.flatten().numpy(), mask.bool().flatten().numpy()
+    last = _step(vlm, batch, mask, cache)
+    growing = torch.tensor([sample.answer is None for sample in samples])
+    for _ in range(_longest_answer(vlm)):
+        if not growing.any():
+            break
+        best = last.argmax(-1)
+        mask = torch.cat([mask, growing[:, None].long()], 1)
+        recorder.is_image, recorder.counted = np.zeros(len(best), np.bool_), growing.numpy()
+        last = _step(vlm, vlm.embed(best.tolist()).transpose(0, 1), mask, cache)
+        growing = growing & (best != vlm.spec.eos_token_id)
+
+
+def _longest_answer(vlm: VLM) -> int:
+    size = sum(parameter.numel() for parameter in vlm.language.parameters())
+    return LARGE_ANSWER if size >= LARGE else MAX_ANSWER
+
+
+def _step(vlm: VLM, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+    """f32 [batch, new, hidden] → f32 [batch, vocabulary] after the last; ``mask`` [batch, all so far]."""
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+    output = vlm.language(
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    )
+    last: torch.Tensor = output.logits[:, -1]
+    return last

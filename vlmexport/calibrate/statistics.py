@@ -9,14 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
 BINS = 4096
 _FINEST = -100  # of the exponents of bins: their reciprocals stay within float32
+_BLOCK = 2**15  # values at a time: what is made of them stays in the processor's cache
 
 
 @dataclass
@@ -46,18 +48,18 @@ class Histogram:
         """f64 [BINS] centres of the bins."""
         return (np.arange(BINS, dtype=np.float64) - BINS // 2 + 0.5) * self.width
 
-    def add(self, values: torch.Tensor) -> None:
-        """Count float values of any shape, at least one; all finite."""
-        low, high = values.aminmax()
-        largest = max(-float(low), float(high))
+    def widen(self, largest: float) -> None:
+        """Make the bins wide enough for values up to ±largest."""
         if largest == 0.0:
-            needed = self.exponent if self.exponent is not None else _FINEST
+            self.coarsen(self.exponent if self.exponent is not None else _FINEST)
         else:
-            needed = max(math.floor(math.log2(largest / (BINS // 2))) + 1, _FINEST)
-        self.coarsen(needed)
-        # Times a power of two is exact; a value on an edge belongs to the bin above it.
-        index = (values.flatten() * (1 / self.width)).floor_().to(torch.int32).add_(BINS // 2)
-        self.counts += torch.bincount(index.clamp_(0, BINS - 1), minlength=BINS).numpy()
+            self.coarsen(max(math.floor(math.log2(largest / (BINS // 2))) + 1, _FINEST))
+
+    def count(self, values: F32) -> None:
+        """Count values that the bins are wide enough for; a value on an edge belongs to the bin above it."""
+        scaled = values.reshape(-1) * np.float32(1 / self.width)  # times a power of two is exact
+        index = np.floor(scaled, out=scaled).astype(np.intp)
+        self.counts += np.bincount(index + BINS // 2, minlength=BINS)
 
     def coarsen(self, exponent: int) -> None:
         """Make bins at least 2**exponent wide."""
@@ -105,22 +107,35 @@ class LayerStatistics:
             if getattr(self, name).size == 0:
                 setattr(self, name, np.zeros(self.columns))
 
-    def add(self, rows: torch.Tensor, is_image: torch.Tensor | None = None) -> None:
-        """Add f32 [rows, columns]; ``is_image`` bool [rows], all image where it is None."""
-        low, high = rows.aminmax(dim=0)
+    def add(self, rows: npt.ArrayLike, is_image: npt.ArrayLike | None = None) -> None:
+        """Add f32 [rows, columns], at least one row; ``is_image`` bool [rows], all image where it is None.
+
+        Raises:
+            ValueError: not finite.
+        """
+        values = np.asarray(rows, np.float32)
+        of_image = np.ones(len(values), np.bool_) if is_image is None else np.asarray(is_image, np.bool_)
+        low, high = values.min(0), values.max(0)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):
+            raise ValueError("not finite")
         self.minimum = min(self.minimum, float(low.min()))
         self.maximum = max(self.maximum, float(high.max()))
-        self.histogram.add(rows)
-        self.abs_max = np.maximum(self.abs_max, torch.maximum(-low, high).numpy().astype(np.float64))
-        if is_image is None:
-            is_image = torch.ones(rows.shape[0], dtype=torch.bool)
-        squares = rows.square()
-        all_squares = squares.sum(0, dtype=torch.float64).numpy()
-        of_text = squares[~is_image].sum(0, dtype=torch.float64).numpy()
-        self.sum_sq_image = self.sum_sq_image + (all_squares - of_text)
-        self.sum_sq_text = self.sum_sq_text + of_text
-        self.count_image += int(is_image.sum())
-        self.count_text += int((~is_image).sum())
+        self.abs_max = np.maximum(self.abs_max, np.maximum(-low, high).astype(np.float64))
+        self.histogram.widen(float(max(-low.min(), high.max())))
+        image, text = np.zeros(self.columns), np.zeros(self.columns)
+        step = max(1, _BLOCK // self.columns)
+        for start in range(0, len(values), step):
+            block, mask = values[start : start + step], of_image[start : start + step]
+            self.histogram.count(block)
+            if mask.all():
+                image += _sum_sq(block)
+            else:
+                image += _sum_sq(block[mask])
+                text += _sum_sq(block[~mask])
+        self.sum_sq_image = self.sum_sq_image + image
+        self.sum_sq_text = self.sum_sq_text + text
+        self.count_image += int(of_image.sum())
+        self.count_text += int((~of_image).sum())
 
     def importance(self, image_weight: float = 1.0) -> F64:
         """f64 [columns]: mean x² where image positions weigh ``image_weight`` and text positions 1."""
@@ -143,6 +158,12 @@ class LayerStatistics:
         )
 
 
+def _sum_sq(rows: F32) -> F32:
+    """f32 [rows, columns], a few rows → f32 [columns] Σx²."""
+    total: F32 = np.einsum("ij,ij->j", rows, rows)
+    return total
+
+
 @dataclass
 class Statistics:
     """Statistics by layer path (``<component>.<canonical module name>``, as in ``model.VLM``)."""
@@ -155,6 +176,11 @@ class Statistics:
         for name, layer in other.layers.items():
             layers[name] = layers[name] + layer if name in layers else layer
         return Statistics(layers, self.samples + other.samples)
+
+    def only(self, components: tuple[str, ...]) -> Statistics:
+        """Those of some components' layers."""
+        layers = {name: layer for name, layer in self.layers.items() if name.split(".")[0] in components}
+        return Statistics(layers, self.samples)
 
     def sha256(self) -> str:
         """Hex digest of everything in it."""

@@ -45,6 +45,11 @@ class Checkpoint:
     tower: Tower | None = None
     image_token: int | None = None
 
+    @property
+    def found_at(self) -> tuple[str, str | None]:
+        """What ``open_model`` takes to open it again."""
+        return self.origin, self.tower.origin if self.tower else None
+
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's tokenizer.

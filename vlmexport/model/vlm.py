@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 from transformers import DynamicCache
 
 from vlmexport.checkpoint import Checkpoint, Spec
@@ -16,17 +17,27 @@ from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.model import plugins
 from vlmexport.model.pixels import pixel_values
+from vlmexport.model.weights import available_memory, fill
 
 
 class VLM(nn.Module):
-    """The five stages as methods. Parameter paths are ``<component>.<canonical name>``."""
+    """The five stages as methods. Parameter paths are ``<component>.<canonical name>``.
 
-    def __init__(self, spec: Spec) -> None:
+    Args:
+        components: those to build; the stages of the others cannot be run.
+    """
+
+    vision: nn.Module
+    projector: nn.Module
+    language: nn.Module
+
+    def __init__(self, spec: Spec, components: tuple[str, ...] = COMPONENTS) -> None:
         super().__init__()
         self.spec = spec
-        self.vision = plugins.vision(spec.vision).build(spec.vision)
-        self.projector = plugins.projector(spec.projector).build(spec.projector)
-        self.language = plugins.language(spec.language).build(spec.language)
+        self.components = components
+        for component in components:
+            part = getattr(spec, component)
+            setattr(self, component, getattr(plugins, component)(part).build(part))
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """RGB image → f32 [1, 3, height, width]."""
@@ -42,8 +53,8 @@ class VLM(nn.Module):
 
     def embed(self, ids: tuple[int, ...] | list[int]) -> torch.Tensor:
         """Token ids → f32 [1, len(ids), hidden]."""
-        embedding = cast(nn.Embedding, self.language.get_input_embeddings())  # type: ignore[operator]
-        return cast(torch.Tensor, embedding(torch.tensor([list(ids)], dtype=torch.long)))
+        table = cast(nn.Embedding, self.language.get_input_embeddings()).weight  # type: ignore[operator]
+        return functional.embedding(torch.tensor([list(ids)], dtype=torch.long), table).float()
 
     def prompt_embeds(self, prompt: Prompt, tokens: torch.Tensor) -> torch.Tensor:
         """Text before, visual tokens of one image, text after → f32 [1, sequence, hidden]."""
@@ -59,35 +70,50 @@ class VLM(nn.Module):
         """Greedy decoding of one prompt.
 
         Yields:
-            (token id, f32 [vocabulary] logits it was taken from), the end-of-sequence token included.
+            (token id, f32 [positions, vocabulary] logits, from whose last row it was taken), the end-of-sequence token
+            included. The first has a row for every position of the prompt, the others one row.
         """
         cache = DynamicCache()
         for _ in range(max_new_tokens):
-            logits = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True).logits[0, -1]
-            token = int(logits.argmax())
+            logits = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True).logits[0]
+            token = int(logits[-1].argmax())
             yield token, logits
             if token == self.spec.eos_token_id:
                 return
             embeds = self.embed([token])
 
 
-def load(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> VLM:
-    """Build the float model and fill it from a checkpoint.
+def load(
+    checkpoint: Checkpoint,
+    *,
+    components: tuple[str, ...] = COMPONENTS,
+    resident: bool | None = None,
+    share: float = 0.5,
+) -> VLM:
+    """Build the float model, or some of its components, and fill it from a checkpoint.
+
+    Args:
+        resident: weights as float32 in memory, or mapped from the file and converted at every use, with equal
+            results. None: in memory, component by component, as far as ``share`` of the available memory reaches.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape than the config says.
         Unsupported: an unknown vision encoder, projector or language model.
     """
-    vlm = VLM(checkpoint.spec)
-    for component in COMPONENTS:
+    vlm = VLM(checkpoint.spec, components)
+    budget = int(available_memory() * share)
+    for component in components:
         module = cast(nn.Module, getattr(vlm, component))
         found = checkpoint.tensors[component]
         expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        if checkpoint.spec.language.tie_word_embeddings and component == "language":
+        tied = checkpoint.spec.language.tie_word_embeddings and component == "language"
+        if tied:
             expected = {name: shape for name, shape in expected.items() if name != "lm_head.weight" or name in found}
         check_shapes(expected, found, f"{checkpoint.path} {component}")
-        state = {name: tensor.torch().to(dtype) for name, tensor in found.items()}
-        module.load_state_dict(state, assign=True, strict=False)
-    if checkpoint.spec.language.tie_word_embeddings:
-        vlm.language.tie_weights()  # type: ignore[operator]
+        size = 4 * checkpoint.parameters(component)
+        stays = size <= budget if resident is None else resident
+        budget -= size if stays else 0
+        fill(module, found, stays)
+        if tied:
+            module.tie_weights()  # type: ignore[operator]
     return vlm.eval().requires_grad_(False)

@@ -12,11 +12,9 @@ from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, NotEnoughData
-from vlmexport.parity.compare import Comparison
+from vlmexport.parity.evaluate import run_samples
 from vlmexport.parity.gates import broken_stage, judge
 from vlmexport.parity.result import ParityResult
-from vlmexport.runtime.opening import open_runtime
-from vlmexport.runtime.reference import ReferenceRuntime
 
 RESULT = "parity.json"
 MIN_SAMPLES = 20
@@ -30,6 +28,7 @@ def check(
     vision_tower: str | None = None,
     samples: list[Sample] | int = DEFAULT_SAMPLES,
     console: Console = QUIET,
+    dask: str | None = None,
 ) -> ParityResult:
     """Compare a bundle with its float model; writes ``parity.json``, and updates manifest and card.
 
@@ -37,6 +36,7 @@ def check(
         reference: folder, Hub id or ``demo``; the one that the manifest names where it is None.
         vision_tower: the reference's tower, where it carries none and the folder that the manifest names has moved.
         samples: held-out samples, or how many of the shipped ones.
+        dask: where the samples run: a scheduler's address, or ``local:N``; in this process where it is None.
 
     Raises:
         ParityFailed: a file of the bundle is missing or changed. (A gate that fails is a result, not an error.)
@@ -50,7 +50,7 @@ def check(
     if len(chosen) < MIN_SAMPLES:
         raise NotEnoughData(f"{len(chosen)} held-out samples are too few for a verdict", f"pass at least {MIN_SAMPLES}")
     checkpoint = _reference(manifest, reference, vision_tower)
-    result = _compare(bundle, manifest, checkpoint, chosen, console)
+    result = _compare(bundle, manifest, checkpoint, chosen, console, dask)
     temporary = bundle / f".{RESULT}.partial"
     temporary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, bundle / RESULT)
@@ -59,34 +59,33 @@ def check(
 
 
 def _compare(
-    bundle: Path, manifest: Manifest, checkpoint: Checkpoint, samples: list[Sample], console: Console
+    bundle: Path, manifest: Manifest, checkpoint: Checkpoint, samples: list[Sample], console: Console, dask: str | None
 ) -> ParityResult:
     start = time.monotonic()
-    float_model = ReferenceRuntime(checkpoint)
-    runtime = open_runtime(bundle, manifest)
-    comparison = Comparison(float_model, runtime)
-    try:
-        with console.progress(f"checking {bundle.name}", len(samples)) as advance:
-            comparison.run(samples, advance)
-        name, notes = runtime.name, list(runtime.notes)
-    finally:
-        runtime.close()
+    with console.progress(f"checking {bundle.name}", len(samples)) as advance:
+        if dask is not None:
+            from vlmexport.parity.spread import evaluate
+
+            run = evaluate(bundle, checkpoint, samples, dask, advance)
+        else:
+            run = run_samples(bundle, checkpoint, samples, advance)
+    notes = list(run.notes)
     if all(sample.answer is None for sample in samples):
         notes.append("no sample says which answer is right: accuracy was not judged, equality with the float model was")
-    stages = comparison.stages()
+    stages = run.measured.stages()
     gates = judge(manifest.recipe.gates, stages)
     return ParityResult(
         bundle=bundle.name,
         kind=manifest.kind,
         recipe=manifest.recipe.name,
-        reference=f"{checkpoint.spec.name} ({float_model.name})",
-        runtime=name,
+        reference=f"{checkpoint.spec.name} ({run.reference})",
+        runtime=run.runtime,
         notes=notes,
-        samples=comparison.samples,
-        images=comparison.images,
+        samples=run.measured.samples,
+        images=len(run.measured.images),
         stages=stages,
         gates=gates,
-        answers=comparison.answers(),
+        answers=run.measured.answers["chained"],
         passed=all(gate.passed for gate in gates),
         broken_stage=broken_stage(gates),
         seconds=time.monotonic() - start,

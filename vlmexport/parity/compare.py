@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import VlmExportError
-from vlmexport.parity.metrics import ArrayMeasure, LogitsMeasure, ShapeDiffersError, paired_drop
-from vlmexport.parity.result import MODES, Answer, Mode, StageResult
+from vlmexport.parity.measured import Measured
+from vlmexport.parity.metrics import ArrayMeasure, LogitsMeasure, ShapeDiffersError
+from vlmexport.parity.result import Answer, Mode
 from vlmexport.runtime import Runtime
-from vlmexport.runtime.stages import F32
+from vlmexport.runtime.stages import F32, Reference
 
 MAX_NEW_TOKENS = 64
-_IMAGE_STAGES = ("pixels", "features", "tokens")
-
-
-@dataclass
-class _Answers:
-    """Answers of one mode."""
-
-    rows: list[Answer] = field(default_factory=list)
-
-    def metrics(self) -> dict[str, float]:
-        """equal (share), and where the expected answer is known accuracy, reference_accuracy, task_drop and its ±."""
-        metrics = {"equal": sum(row.equal for row in self.rows) / len(self.rows)}
-        known = [row for row in self.rows if row.expected is not None]
-        if known:
-            reference = [row.reference == row.expected for row in known]
-            bundle = [row.bundle == row.expected for row in known]
-            metrics["reference_accuracy"] = sum(reference) / len(known)
-            metrics["accuracy"] = sum(bundle) / len(known)
-            metrics["task_drop"], metrics["task_drop_ci95"] = paired_drop(reference, bundle)
-        return metrics
 
 
 class Comparison:
     """Reference against bundle. A stage that raises is recorded as an error of that stage and mode, once."""
 
-    def __init__(self, reference: Runtime, bundle: Runtime) -> None:
+    def __init__(self, reference: Reference, bundle: Runtime) -> None:
         self.reference = reference
         self.bundle = bundle
-        self.images = 0
-        self.samples = 0
-        self._arrays: dict[tuple[str, Mode], ArrayMeasure] = {}
-        self._logits: dict[Mode, LogitsMeasure] = {}
-        self._answers: dict[Mode, _Answers] = {"local": _Answers(), "chained": _Answers()}
-        self._errors: dict[tuple[str, Mode], str] = {}
+        self.measured = Measured()
         self._tokens: dict[str, tuple[F32, F32 | None]] = {}
 
     def run(self, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None) -> None:
@@ -57,20 +32,20 @@ class Comparison:
         for sample in samples:
             if sample.image_id not in self._tokens:
                 self._tokens[sample.image_id] = self._image(sample)
-                self.images += 1
+                self.measured.images.add(sample.image_id)
             self._question(sample, *self._tokens[sample.image_id])
-            self.samples += 1
+            self.measured.samples += 1
             advance()
 
     def _try(self, stage: str, mode: Mode, compute: Callable[[], F32], reference: F32) -> F32 | None:
         """Compute an array and measure it against the reference's; None when it could not be had."""
-        if (stage, mode) in self._errors:
+        if (stage, mode) in self.measured.errors:
             return None
         try:
             value = compute()
-            self._arrays.setdefault((stage, mode), ArrayMeasure()).add(reference, value)
+            self.measured.arrays.setdefault((stage, mode), ArrayMeasure()).add(reference, value)
         except (VlmExportError, ShapeDiffersError) as error:
-            self._errors[stage, mode] = str(error)
+            self.measured.errors[stage, mode] = str(error)
             return None
         return value
 
@@ -95,20 +70,19 @@ class Comparison:
 
     def _question(self, sample: Sample, tokens: F32, own_tokens: F32 | None) -> None:
         prompt = self.reference.prompt(sample.question)
-        greedy = list(self.reference.generate(prompt, tokens, MAX_NEW_TOKENS))
+        greedy, expected = self.reference.answer(prompt, tokens, MAX_NEW_TOKENS)
         answer = [token.id for token in greedy]
         whole = Prompt(prompt.text, prompt.before, (*prompt.after, *answer[:-1]))
-        expected = self.reference.logits(whole, tokens)
         margins = [token.margin for token in greedy]
         self._answer(sample, "local", prompt, whole, tokens, expected, answer, margins)
         if own_tokens is None:
-            self._errors.setdefault(("logits", "chained"), "not run: there are no tokens")
-            self._errors.setdefault(("answer", "chained"), "not run: there are no tokens")
+            self.measured.errors.setdefault(("logits", "chained"), "not run: there are no tokens")
+            self.measured.errors.setdefault(("answer", "chained"), "not run: there are no tokens")
             return
         try:
             own = self.bundle.prompt(sample.question)
         except VlmExportError as error:
-            self._errors.setdefault(("logits", "chained"), str(error))
+            self.measured.errors.setdefault(("logits", "chained"), str(error))
             return
         own_whole = Prompt(own.text, own.before, (*own.after, *answer[:-1]))
         self._answer(sample, "chained", own, own_whole, own_tokens, expected, answer, margins)
@@ -119,45 +93,22 @@ class Comparison:
     ) -> None:  # fmt: skip
         try:
             logits = self.bundle.logits(whole, tokens)
-            self._logits.setdefault(mode, LogitsMeasure()).add(expected, logits, answer)
+            self.measured.logits.setdefault(mode, LogitsMeasure()).add(expected, logits, answer)
         except (VlmExportError, ShapeDiffersError) as error:
-            self._errors.setdefault(("logits", mode), str(error))
+            self.measured.errors.setdefault(("logits", mode), str(error))
         try:
             ids = [token.id for token in self.bundle.generate(prompt, tokens, MAX_NEW_TOKENS)]
             text = self.bundle.decode(ids)
         except VlmExportError as error:
-            self._errors.setdefault(("answer", mode), str(error))
+            self.measured.errors.setdefault(("answer", mode), str(error))
             return
         length = max(len(ids), len(answer))
         different = [i for i in range(length) if ids[i : i + 1] != answer[i : i + 1]]
         first = different[0] if different else None
-        self._answers[mode].rows.append(
+        self.measured.answers[mode].append(
             Answer(
                 sample=sample.id, question=sample.question, expected=sample.answer,
                 reference=self.reference.decode(answer), bundle=text, equal=not different,
                 first_difference=first, margin=margins[first] if first is not None and first < len(margins) else None,
             )
         )  # fmt: skip
-
-    def stages(self) -> list[StageResult]:
-        """What was measured, in the order of the stages."""
-        results = []
-        for stage in _IMAGE_STAGES:
-            for mode in MODES:
-                measure, error = self._arrays.get((stage, mode)), self._errors.get((stage, mode))
-                if measure is not None or error is not None:
-                    metrics = measure.metrics() if measure is not None and measure.cosines else {}
-                    results.append(StageResult(stage=stage, mode=mode, metrics=metrics, error=error))
-        for mode in MODES:
-            logits, error = self._logits.get(mode), self._errors.get(("logits", mode))
-            metrics = logits.metrics() if logits is not None and logits.kld else {}
-            results.append(StageResult(stage="logits", mode=mode, metrics=metrics, error=error))
-        for mode in MODES:
-            rows, error = self._answers[mode].rows, self._errors.get(("answer", mode))
-            metrics = self._answers[mode].metrics() if rows else {}
-            results.append(StageResult(stage="answer", mode=mode, metrics=metrics, error=error))
-        return results
-
-    def answers(self) -> list[Answer]:
-        """The answers users get."""
-        return self._answers["chained"].rows

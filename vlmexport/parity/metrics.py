@@ -64,6 +64,15 @@ class ArrayMeasure:
         self.power += float(np.square(reference.astype(np.float64)).sum())
         self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
 
+    def __add__(self, other: ArrayMeasure) -> ArrayMeasure:
+        return ArrayMeasure(
+            self.cosines + other.cosines,
+            self.error + other.error,
+            self.power + other.power,
+            max(self.max_abs, other.max_abs),
+            self.finite and other.finite,
+        )
+
     def metrics(self) -> dict[str, float]:
         """cosine (mean), cosine_p1, cosine_min, nmse, sqnr_db (200 where equal), max_abs, finite (1 or 0)."""
         cosines = np.concatenate(self.cosines)
@@ -119,6 +128,15 @@ class LogitsMeasure:
         rows = np.arange(len(answer))
         p, q = np.exp(log_softmax(a)[rows, answer]), np.exp(log_softmax(b)[rows, answer])
         self.delta_p.append(q - p)
+
+    def __add__(self, other: LogitsMeasure) -> LogitsMeasure:
+        return LogitsMeasure(
+            self.kld + other.kld,
+            self.same_top + other.same_top,
+            self.delta_p + other.delta_p,
+            max(self.max_abs, other.max_abs),
+            self.finite and other.finite,
+        )
 
     def metrics(self) -> dict[str, float]:
         """kld (mean) with its standard error, percentiles and largest, top1, delta_p (mean), max_abs, finite."""

@@ -14,15 +14,19 @@ from vlmexport.runtime.stages import F32, Token
 
 
 class ReferenceRuntime:
-    """The five stages of a checkpoint in float32."""
+    """The five stages of a checkpoint in float32.
+
+    Args:
+        resident: as in ``model.load``, and so is ``share``.
+    """
 
     notes: tuple[str, ...] = ()
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, resident: bool | None = None, share: float = 0.5) -> None:
         self.name = f"torch {torch.__version__} float32"
         self.eos_token_id = checkpoint.spec.eos_token_id
         self._checkpoint = checkpoint
-        self._vlm = load(checkpoint)
+        self._vlm = load(checkpoint, resident=resident, share=share)
 
     @torch.inference_mode()
     def pixels(self, image: Image.Image) -> F32:
@@ -48,13 +52,26 @@ class ReferenceRuntime:
         """[1, sequence, vocabulary]."""
         return self._vlm.logits(self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))).numpy()
 
-    @torch.inference_mode()
     def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
         """Greedy decoding, the end-of-sequence token included."""
+        for token, _ in self._steps(prompt, tokens, max_new_tokens):
+            yield token
+
+    def answer(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> tuple[list[Token], F32]:
+        """Greedy answer, and the logits that decoding saw on its way: one pass in place of two.
+
+        Returns:
+            the answer, and f32 [1, prompt and answer but its last token, vocabulary].
+        """
+        steps = list(self._steps(prompt, tokens, max_new_tokens))
+        return [token for token, _ in steps], torch.cat([logits for _, logits in steps])[None].numpy()
+
+    @torch.inference_mode()
+    def _steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, torch.Tensor]]:
         embeds = self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
         for token, logits in self._vlm.generate(embeds, max_new_tokens):
-            best = torch.topk(logits, 2).values
-            yield Token(token, float(best[0] - best[1]))
+            best = torch.topk(logits[-1], 2).values
+            yield Token(token, float(best[0] - best[1])), logits
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids."""

@@ -63,3 +63,10 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Release the runtime (sessions, subprocesses)."""
+
+
+class Reference(Runtime, Protocol):
+    """The float model, which also tells the logits of its answer."""
+
+    def answer(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> tuple[list[Token], F32]:
+        """Greedy answer, and the logits [1, prompt and answer but its last token, vocabulary]."""

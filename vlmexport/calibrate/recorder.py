@@ -1,0 +1,65 @@
+"""Hooks that add what goes into every linear layer to its statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlmexport.calibrate.statistics import Bool, LayerStatistics
+from vlmexport.errors import CheckpointError
+from vlmexport.model import VLM
+
+
+class Recorder:
+    """Statistics of every ``Linear`` and ``Conv2d`` input of a model while it runs; a context manager.
+
+    ``is_image`` tells the rows of the next pass apart (all image where it is None), ``counted`` says which rows count
+    (all where it is None); both bool [rows], for inputs of any leading shape in that order.
+    """
+
+    def __init__(self, vlm: VLM) -> None:
+        self.layers: dict[str, LayerStatistics] = {}
+        self.is_image: Bool | None = None
+        self.counted: Bool | None = None
+        self._last: torch.Tensor | None = None
+        self._statistics = LayerStatistics(0)
+        self._handles = [
+            module.register_forward_pre_hook(self._hook(name))
+            for name, module in vlm.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d)
+        ]
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def add(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            # Query, key and value read one tensor, and so do gate and up: it is counted once.
+            if inputs[0] is not self._last:
+                self._last = inputs[0]
+                self._statistics = self._of(inputs[0], isinstance(module, nn.Conv2d), name)
+            known = self.layers.get(name)
+            self.layers[name] = self._statistics if known is None else known + self._statistics
+
+        return add
+
+    def _of(self, x: torch.Tensor, channels_first: bool, name: str) -> LayerStatistics:
+        x = x.detach().float()
+        rows = (x.movedim(1, -1) if channels_first else x).flatten(0, -2).numpy()
+        is_image = self.is_image
+        if self.counted is not None:
+            rows = rows[self.counted]
+            is_image = is_image[self.counted] if is_image is not None else None
+        found = LayerStatistics(rows.shape[-1])
+        try:
+            found.add(rows, is_image)
+        except ValueError as error:
+            raise CheckpointError(f"{name} is given values that are {error}", "the weights are damaged") from error
+        return found

@@ -1,0 +1,81 @@
+"""Where the float reference keeps its weights: in memory as float32, or mapped from the file in the file's own type.
+
+A mapped matrix is converted when its layer runs and forgotten afterwards. Widening to float32 is exact and the product
+is the same, so the results are too, bit by bit; it costs the time of the conversion at every call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from vlmexport.checkpoint.tensors import LazyTensor
+
+
+class MappedLinear(nn.Linear):
+    """A linear layer whose weight is in the checkpoint's type; input, product and output are float32.
+
+    ``scratch`` is the memory that the layers of a model take turns in: fresh memory for every conversion would take
+    the system several times as long as the conversion itself.
+    """
+
+    scratch: torch.Tensor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight
+        if torch.compiler.is_compiling() or weight.dtype == torch.float32:
+            weight = cast(nn.Parameter, weight.float())  # a traced graph must not share memory between layers
+        else:
+            weight = cast(nn.Parameter, self.scratch[: weight.numel()].view(weight.shape).copy_(weight))
+        return functional.linear(x, weight, self.bias)
+
+
+def fill(module: nn.Module, tensors: Mapping[str, LazyTensor], resident: bool) -> None:
+    """Give a module its parameters.
+
+    Args:
+        tensors: by the module's own names, of its shapes.
+        resident: all as float32 in memory; else the matrices of linear layers and the token embedding stay mapped.
+    """
+    mapped = set() if resident else _matrices(module)
+    state = {}
+    for name, tensor in tensors.items():
+        state[name] = tensor.torch() if name in mapped else tensor.torch().float()
+    module.load_state_dict(state, assign=True, strict=False)
+    scratch = torch.empty(max((tensors[name].numel for name in mapped & set(tensors)), default=0))
+    for layer in module.modules():
+        if mapped and type(layer) is nn.Linear:
+            layer.__class__ = MappedLinear  # the module's path, and who refers to it, stay as they are
+            cast(MappedLinear, layer).scratch = scratch
+
+
+def _matrices(module: nn.Module) -> set[str]:
+    """Names of what is worth mapping."""
+    names = {f"{path}.weight" for path, layer in module.named_modules() if type(layer) is nn.Linear}
+    if hasattr(module, "get_input_embeddings") and hasattr(module, "lm_head"):
+        table = module.get_input_embeddings()  # type: ignore[operator]
+        names |= {f"{path}.weight" for path, layer in module.named_modules() if layer is table}
+    return names
+
+
+def available_memory() -> int:
+    """Bytes that can be taken without swapping; half of what the machine has where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+            return 0  # nobody tells: mapping is always right
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    try:  # a container may be allowed less
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))
+        return min(found, int(limit) - int(used))
+    except (OSError, ValueError):
+        return found

@@ -1,0 +1,47 @@
+"""One evaluation: float model and bundle opened, run over samples, and closed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlmexport.artifact.bundle import read_manifest
+from vlmexport.calibrate import Sample
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.parity.compare import Comparison
+from vlmexport.parity.measured import Measured
+from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.reference import ReferenceRuntime
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured, and the names and notes of what it was measured with."""
+
+    measured: Measured
+    reference: str
+    runtime: str
+    notes: tuple[str, ...]
+
+
+def run_samples(
+    bundle: Path,
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    advance: Callable[[], None] = lambda: None,
+    share: float = 0.5,
+) -> Evaluation:
+    """Compare a bundle with its float model over samples.
+
+    Args:
+        share: of the available memory that the float model may take, as in ``model.load``.
+    """
+    reference = ReferenceRuntime(checkpoint, share=share)
+    runtime = open_runtime(bundle, read_manifest(bundle))
+    comparison = Comparison(reference, runtime)
+    try:
+        comparison.run(samples, advance)
+        return Evaluation(comparison.measured, reference.name, runtime.name, tuple(runtime.notes))
+    finally:
+        runtime.close()

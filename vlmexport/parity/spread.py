@@ -1,0 +1,57 @@
+"""An evaluation spread over machines or processes: samples that share an image stay together, measures are added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vlmexport.calibrate import Sample
+from vlmexport.calibrate.spread import FoundAt, spread
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.errors import CheckpointError
+from vlmexport.parity.evaluate import Evaluation, run_samples
+from vlmexport.parity.measured import Measured
+
+IMAGES = 16
+"""Images a shard: enough to be worth opening both models for."""
+
+
+def evaluate(
+    bundle: Path, checkpoint: Checkpoint, samples: Sequence[Sample], where: str, advance: Callable[[], None]
+) -> Evaluation:
+    """``run_samples`` on Dask's workers, which find bundle and model under the same paths as here.
+
+    Raises:
+        CheckpointError: workers ran different runtimes, so that there is no one bundle to judge.
+    """
+    parts = [(bundle.resolve(), checkpoint.found_at, shard) for shard in _shards(samples)]
+    done: dict[int, Evaluation] = {}
+    for index, part in spread(_evaluate, parts, where):
+        done[index] = part
+        for _ in parts[index][2]:
+            advance()
+    runs = [done[index] for index in sorted(done)]
+    names = sorted({run.runtime for run in runs})
+    if len(names) > 1:
+        raise CheckpointError(f"workers ran different runtimes: {', '.join(names)}", "install one version on all")
+    measured = sum((run.measured for run in runs), Measured()).in_order([sample.id for sample in samples])
+    notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))
+    return Evaluation(measured, runs[0].reference, names[0], notes)
+
+
+def _shards(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """All samples of ``IMAGES`` images each."""
+    images: dict[str, list[Sample]] = {}
+    for sample in samples:
+        images.setdefault(sample.image_id, []).append(sample)
+    groups = list(images.values())
+    return [
+        [sample for group in groups[start : start + IMAGES] for sample in group]
+        for start in range(0, len(groups), IMAGES)
+    ]
+
+
+def _evaluate(part: tuple[Path, FoundAt, list[Sample]], share: float) -> Evaluation:
+    bundle, found_at, samples = part
+    return run_samples(bundle, open_model(*found_at), samples, share=share)
