@@ -91,6 +91,28 @@ def inspect(model: Model, vision_tower: Tower = None, as_json: Json = False) -> 
 
 
 @app.command()
+def plan(
+    model: Model,
+    recipe: Annotated[
+        list[str] | None, typer.Option("--recipe", help="Recipe to plan, all by default.", show_default=False)
+    ] = None,
+    kind: Annotated[list[str] | None, typer.Option("--type", help="GGUF type to plan.", show_default=False)] = None,
+    vision_tower: Tower = None,
+    as_json: Json = False,
+) -> None:
+    """Say what exports would write and take: bytes, bits a weight, peak memory. Reads no weights."""
+    from vlmexport.checkpoint.locate import open_model
+    from vlmexport.plan import plan as make
+    from vlmexport.recipe import gguf_recipe, resolve, shipped
+    from vlmexport.report.plan import table
+
+    checkpoint = open_model(model, vision_tower)
+    chosen = [resolve(name) for name in recipe or []] + [resolve(*gguf_recipe(name, None)) for name in kind or []]
+    plans = make(checkpoint, chosen or map(resolve, shipped()))
+    Console(as_json).result(table(checkpoint.spec.name, plans), [found.facts() for found in plans])
+
+
+@app.command()
 def onnx(
     model: Model,
     target: Annotated[Target, typer.Option(help="The machine it is for.")] = Target.x86,

@@ -17,7 +17,6 @@ from vlmexport.artifact.bundle import (
     write_manifest,
 )
 from vlmexport.artifact.gguf_file import GgufFile, library
-from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.artifact.imatrix import ImportanceMatrix
 from vlmexport.checkpoint import Checkpoint, Spec
 from vlmexport.console import Console
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from vlmexport.calibrate.statistics import Statistics
 
 IMATRIX = "imatrix.gguf"
+LANGUAGE, VISION = "language", "vision+projector"
 _JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
 _CLASS_TOKEN = (
     "stock libmtmd shifts the position embeddings of this tower by one (llama.cpp #25814); vlmexport repairs that when "
@@ -65,21 +65,9 @@ def export_gguf(
     refuse_gguf(checkpoint, recipe)
     settings, spec = recipe.gguf, checkpoint.spec
     mix = find_mix(settings.type)
-    tensors = gguf_language.tensors_of(checkpoint)
     importance = _importance(settings, mix, spec, statistics)
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    types = gguf_language.types_of(spec.language, mix, shapes, importance is not None)
-    metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
-    decoder = gguf_language.entries(spec.language, tensors, types, importance)
-    tower = mmproj.entries(checkpoint, settings.mmproj_type)
-    language = GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder)
-    vision = GgufFile(
-        f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf",
-        mmproj.ARCHITECTURE,
-        mmproj.fields(spec, settings.mmproj_type),
-        tower,
-    )
-    files = {"language": language, "vision+projector": vision}
+    language, vision = model_files(checkpoint, settings, importance)
+    files = {LANGUAGE: language, VISION: vision}
     if importance is not None:
         files["importance matrix"] = imatrix.as_file(IMATRIX, importance)
     with staged(destination, force, sum(file.size for file in files.values())) as folder:
@@ -91,7 +79,7 @@ def export_gguf(
             tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
             calibration=calibration_of(statistics) if settings.imatrix == "auto" else None,
             files=list_files(folder, {file.name: component for component, file in files.items()}, hashes),
-            tensors=_unlike(decoder, mix.default) | _unlike(tower, settings.mmproj_type),
+            tensors=_unlike(language, mix.default) | _unlike(vision, settings.mmproj_type),
             notes=_notes(spec),
             details={
                 "language": language.name,
@@ -102,6 +90,28 @@ def export_gguf(
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def model_files(
+    checkpoint: Checkpoint, settings: Gguf, importance: ImportanceMatrix | None, important: bool = False
+) -> tuple[GgufFile, GgufFile]:
+    """The language model and its mmproj, not yet written; nothing of the weights is read.
+
+    Args:
+        important: choose types as with an importance matrix, although there is none (to plan with).
+    """
+    spec, mix = checkpoint.spec, find_mix(settings.type)
+    tensors = gguf_language.tensors_of(checkpoint)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    types = gguf_language.types_of(spec.language, mix, shapes, important or importance is not None)
+    metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
+    decoder = gguf_language.entries(spec.language, tensors, types, importance)
+    tower, tower_metadata = mmproj.entries(checkpoint, settings.mmproj_type), mmproj.fields(spec, settings.mmproj_type)
+    tower_name = f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf"
+    return (
+        GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder),
+        GgufFile(tower_name, mmproj.ARCHITECTURE, tower_metadata, tower),
+    )
 
 
 def _write(files: dict[str, GgufFile], folder: Path, console: Console) -> dict[str, str]:
@@ -140,8 +150,8 @@ def _importance(settings: Gguf, mix: Mix, spec: Spec, statistics: Statistics | N
     return imatrix.from_statistics(statistics, names, settings.image_weight)
 
 
-def _unlike(entries: list[Entry], default: str) -> dict[str, str]:
-    return {entry.name: entry.type for entry in entries if entry.type != default}
+def _unlike(file: GgufFile, default: str) -> dict[str, str]:
+    return {entry.name: entry.type for entry in file.tensors if entry.type != default}
 
 
 def _notes(spec: Spec) -> list[str]:

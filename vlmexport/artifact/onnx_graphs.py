@@ -111,8 +111,11 @@ class _Graphs:
     def vision(self) -> None:
         """Tower with projector, and the projector alone."""
         spec = self.checkpoint.spec.vision
-        self._traced(trace.trace_vision(self._sketch), self.settings.vision, "vision", spec.used_layers)
-        self._traced(trace.trace_projector(self._sketch), self.settings.vision)
+        tower, projector = trace.trace_vision(self._sketch), trace.trace_projector(self._sketch)
+        self._compare(tower)
+        self._finish(tower, self.settings.vision, "vision", spec.used_layers)
+        self._compare(projector)
+        self._finish(projector, self.settings.vision)
 
     def embedding(self, image_token: int) -> None:
         """Token embeddings, and their merge with image features; both read one table."""
@@ -127,16 +130,19 @@ class _Graphs:
 
     def decoder(self) -> None:
         """The language model over embeddings and its cache."""
-        count = self.checkpoint.spec.language.num_layers
-        self._traced(trace.trace_decoder(self._sketch), self.settings.decoder, "language", count)
+        spec = self.checkpoint.spec.language
+        traced = trace.trace_decoder(self._sketch)
+        self._compare(traced)
+        trace.name_logits(traced.model, spec.vocab_size)
+        self._finish(traced, self.settings.decoder, "language", spec.num_layers)
 
     def fused_decoder(self) -> None:
         """The same with int4 weights, in ONNX Runtime's own operators."""
         held = fused_decoder.Weights(self.settings.block, head_bits=self.settings.head_bits)
         self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held), "int4")
 
-    def _traced(self, traced: trace.Traced, precision: str, stack: str | None = None, count: int = 0) -> None:
-        self._compare(traced)
+    def _finish(self, traced: trace.Traced, precision: str, stack: str | None = None, count: int = 0) -> None:
+        """Put in the checkpoint's weights and all of its layers, quantize, save."""
         weights.attach(traced.model, self._parameters, self.checkpoint)
         if stack is not None:
             layers.repeat(traced.model, prefix(self.checkpoint.spec, stack), count, weights.next_layer(self.checkpoint))

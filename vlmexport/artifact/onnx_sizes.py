@@ -6,20 +6,25 @@ import re
 from collections.abc import Iterable
 from math import prod
 
-from vlmexport.artifact.tokenizer_json import image_token_id
+from vlmexport.artifact.graph import EXTERNAL_FROM
+from vlmexport.artifact.tokenizer_json import build, image_token_id
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.model import plugins
 from vlmexport.recipe import Onnx
 
 _SCALE, _ZERO_POINT, _FLOAT = 4, 1, 4
+_NODES = {"fp32": 7_500, "int8": 15_000, "int4": 5_300}
+"""Bytes of a layer's nodes, measured: names mostly, so that they hardly depend on its widths."""
+
+_SETTINGS = 10_000
+"""Bytes of the clients' configuration files and the manifest."""
 
 
 def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
     """Graph → bytes of its weights, external data included. Reads no weights.
 
-    Int8 takes every product to be quantized; what calibration keeps in float, and the nodes themselves, come on top:
-    less than 2 % of any model that is worth planning.
+    Int8 takes every product to be quantized; what calibration keeps in float comes on top.
     """
     tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
     language = checkpoint.tensors["language"]
@@ -28,14 +33,24 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
     decoder = [(name, tensor) for name, tensor in language.items() if name != "model.embed_tokens.weight"]
     if "lm_head.weight" not in language:
         decoder.append(("lm_head.weight", table))
+    spec, embeddings = checkpoint.spec, rows * table.columns * (2 if table.dtype == "f16" else _FLOAT)
+    if settings.decoder == "int4":
+        language_bytes = _fused(decoder, checkpoint, settings)
+    else:
+        language_bytes = _graph(decoder, settings.decoder)
     return {
-        "vision_encoder": _graph([*tower, *projector], settings.vision),
+        "vision_encoder": _graph([*tower, *projector], settings.vision)
+        + spec.vision.used_layers * _NODES[settings.vision],
         "projector": _graph(projector, settings.vision),
-        "embed_tokens": rows * table.columns * (2 if table.dtype == "f16" else _FLOAT),
-        "decoder_model_merged": _fused(decoder, checkpoint, settings)
-        if settings.decoder == "int4"
-        else _graph(decoder, settings.decoder),
+        "embed_tokens": embeddings,
+        "embedding": embeddings if embeddings < EXTERNAL_FROM else 0,
+        "decoder_model_merged": language_bytes + spec.language.num_layers * _NODES[settings.decoder],
     }
+
+
+def extras(checkpoint: Checkpoint) -> int:
+    """Bytes of the other files, most of them ``tokenizer.json``."""
+    return len(build(checkpoint).to_str(pretty=True).encode()) + _SETTINGS
 
 
 def used_tower(checkpoint: Checkpoint) -> list[tuple[str, LazyTensor]]:

@@ -127,9 +127,14 @@ def trace_decoder(vlm: VLM) -> Traced:
     model = _export(module, example, axes, names, outputs)
     heads = (language.num_kv_heads, "total_sequence_length", language.head_dim)
     shapes: dict[str, tuple[str | int, ...]] = dict.fromkeys(outputs[1:], ("batch_size", *heads))
-    shapes["logits"] = ("batch_size", "sequence_length", language.vocab_size)
     rename_dimensions(model, shapes)
+    name_logits(model, language.vocab_size)
     return Traced("decoder_model_merged", model, module, tuple(probes))
+
+
+def name_logits(model: ir.Model, vocabulary: int) -> None:
+    """Set the shape that the output ``logits`` shows."""
+    rename_dimensions(model, {"logits": ("batch_size", "sequence_length", vocabulary)})
 
 
 def _decoder_inputs(vlm: VLM, batch: int, length: int, past: int) -> Any:

@@ -76,6 +76,7 @@ def attach(model: ir.Model, traced: dict[str, torch.Tensor], checkpoint: Checkpo
         if name in traced and value.const_value is not None:
             transposed = _is_transposed(value.const_value.numpy(), traced[name].numpy(), name)
             value.const_value = CheckpointWeight(find(checkpoint, name), transposed)
+            value.shape = value.const_value.shape
 
 
 def next_layer(checkpoint: Checkpoint) -> Callable[[str, ir.Value], ir.TensorProtocol]:

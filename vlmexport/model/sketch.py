@@ -16,6 +16,9 @@ from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.model import plugins
 from vlmexport.model.vlm import VLM
 
+VOCABULARY = 64
+"""Tokens of a sketch: nothing but the output layer's width depends on their number."""
+
 
 def prefix(spec: Spec, component: str) -> str:
     """What comes before a layer's number in the parameter paths of a component of ``VLM``."""
@@ -24,22 +27,23 @@ def prefix(spec: Spec, component: str) -> str:
 
 
 def cut(spec: Spec, layers: int) -> Spec:
-    """The same Spec with at most ``layers`` layers in its vision encoder and in its language model.
+    """The same Spec with at most ``layers`` layers in its vision encoder and in its language model, and few tokens.
 
     Of the vision encoder the layers after the selected one are left out first: they are never computed.
     """
     used = min(spec.vision.used_layers, layers)
     vision = replace(spec.vision, num_layers=used, select_layer=used)
-    language = replace(spec.language, num_layers=min(spec.language.num_layers, layers))
+    few = min(spec.language.vocab_size, VOCABULARY)
+    language = replace(spec.language, num_layers=min(spec.language.num_layers, layers), vocab_size=few)
     return replace(spec, vision=vision, language=language)
 
 
 def sketch(spec: Spec, layers: int, components: tuple[str, ...] = COMPONENTS) -> VLM:
-    """A ``VLM`` with at most ``layers`` layers; components that are not asked for hold no weights.
+    """A ``VLM`` with at most ``layers`` layers, of the components that are asked for.
 
     Weights are of a size that keeps activations alive: norms near one, products near unit gain.
     """
-    vlm = VLM(cut(spec, layers))
+    vlm = VLM(cut(spec, layers), components)
     random = torch.Generator().manual_seed(0)
     for component in components:
         module = cast(nn.Module, getattr(vlm, component))

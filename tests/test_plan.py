@@ -1,0 +1,61 @@
+"""A plan against what is then written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.gguf_bundles import export, random_statistics
+from tests.onnx_bundles import Bundles, recipe
+from vlmexport.artifact.bundle import Manifest, read_manifest
+from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.plan import plan
+from vlmexport.recipe import parse, resolve, shipped
+from vlmexport.report.plan import table
+
+
+def size(manifest: Manifest) -> int:
+    return sum(file.bytes for file in manifest.files)
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_k_m", "f16", "q8_0"])
+def test_gguf_to_the_byte(kind: str, tiny: Checkpoint, tmp_path: Path) -> None:
+    written = export(tiny, tmp_path / "bundle", type=kind)
+    settings = parse({"format": "gguf", "gguf": {"type": kind, "imatrix": "none"}}, "test")
+    assert plan(tiny, [settings])[0].bytes == size(written)
+
+
+def test_gguf_with_an_importance_matrix(tiny: Checkpoint, tmp_path: Path) -> None:
+    written = export(tiny, tmp_path / "bundle", random_statistics(tiny.spec.language), type="q4_0", imatrix="auto")
+    settings = parse({"format": "gguf", "gguf": {"type": "q4_0", "imatrix": "auto"}}, "test")
+    assert plan(tiny, [settings])[0].bytes == pytest.approx(size(written), rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fp32", "int8", "int4"])
+def test_onnx_within_two_percent(name: str, short: Checkpoint, onnx_bundle: Bundles) -> None:
+    precision = "int8" if name == "int8" else "fp32"
+    chosen = recipe(precision, decoder="int4" if name == "int4" else precision)
+    assert plan(short, [chosen])[0].bytes == pytest.approx(size(read_manifest(onnx_bundle(name))), rel=0.02)
+
+
+def test_every_shipped_recipe_on_the_demo() -> None:
+    plans = plan(open_model("demo"), map(resolve, shipped()))
+    assert [found.recipe for found in plans] == shipped()
+    assert not [found.refused for found in plans if found.refused]
+    sizes = {found.recipe: found.bytes for found in plans}
+    assert sizes["gguf-q4_0"] < sizes["gguf-q8_0"] < sizes["gguf-f16"] < sizes["gguf-f32"]
+    assert sizes["onnx-fp32-int4"] < sizes["onnx-fp32"]
+    assert table("demo", plans).row_count == len(plans)
+
+
+def test_what_gguf_cannot_hold(tmp_path: Path) -> None:
+    found = open_checkpoint(write_checkpoint(tmp_path / "linear", tiny_spec("linear", image_size=56)))
+    gguf, onnx = plan(found, [resolve("gguf-q8_0"), resolve("onnx-fp32")])
+    assert gguf.refused is not None
+    assert "linear" in gguf.refused
+    assert gguf.bytes == 0
+    assert onnx.refused is None

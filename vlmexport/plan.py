@@ -1,0 +1,145 @@
+"""What an export would write and take, from config and tensor headers alone: bytes, bits a weight, peak memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from functools import cache
+
+from vlmexport.artifact.onnx_sizes import extras, sizes, used_tower
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.layout import COMPONENTS
+from vlmexport.errors import Unsupported
+from vlmexport.model import plugins
+from vlmexport.recipe import Recipe
+
+_GB = 10**9
+GGUF_PEAK = 0.12 * _GB
+"""Peak of a GGUF export: it holds a few blocks of rows, whatever the model."""
+
+_LIBRARIES = 1.0 * _GB
+"""torch, transformers and the ONNX packages, once something was traced."""
+
+_IN_FLIGHT = 0.5 * _GB
+"""Weights that are read, converted and written at a time."""
+
+_SKETCH_COPIES = 3
+"""A traced sketch lives in torch, in its graph, and in the session that it is compared in."""
+
+_TRACED_LAYERS = 3
+
+
+@dataclass(frozen=True)
+class Part:
+    """A component of a bundle: ``bytes`` of its files, ``weights`` it stands for."""
+
+    name: str
+    bytes: int
+    weights: int
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight; 0 where it holds none of its own."""
+        return 8 * self.bytes / self.weights if self.weights else 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One recipe on one checkpoint. ``refused`` says why it cannot be; then there are no parts."""
+
+    recipe: str
+    parts: tuple[Part, ...] = ()
+    calibrates: tuple[str, ...] = ()
+    peak: int = 0
+    refused: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole bundle."""
+        return sum(part.bytes for part in self.parts)
+
+    def facts(self) -> dict[str, object]:
+        """In plain data."""
+        parts = [asdict(part) | {"bits_per_weight": round(part.bits, 3)} for part in self.parts]
+        return {
+            "recipe": self.recipe, "bytes": self.bytes, "parts": parts, "calibrated_components": list(self.calibrates),
+            "peak_memory_bytes": self.peak, "refused": self.refused,
+        }  # fmt: skip
+
+
+def plan(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> list[Plan]:
+    """Plan exports. Sizes are within 2 % of what is then written; the peak is a rough figure for Linux.
+
+    Raises:
+        UsageError: an unknown GGUF type.
+    """
+    plugins.check_projector(checkpoint)
+    settings = cache(lambda: extras(checkpoint))
+    return [_plan(checkpoint, recipe, settings) for recipe in recipes]
+
+
+def _plan(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> Plan:
+    calibrates = recipe.statistics_components
+    try:
+        parts, peak = _onnx(checkpoint, recipe, settings) if recipe.format == "onnx" else _gguf(checkpoint, recipe)
+    except Unsupported as error:
+        return Plan(recipe.name, refused=error.what)
+    if calibrates:
+        peak = max(peak, _calibration(checkpoint, calibrates))
+    return Plan(recipe.name, parts, calibrates, int(peak))
+
+
+def _weights(checkpoint: Checkpoint) -> dict[str, int]:
+    """Weights in use by component."""
+    found = {component: checkpoint.parameters(component) for component in COMPONENTS[1:]}
+    return {"vision": sum(tensor.numel for _, tensor in used_tower(checkpoint)), **found}
+
+
+def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], float]:
+    from vlmexport.artifact import gguf
+
+    gguf.refuse_gguf(checkpoint, recipe)
+    settings, weights = recipe.gguf, _weights(checkpoint)
+    language, vision = gguf.model_files(checkpoint, settings, None, important=bool(recipe.statistics_components))
+    parts = [
+        Part(gguf.LANGUAGE, language.size, weights["language"]),
+        Part(gguf.VISION, vision.size, weights["vision"] + weights["projector"]),
+    ]
+    if recipe.statistics_components:
+        columns = sum(entry.columns + 1 for entry in language.tensors if len(entry.shape) == 2)
+        parts.append(Part("importance matrix", 4 * columns, 0))
+    return tuple(parts), GGUF_PEAK
+
+
+def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> tuple[tuple[Part, ...], float]:
+    weights, graphs = _weights(checkpoint), sizes(checkpoint, recipe.onnx)
+    table = checkpoint.tensors["language"]["model.embed_tokens.weight"].numel
+    stands_for = {
+        "vision_encoder": weights["vision"] + weights["projector"], "embed_tokens": table,
+        "decoder_model_merged": weights["language"] - table,
+    }  # fmt: skip
+    parts = [Part(name, size, stands_for.get(name, 0)) for name, size in graphs.items()]
+    parts.append(Part("tokenizer and settings", settings(), 0))
+    return tuple(parts), _LIBRARIES + _IN_FLIGHT + _SKETCH_COPIES * _sketch(checkpoint, recipe) + graphs["embed_tokens"]
+
+
+def _sketch(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes of the float32 weights that are traced."""
+    spec, weights = checkpoint.spec, _weights(checkpoint)
+    layers = _TRACED_LAYERS / max(spec.vision.used_layers, 1) * weights["vision"] + weights["projector"]
+    if recipe.onnx.decoder != "int4":
+        layers += _TRACED_LAYERS / spec.language.num_layers * weights["language"]
+    return int(4 * layers)
+
+
+def _calibration(checkpoint: Checkpoint, components: tuple[str, ...]) -> float:
+    """The float model in memory, as far as half of what is free reaches; else mapped, and so counted as it is."""
+    from vlmexport.model.weights import available_memory
+
+    budget, total = available_memory() / 2, _LIBRARIES + _IN_FLIGHT
+    for component in components:
+        resident = 4.0 * checkpoint.parameters(component)
+        stays = resident <= budget
+        budget -= resident if stays else 0
+        total += resident if stays else sum(tensor.nbytes for tensor in checkpoint.tensors[component].values())
+    return total

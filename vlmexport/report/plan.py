@@ -1,0 +1,50 @@
+"""A plan on the terminal: one recipe in parts, or several side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from vlmexport.plan import Plan
+
+
+def table(name: str, plans: Sequence[Plan]) -> Table:
+    """For people."""
+    return _parts(name, plans[0]) if len(plans) == 1 else _side_by_side(name, plans)
+
+
+def _parts(name: str, plan: Plan) -> Table:
+    found = _table(f"{name}, {plan.recipe}: nothing is read or written yet", ("part", "MB", "bits a weight"))
+    for part in plan.parts:
+        found.add_row(part.name, _megabytes(part.bytes), f"{part.bits:.2f}" if part.weights else "")
+    found.add_row("all", _megabytes(plan.bytes), "", style="bold")
+    calibrates = f"calibrates {' and '.join(plan.calibrates)}" if plan.calibrates else "needs no calibration"
+    found.caption = plan.refused or f"{calibrates}; peak memory about {plan.peak / 1e9:.1f} GB"
+    found.caption_justify = "left"
+    return found
+
+
+def _side_by_side(name: str, plans: Sequence[Plan]) -> Table:
+    found = _table(name, ("recipe", "MB", "bits a weight", "peak GB", "calibrates"))
+    for plan in plans:
+        if plan.refused:
+            found.add_row(plan.recipe, "", "", "", f"no: {plan.refused}", style="dim")
+            continue
+        weights = sum(part.weights for part in plan.parts)
+        bits = f"{8 * plan.bytes / weights:.2f}"
+        found.add_row(
+            plan.recipe, _megabytes(plan.bytes), bits, f"{plan.peak / 1e9:.1f}", ", ".join(plan.calibrates) or "nothing"
+        )
+    return found
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    found = Table(title=title, title_justify="left")
+    for column in columns:
+        found.add_column(column, justify="right" if column in ("MB", "bits a weight", "peak GB") else "left")
+    return found
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f}"
