@@ -1,9 +1,10 @@
 # make demo   everything once, on the model that ships with the package
 # make test   all tests; `make quick` leaves the slow ones out
+# make bench  us and the peers in turn, on a MobileVLM V2 1.7B of random weights (16 GB of disk and 11 GB of memory)
 PYTHON ?= python3.11
 VENV := .venv
 
-.PHONY: demo test quick lint clean
+.PHONY: demo test quick bench lint clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -32,6 +33,26 @@ test: lint
 
 quick: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -m "not slow"
+
+# llama.cpp's converter and Llama's vocabulary come in the source archive of llama-cpp-python.
+BENCH ?= out/bench
+REPEAT ?= 3
+LLAMA_CPP := $(BENCH)/source/vendor/llama.cpp
+
+$(LLAMA_CPP)/convert_hf_to_gguf.py: $(VENV)/ready
+	mkdir -p $(BENCH)/source
+	$(VENV)/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest $(BENCH) \
+	    llama-cpp-python==$$($(VENV)/bin/python -c 'import llama_cpp; print(llama_cpp.__version__)')
+	tar -xzf $(BENCH)/llama_cpp_python-*.tar.gz -C $(BENCH)/source --strip-components 1
+	touch $@
+
+$(BENCH)/MobileVLM_V2-1.7B/config.json: $(LLAMA_CPP)/convert_hf_to_gguf.py benchmarks/generate.py
+	$(VENV)/bin/python benchmarks/generate.py 1.7b $(@D) --vocab $(LLAMA_CPP)/models/ggml-vocab-llama-spm.gguf
+
+bench: $(BENCH)/MobileVLM_V2-1.7B/config.json
+	$(VENV)/bin/python benchmarks/gguf_export.py $(<D) $(LLAMA_CPP) --types q4_k_m q4_0 --repeat $(REPEAT) --json $(BENCH)/gguf.json
+	$(VENV)/bin/python benchmarks/onnx_export.py $(<D) --work $(BENCH) --repeat $(REPEAT) --json $(BENCH)/onnx.json
+	$(VENV)/bin/python benchmarks/calibration.py $(<D) --json $(BENCH)/calibration.json
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -92,10 +92,10 @@ def export_onnx(
 
 
 def _special(checkpoint: Checkpoint) -> dict[str, str]:
-    pieces = checkpoint.tokenizer.pieces()
-    spec = checkpoint.spec
+    pieces, spec = checkpoint.tokenizer.pieces(), checkpoint.spec
+    texts = {i: piece.text for i, piece in enumerate(pieces)} | {i: t for t, i in checkpoint.tokenizer.added.items()}
     ids = {"bos_token": spec.bos_token_id, "eos_token": spec.eos_token_id, "pad_token": spec.pad_token_id}
-    found = {name: pieces[i].text for name, i in ids.items() if i is not None and 0 <= i < len(pieces)}
+    found = {name: texts[i] for name, i in ids.items() if i in texts}
     unknown = [piece.text for piece in pieces if piece.kind == "unknown"]
     return {"pad_token": found["eos_token"], **found, **({"unk_token": unknown[0]} if unknown else {})}
 
