@@ -138,7 +138,7 @@ def assert_parity(recipe_name: str, write: Write, folder: Path) -> None:
         template = checkpoint.spec.prompt
         for question in ("what is <im_patch> Ü?", " two  spaces"):
             assert runtime.prompt(question) == checkpoint.tokenizer.prompt(template, question)
-    failed = [gate for gate in judge(recipe.gates, comparison.stages()) if not gate.passed]
+    failed = [gate for gate in judge(recipe.gates, comparison.measured.stages()) if not gate.passed]
     assert not failed, failed
 
 
