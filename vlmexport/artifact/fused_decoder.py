@@ -6,7 +6,7 @@ The contract is that of the traced decoder, but for ``position_ids``: positions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir import tape
 
-from vlmexport.artifact.weights import find, read
+from vlmexport.artifact.weights import find, read, rows
 from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported
@@ -56,6 +56,8 @@ class _Builder:
     def __init__(self, checkpoint: Checkpoint, weights: Weights) -> None:
         self.checkpoint, self.spec, self.weights = checkpoint, checkpoint.spec.language, weights
         self.op = tape.Tape()
+        self.initializers: list[ir.Value] = []
+        self._scales: list[ir.Value] = []
 
     def model(self) -> ir.Model:
         """The whole graph."""
@@ -71,11 +73,13 @@ class _Builder:
             inputs += past
             hidden, skip, present = self._layer(layer, hidden, skip, past, shared)
             outputs += present
+            self._end_layer()
         final, _ = self._norm("language.model.norm", hidden, skip)
         logits = self._product(["language.lm_head"], final, self.weights.head_bits)
+        self._end_layer()
         _set(logits, "logits", ("batch_size", "sequence_length", spec.vocab_size))
         graph = ir.Graph(
-            inputs, [logits, *outputs], nodes=self.op.nodes, initializers=self.op.initializers,
+            inputs, [logits, *outputs], nodes=self.op.nodes, initializers=self.initializers,
             opset_imports={"": OPSET, _MS: 1}, name="graph",
         )  # fmt: skip
         return ir.Model(graph, ir_version=10, producer_name="vlmexport")
@@ -118,25 +122,22 @@ class _Builder:
 
     def _product(self, paths: list[str], x: ir.Value, bits: int) -> ir.Value:
         """x times the weights of linear layers, their outputs side by side."""
-        sources = [find(self.checkpoint, f"{path}.weight") for path in paths]
+        held = _Quantized([find(self.checkpoint, f"{path}.weight") for path in paths], bits, self.weights.block)
         name = paths[0] if len(paths) == 1 else f"{paths[0].rpartition('.')[0]}.qkv_proj"
-        outputs, columns = sum(source.shape[0] for source in sources), sources[0].shape[1]
-        quantized = _Quantized(sources, bits, self.weights.block)
-        count = -(-columns // self.weights.block)
-        levels = ir.LazyTensor(
-            quantized.levels, ir.DataType.UINT8, ir.Shape((outputs, count, self.weights.block * bits // 8)), name=name
-        )
-        scales = ir.LazyTensor(quantized.scales, ir.DataType.FLOAT, ir.Shape((outputs, count)), name=name)
-        operands = [
-            x,
-            self.op.initializer(levels, f"{name}.weight_int{bits}"),
-            self.op.initializer(scales, f"{name}.scales"),
-        ]
+        levels, scales = held.levels(f"{name}.weight_int{bits}"), held.scales(f"{name}.scales")
+        operands = [x, _initializer(levels), _initializer(scales)]
+        self.initializers.append(operands[1])
+        self._scales.append(operands[2])
         attributes = {
-            "K": columns, "N": outputs, "bits": bits, "block_size": self.weights.block,
+            "K": held.columns, "N": held.rows, "bits": bits, "block_size": self.weights.block,
             "accuracy_level": self.weights.accuracy,
         }  # fmt: skip
         return self.op.op("MatMulNBits", operands, attributes, domain=_MS, name=name)
+
+    def _end_layer(self) -> None:
+        """Scales follow the weights of their layer: so two threads that write in order do not wait for one weight."""
+        self.initializers += self._scales
+        self._scales = []
 
     def _lengths(self, mask: ir.Value) -> list[ir.Value]:
         """i32 [batch] last position of each sequence, and i32 total length."""
@@ -162,7 +163,8 @@ class _Builder:
         return self._constant(name, read(find(self.checkpoint, name)))
 
     def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        return self.op.initializer(ir.tensor(array, name=name), name)
+        self.initializers.append(_initializer(ir.tensor(array, name=name)))
+        return self.initializers[-1]
 
 
 class _Quantized:
@@ -170,17 +172,38 @@ class _Quantized:
 
     def __init__(self, sources: list[LazyTensor], bits: int, block: int) -> None:
         self._sources, self._bits, self._block = sources, bits, block
-        self._left: dict[int, np.ndarray] = {}
+        self.rows, self.columns = sum(source.shape[0] for source in sources), sources[0].shape[1]
+        self.blocks = -(-self.columns // block)
+        self._left: dict[str, np.ndarray] = {}
         self._lock = Lock()
-        self.levels: Callable[[], ir.TensorProtocol] = partial(self._take, 0)
-        self.scales: Callable[[], ir.TensorProtocol] = partial(self._take, 1)
 
-    def _take(self, which: int) -> ir.TensorProtocol:
+    def levels(self, name: str) -> ir.LazyTensor:
+        """u8 [outputs, blocks, bytes]."""
+        shape = ir.Shape((self.rows, self.blocks, self._block * self._bits // 8))
+        return ir.LazyTensor(partial(self._take, "levels"), ir.DataType.UINT8, shape, name=name)
+
+    def scales(self, name: str) -> ir.LazyTensor:
+        """f32 [outputs, blocks]."""
+        shape = ir.Shape((self.rows, self.blocks))
+        return ir.LazyTensor(partial(self._take, "scales"), ir.DataType.FLOAT, shape, name=name)
+
+    def _take(self, which: str) -> ir.TensorProtocol:
         with self._lock:
             if which not in self._left:
-                parts = [blocks.quantize(torch.from_numpy(read(s)), self._bits, self._block) for s in self._sources]
-                self._left = {i: np.concatenate([part[i] for part in parts]) for i in range(2)}
+                self._compute()
             return ir.tensor(self._left.pop(which))
+
+    def _compute(self) -> None:
+        # Blocks of rows are too small to share among threads; tensors are made by several.
+        torch.set_num_threads(1)
+        levels = np.empty((self.rows, self.blocks, self._block * self._bits // 8), np.uint8)
+        scales, done = np.empty((self.rows, self.blocks), np.float32), 0
+        for source in self._sources:
+            for _, values in rows(source):
+                part = slice(done, done + len(values))
+                levels[part], scales[part] = blocks.quantize(torch.from_numpy(values), self._bits, self._block)
+                done += len(values)
+        self._left = {"levels": levels, "scales": scales}
 
 
 def rotary_angles(spec: LanguageSpec) -> torch.Tensor:
@@ -191,6 +214,10 @@ def rotary_angles(spec: LanguageSpec) -> torch.Tensor:
 
 def _value(name: str, dtype: ir.DataType, shape: tuple[str | int, ...]) -> ir.Value:
     return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+
+
+def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
+    return ir.Value(name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
 
 
 def _set(value: ir.Value, name: str, shape: tuple[str | int, ...]) -> None:

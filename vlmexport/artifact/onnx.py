@@ -75,7 +75,7 @@ def export_onnx(
             recipe=recipe,
             tools=tool_versions("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
             calibration=calibration_of(statistics),
-            files=list_files(folder, components),
+            files=list_files(folder, components, written.hashes),
             tensors=written.float_layers,
             details={
                 "graphs": written.files,

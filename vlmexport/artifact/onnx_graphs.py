@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 
 from vlmexport.artifact import embedding, fused_decoder, layers, trace, verify, weights
+from vlmexport.artifact.bundle import sha256
 from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_sizes import sizes
@@ -44,13 +45,15 @@ _SUFFIXES = {"fp32": "", "int8": "_int8", "int4": "_q4"}
 @dataclass
 class Written:
     """What the manifest and the clients' files say about the graphs, by graph: ``files``, their ``suffixes``, number
-    of ``external`` data files by file name, a report; and layers that stayed in float."""
+    of ``external`` data files by file name, a report; layers that stayed in float; and SHA-256 by
+    file."""
 
     files: dict[str, str] = field(default_factory=dict)
     suffixes: dict[str, str] = field(default_factory=dict)
     external: dict[str, int] = field(default_factory=dict)
     report: dict[str, dict[str, Any]] = field(default_factory=dict)
     float_layers: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
 
 
 def write_graphs(
@@ -70,19 +73,14 @@ def write_graphs(
     totals = {COMPONENT_OF[name]: size for name, size in sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars:
         graphs = _Graphs(checkpoint, settings, int8, folder, bars)
-        if settings.decoder != "int4":
-            graphs.sketch(COMPONENTS)
-            graphs.vision()
-            graphs.embedding(image_token)
-            graphs.decoder()
-            return graphs.written
+        fused = settings.decoder == "int4"
+        graphs.trace_parts(("vision", "projector") if fused else COMPONENTS)
         with ThreadPoolExecutor(1) as pool, graphs.stopping():
-            # Tracing keeps one processor busy; a fused decoder is not traced, and is quantized beside it.
-            decoder = pool.submit(graphs.fused_decoder)
-            graphs.sketch(("vision", "projector"))
+            # Tracing holds the interpreter, so the fused decoder waits for it; what follows does not.
+            beside = pool.submit(graphs.fused_decoder) if fused else None
             graphs.vision()
             graphs.embedding(image_token)
-            decoder.result()
+            beside.result() if beside is not None else graphs.decoder()
     return graphs.written
 
 
@@ -103,19 +101,21 @@ class _Graphs:
             self._stop.set()
             raise
 
-    def sketch(self, components: tuple[str, ...]) -> None:
-        """Make what is traced."""
+    def trace_parts(self, components: tuple[str, ...]) -> None:
+        """Trace a sketch of the components."""
         self._sketch = sketch(self.checkpoint.spec, layers.TRACED, components)
         self._parameters = dict(self._sketch.state_dict())
+        self._tower, self._projector = trace.trace_vision(self._sketch), trace.trace_projector(self._sketch)
+        if "language" in components:
+            self._decoder = trace.trace_decoder(self._sketch)
 
     def vision(self) -> None:
         """Tower with projector, and the projector alone."""
         spec = self.checkpoint.spec.vision
-        tower, projector = trace.trace_vision(self._sketch), trace.trace_projector(self._sketch)
-        self._compare(tower)
-        self._finish(tower, self.settings.vision, "vision", spec.used_layers)
-        self._compare(projector)
-        self._finish(projector, self.settings.vision)
+        self._compare(self._tower)
+        self._finish(self._tower, self.settings.vision, "vision", spec.used_layers)
+        self._compare(self._projector)
+        self._finish(self._projector, self.settings.vision)
 
     def embedding(self, image_token: int) -> None:
         """Token embeddings, and their merge with image features; both read one table."""
@@ -131,10 +131,9 @@ class _Graphs:
     def decoder(self) -> None:
         """The language model over embeddings and its cache."""
         spec = self.checkpoint.spec.language
-        traced = trace.trace_decoder(self._sketch)
-        self._compare(traced)
-        trace.name_logits(traced.model, spec.vocab_size)
-        self._finish(traced, self.settings.decoder, "language", spec.num_layers)
+        self._compare(self._decoder)
+        trace.name_logits(self._decoder.model, spec.vocab_size)
+        self._finish(self._decoder, self.settings.decoder, "language", spec.num_layers)
 
     def fused_decoder(self) -> None:
         """The same with int4 weights, in ONNX Runtime's own operators."""
@@ -172,6 +171,10 @@ class _Graphs:
         written.report[name] = {"precision": precision, "nodes": _count(model)} | (report or {})
         if external:
             written.external[path.name] = external
+        # Here and not at the end, so that both threads hash.
+        written.hashes |= {
+            file.relative_to(self.folder).as_posix(): sha256(file) for file in path.parent.glob(f"{path.name}*")
+        }
 
     def _advance(self, component: str) -> Advance:
         bar = self._bars.get(component, no_advance)

@@ -97,7 +97,7 @@ def trace_vision(vlm: VLM) -> Traced:
                     ["image_features", FEATURES])  # fmt: skip
     model.graph.outputs.pop()
     _set_tokens(model, vlm)
-    return Traced("vision_encoder", model, module, ((random(1, 3, side, side),), (random(3, 3, side, side),)))
+    return Traced("vision_encoder", model, module, ((random(1, 3, side, side),),))
 
 
 def trace_projector(vlm: VLM) -> Traced:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -10,8 +10,14 @@ import onnx_ir as ir
 import torch
 
 from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.tensors import LazyTensor
+from vlmexport.checkpoint.tensors import DTYPES, LazyTensor
 from vlmexport.errors import CheckpointError, VlmExportError
+from vlmexport.quantize.floats import all_finite, first_bad, widen
+
+F32 = npt.NDArray[np.float32]
+
+_VALUES = 1 << 18
+"""Values of a block: a megabyte as f32, which a core's own cache holds while it is worked on."""
 
 _TIED = {"language.lm_head.weight": "language.model.embed_tokens.weight"}
 
@@ -31,20 +37,38 @@ def find(checkpoint: Checkpoint, name: str) -> LazyTensor:
     raise CheckpointError(f"{checkpoint.path} holds no tensor for {name}", "use the published checkpoint")
 
 
-def read(tensor: LazyTensor) -> npt.NDArray[np.float32]:
+def rows(tensor: LazyTensor) -> Iterator[tuple[int, F32]]:
+    """Index of the first row, and f32 [rows, columns]: a few rows at a time, in memory that is used again.
+
+    Raises:
+        CheckpointError: a value is not finite.
+    """
+    columns, size = tensor.columns, DTYPES[tensor.dtype]
+    count = tensor.numel // columns
+    step = min(count, max(1, _VALUES // columns))
+    raw, values = np.empty(step * columns * size, np.uint8), np.empty(step * columns, np.float32)
+    for first in range(0, count, step):
+        taken = min(step, count - first) * columns
+        block = tensor.read_into(raw[: taken * size], first * columns)
+        if not all_finite(block, tensor.dtype):
+            row = first + first_bad(block, tensor.dtype) // columns
+            raise CheckpointError(
+                f"{tensor.path}: tensor {tensor.name} holds NaN or infinity, first in row {row}",
+                "the checkpoint is damaged: download or train it again",
+            )
+        yield first, widen(block, tensor.dtype, values[:taken]).reshape(-1, columns)
+
+
+def read(tensor: LazyTensor) -> F32:
     """f32 values of the tensor's shape.
 
     Raises:
         CheckpointError: one of them is not finite.
     """
-    values = tensor.torch().to(torch.float32)
-    flat = values.reshape(-1)
-    if not bool(torch.isfinite(flat.dot(flat))):  # one pass at memory speed; overflow would take weights of 1e19
-        bad = int((~torch.isfinite(flat)).sum())
-        raise CheckpointError(
-            f"{tensor.path}: {tensor.name} holds {bad} values that are not finite", "train or convert it again"
-        )
-    return values.numpy()
+    values = np.empty((tensor.numel // tensor.columns, tensor.columns), np.float32)
+    for first, block in rows(tensor):
+        values[first : first + len(block)] = block
+    return values.reshape(tensor.shape)
 
 
 class CheckpointWeight(ir.LazyTensor):
@@ -89,7 +113,7 @@ def next_layer(checkpoint: Checkpoint) -> Callable[[str, ir.Value], ir.TensorPro
     return weight
 
 
-def _is_transposed(graph: npt.NDArray[np.float32], parameter: npt.NDArray[np.float32], name: str) -> bool:
+def _is_transposed(graph: F32, parameter: F32, name: str) -> bool:
     if np.array_equal(graph, parameter):
         return False
     if np.array_equal(graph, parameter.T):

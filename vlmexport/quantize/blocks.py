@@ -30,16 +30,16 @@ def quantize(weight: torch.Tensor, bits: int, block: int) -> tuple[U8, F32]:
     if columns % block:
         weight = torch.nn.functional.pad(weight, (0, block - columns % block))
     values = weight.reshape(rows, -1, block)
-    low, high = values.amin(2), values.amax(2)
+    low, high = values.amin(2), values.amax(2)  # aminmax is three times as slow as both
     middle = 2 ** (bits - 1)
     scales = torch.where(high > -low, high, low) / -middle
     inverse = torch.where(scales != 0, 1 / scales, 0)
-    # Plus a half, then cut off: rounds like ONNX Runtime, halves upwards.
-    levels = (values * inverse[..., None]).add_(middle + 0.5).clamp_(0, 2 * middle - 0.5).to(torch.uint8)
+    # Plus a half, then cut off: rounds like ONNX Runtime, halves upwards. Only the upper end can be one level too high.
+    levels = (values * inverse[..., None]).add_(middle + 0.5).to(torch.int16).clamp_(max=2 * middle - 1)
     if bits == 4:
-        pairs = levels.reshape(rows, values.shape[1], block // 2, 2)
-        levels = pairs[..., 0] | (pairs[..., 1] << 4)
-    return levels.numpy(), scales.numpy()
+        pairs = levels.view(torch.int32)  # the even level in the low half
+        levels = pairs | (pairs >> 12)
+    return levels.to(torch.uint8).numpy(), scales.numpy()
 
 
 def dequantize(levels: U8, scales: F32, bits: int, columns: int) -> F32:
