@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
@@ -58,7 +59,9 @@ def export_onnx(
     tokenizer = tokenizer_json.build(checkpoint)
     image_token = tokenizer_json.image_token_id(checkpoint)
     int8 = Int8(settings, statistics) if statistics is not None else None
-    with staged(destination, force, sum(sizes(checkpoint, settings).values())) as folder:
+    needed = sum(sizes(checkpoint, settings).values())
+    with staged(destination, force, needed) as folder, ThreadPoolExecutor(1) as pool:
+        source = pool.submit(source_of, checkpoint)
         written = write_graphs(checkpoint, image_token, settings, int8, folder, console)
         layout = onnx_layout.Layout(
             checkpoint.spec, image_token, plugins.projector(checkpoint.spec.projector).num_tokens(
@@ -71,7 +74,7 @@ def export_onnx(
         components = {file: COMPONENT_OF[name] for name, file in written.files.items()}
         manifest = Manifest(
             kind="onnx",
-            source=source_of(checkpoint),
+            source=source.result(),
             recipe=recipe,
             tools=tool_versions("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
             calibration=calibration_of(statistics),

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
+from threading import Event, Lock
 from typing import Any
 
 import onnx_ir as ir
@@ -74,13 +74,20 @@ def write_graphs(
     with console.bars(totals) as bars:
         graphs = _Graphs(checkpoint, settings, int8, folder, bars)
         fused = settings.decoder == "int4"
-        graphs.trace_parts(("vision", "projector") if fused else COMPONENTS)
-        with ThreadPoolExecutor(1) as pool, graphs.stopping():
-            # Tracing holds the interpreter, so the fused decoder waits for it; what follows does not.
-            beside = pool.submit(graphs.fused_decoder) if fused else None
-            graphs.vision()
-            graphs.embedding(image_token)
-            beside.result() if beside is not None else graphs.decoder()
+        with TemporaryDirectory(dir=folder) as scratch:
+            graphs.trace_parts(("vision", "projector") if fused else COMPONENTS, Path(scratch))
+            with ThreadPoolExecutor(2) as pool, graphs.stopping():
+                # Tracing holds the interpreter; what follows mostly does not, and runs side by side.
+                beside = [pool.submit(graphs.tower)]
+                if fused:
+                    beside.append(pool.submit(graphs.fused_decoder))
+                graphs.compare()
+                graphs.projector()
+                graphs.embedding(image_token)
+                for part in beside:
+                    part.result()
+            if not fused:
+                graphs.decoder()
     return graphs.written
 
 
@@ -90,7 +97,7 @@ class _Graphs:
     ) -> None:
         self.checkpoint, self.settings, self.int8, self.folder = checkpoint, settings, int8, folder
         self.written = Written()
-        self._bars, self._stop = bars, Event()
+        self._bars, self._stop, self._quantizing = bars, Event(), Lock()
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
@@ -101,21 +108,31 @@ class _Graphs:
             self._stop.set()
             raise
 
-    def trace_parts(self, components: tuple[str, ...]) -> None:
-        """Trace a sketch of the components."""
+    def trace_parts(self, components: tuple[str, ...], scratch: Path) -> None:
+        """Trace a sketch of the components; the graphs as they were traced are kept in ``scratch``."""
         self._sketch = sketch(self.checkpoint.spec, layers.TRACED, components)
         self._parameters = dict(self._sketch.state_dict())
-        self._tower, self._projector = trace.trace_vision(self._sketch), trace.trace_projector(self._sketch)
+        self._parts = {"vision": trace.trace_vision(self._sketch), "projector": trace.trace_projector(self._sketch)}
         if "language" in components:
-            self._decoder = trace.trace_decoder(self._sketch)
+            self._parts["language"] = trace.trace_decoder(self._sketch)
+        self._files = {name: scratch / f"{name}.onnx" for name in self._parts}
+        for name, traced in self._parts.items():
+            save(traced.model, self._files[name])
 
-    def vision(self) -> None:
-        """Tower with projector, and the projector alone."""
-        spec = self.checkpoint.spec.vision
-        self._compare(self._tower)
-        self._finish(self._tower, self.settings.vision, "vision", spec.used_layers)
-        self._compare(self._projector)
-        self._finish(self._projector, self.settings.vision)
+    def compare(self) -> None:
+        """The graphs as they were traced with what they were traced from."""
+        for name, traced in self._parts.items():
+            verify.check(traced, self._files[name])
+            if name == "language":
+                verify.check_cache(self._sketch, self._files[name])
+
+    def tower(self) -> None:
+        """Tower with projector."""
+        self._finish("vision", self.settings.vision, self.checkpoint.spec.vision.used_layers)
+
+    def projector(self) -> None:
+        """The projector alone."""
+        self._finish("projector", self.settings.vision)
 
     def embedding(self, image_token: int) -> None:
         """Token embeddings, and their merge with image features; both read one table."""
@@ -131,36 +148,29 @@ class _Graphs:
     def decoder(self) -> None:
         """The language model over embeddings and its cache."""
         spec = self.checkpoint.spec.language
-        self._compare(self._decoder)
-        trace.name_logits(self._decoder.model, spec.vocab_size)
-        self._finish(self._decoder, self.settings.decoder, "language", spec.num_layers)
+        trace.name_logits(self._parts["language"].model, spec.vocab_size)
+        self._finish("language", self.settings.decoder, spec.num_layers)
 
     def fused_decoder(self) -> None:
         """The same with int4 weights, in ONNX Runtime's own operators."""
         held = fused_decoder.Weights(self.settings.block, head_bits=self.settings.head_bits)
         self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held), "int4")
 
-    def _finish(self, traced: trace.Traced, precision: str, stack: str | None = None, count: int = 0) -> None:
-        """Put in the checkpoint's weights and all of its layers, quantize, save."""
+    def _finish(self, part: str, precision: str, count: int = 0) -> None:
+        """Put in the checkpoint's weights and all ``count`` layers of a stack, quantize, save."""
+        traced, spec = self._parts[part], self.checkpoint.spec
         weights.attach(traced.model, self._parameters, self.checkpoint)
-        if stack is not None:
-            layers.repeat(traced.model, prefix(self.checkpoint.spec, stack), count, weights.next_layer(self.checkpoint))
+        if count:
+            layers.repeat(traced.model, prefix(spec, part), count, weights.next_layer(self.checkpoint))
         report: dict[str, Any] = {}
         if precision == "int8" and self.int8 is not None:
             report = {"nodes_float": _count(traced.model)}
-            coverage = self.int8.quantize(traced.model)
+            with self._quantizing:
+                coverage = self.int8.quantize(traced.model)
+                report |= {"two_terms": coverage.twice, "smoothed": self.int8.smoothed}
             report |= {"scheme": self.int8.scheme.name, "int8_share": round(coverage.share, 6)}
-            report |= {"two_terms": coverage.twice, "smoothed": self.int8.smoothed}
             self.written.float_layers |= _float_layers(coverage)
         self._save(traced.name, traced.model, precision, report)
-
-    def _compare(self, traced: trace.Traced) -> None:
-        with TemporaryDirectory(dir=self.folder) as scratch:
-            path = Path(scratch) / "traced.onnx"
-            save(traced.model, path)
-            verify.check(traced, path)
-            if traced.name == "decoder_model_merged":
-                verify.check_cache(self._sketch, path)
 
     def _save(self, name: str, model: ir.Model, precision: str, report: dict[str, Any] | None = None) -> None:
         path = self._path(name, _SUFFIXES[precision])
