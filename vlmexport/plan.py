@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 
+from vlmexport.artifact.layers import TRACED
 from vlmexport.artifact.onnx_sizes import extras, sizes, used_tower
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
@@ -25,8 +26,6 @@ _IN_FLIGHT = 0.5 * _GB
 
 _SKETCH_COPIES = 3
 """A traced sketch lives in torch, in its graph, and in the session that it is compared in."""
-
-_TRACED_LAYERS = 3
 
 
 @dataclass(frozen=True)
@@ -126,9 +125,9 @@ def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -
 def _sketch(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Bytes of the float32 weights that are traced."""
     spec, weights = checkpoint.spec, _weights(checkpoint)
-    layers = _TRACED_LAYERS / max(spec.vision.used_layers, 1) * weights["vision"] + weights["projector"]
+    layers = TRACED / max(spec.vision.used_layers, 1) * weights["vision"] + weights["projector"]
     if recipe.onnx.decoder != "int4":
-        layers += _TRACED_LAYERS / spec.language.num_layers * weights["language"]
+        layers += TRACED / spec.language.num_layers * weights["language"]
     return int(4 * layers)
 
 

@@ -64,10 +64,10 @@ def test_tensors_are_the_checkpoints(tiny: Checkpoint, tmp_path: Path) -> None:
     export(tiny, tmp_path / "bundle", type="f32", mmproj_type="f32")
     found = tensors(tmp_path / "bundle" / "tiny-F32.gguf")
     source = tiny.tensors["language"]
-    query = source["model.layers.0.self_attn.q_proj.weight"].float32()
+    query = source["model.layers.0.self_attn.q_proj.weight"].torch().float().numpy()
     assert np.array_equal(found["blk.0.attn_q.weight"][1].view(np.float32), interleave(query, 4).reshape(-1))
     assert np.array_equal(interleave(query, 4)[1], query[32])
-    value = source["model.layers.0.self_attn.v_proj.weight"].float32()
+    value = source["model.layers.0.self_attn.v_proj.weight"].torch().float().numpy()
     assert np.array_equal(found["blk.0.attn_v.weight"][1].view(np.float32), value.reshape(-1))
     assert len(found) == len(source)
 

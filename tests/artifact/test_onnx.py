@@ -78,6 +78,8 @@ def test_onnxruntime_computes_int8(onnx_bundle: Bundles, tmp_path: Path) -> None
 def test_the_same_input_gives_the_same_bytes(onnx_bundle: Bundles) -> None:
     first, second = (read_manifest(onnx_bundle(name)) for name in ("int8", "again"))
     assert first == second
+    for name in ("vlmexport.json", "config.json"):  # the order of their keys too
+        assert (onnx_bundle("int8") / name).read_bytes() == (onnx_bundle("again") / name).read_bytes()
 
 
 def test_nothing_tells_where_it_was_made(onnx_bundle: Bundles) -> None:

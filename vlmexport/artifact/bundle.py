@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlmexport.artifact.card import card
 from vlmexport.artifact.staging import MANIFEST as MANIFEST
 from vlmexport.artifact.staging import staged as staged
+from vlmexport.artifact.workers import cores
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
@@ -135,7 +136,7 @@ def list_files(folder: Path, components: dict[str, str], hashes: Mapping[str, st
     names = {path: path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()}
     paths = [path for path, name in names.items() if name not in (MANIFEST, CARD, "parity.json")]
     known = hashes or {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         digests = list(pool.map(lambda path: known.get(names[path]) or sha256(path), paths))
     return [
         File(path=names[path], bytes=path.stat().st_size, sha256=digest, component=_component(names[path], components))

@@ -16,13 +16,13 @@ import onnx_ir as ir
 import torch
 from onnx_ir import tape
 
+from vlmexport.artifact.trace import OPSET
 from vlmexport.artifact.weights import find, read, rows
 from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported
 from vlmexport.quantize import blocks
 
-OPSET = 21
 _MS = "com.microsoft"
 
 

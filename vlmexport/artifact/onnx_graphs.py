@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event, Lock
@@ -55,6 +55,10 @@ class Written:
     float_layers: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
 
+    def in_order(self) -> Written:
+        """The same, sorted: which thread was first must not show in the bundle."""
+        return Written(*(dict(sorted(getattr(self, entry.name).items())) for entry in fields(self)))
+
 
 def write_graphs(
     checkpoint: Checkpoint, image_token: int, settings: Onnx, int8: Int8 | None, folder: Path, console: Console
@@ -88,7 +92,7 @@ def write_graphs(
                     part.result()
             if not fused:
                 graphs.decoder()
-    return graphs.written
+    return graphs.written.in_order()
 
 
 class _Graphs:

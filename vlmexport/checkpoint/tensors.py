@@ -59,20 +59,11 @@ class LazyTensor:
         """Length of the last dimension; 1 for a single value."""
         return self.shape[-1] if self.shape else 1
 
-    def raw(self, start: int = 0, count: int | None = None) -> U8:
-        """u8 bytes of ``count`` values from value ``start`` on, all of them by default.
-
-        Raises:
-            CheckpointError: the file is shorter than it was, or gone.
-        """
-        count = self.numel - start if count is None else count
-        return self.read_into(np.empty(count * DTYPES[self.dtype], np.uint8), start)
-
     def read_into(self, buffer: U8, start: int = 0) -> U8:
         """Fill ``buffer`` (contiguous) with the bytes of values from value ``start`` on; it is returned.
 
         Raises:
-            CheckpointError: as ``raw``.
+            CheckpointError: the file is shorter than it was, or gone.
         """
         try:
             with self.path.open("rb", buffering=0) as file:
@@ -85,11 +76,6 @@ class LazyTensor:
         if done < buffer.size:
             raise CheckpointError(f"{self.path} ends inside of {self.name}", _CURE)
         return buffer
-
-    def float32(self, start: int = 0, count: int | None = None) -> F32:
-        """f32 [count] values from value ``start`` on; all of them in the tensor's shape by default."""
-        values = to_float32(self.raw(start, count), self.dtype)
-        return values if start or count is not None else values.reshape(self.shape)
 
     def torch(self) -> torch.Tensor:
         """The values in their own type, mapped from the file: memory is taken where they are touched, and shared."""
