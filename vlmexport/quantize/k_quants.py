@@ -1,7 +1,7 @@
 """llama.cpp's K-quants with its own bytes, several times as fast: ``scale_search`` for the scales, NumPy for the rest.
 
 libggml stays the judge: where a sample does not come out byte for byte as libggml makes it (a library compiled with
-fused multiplication, as on arm64), or Numba is not installed, ``encoder`` gives nothing and libggml does the work.
+fused multiplication, as on arm64), ``encoder`` gives nothing and libggml does the work.
 
 Source of the layouts: ``block_q4_K``, ``block_q5_K`` and ``block_q6_K`` of ggml-common.h.
 """
@@ -42,10 +42,6 @@ def encoder(type_name: str, judge: Callable[[F32, str, F32 | None], U8]) -> Enco
 
 @cache
 def _agreeing(type_name: str, judge: Callable[[F32, str, F32 | None], U8]) -> Encode | None:
-    try:
-        from vlmexport.quantize import scale_search  # noqa: F401
-    except (ImportError, RuntimeError):  # no Numba, or no folder for what it compiles
-        return None
     encode = _encode_q6_k if type_name == "q6_k" else _encode_q5_k if type_name == "q5_k" else _encode_q4_k
     rows = samples()
     for importance in (None, np.geomspace(1e-4, 1e2, rows.shape[1], dtype=np.float32)):

@@ -2,33 +2,25 @@
 
 What libggml does for one group of values at a time is done for ``LANES`` groups at a time, each in its own lane:
 within a group every sum keeps its order, so that the scales are the same to the last bit wherever libggml was compiled
-without fused multiplication (``k_quants`` finds out). Numba is the compiler; its results are kept on disk.
+without fused multiplication (``k_quants`` finds out).
 
 Source: make_qkx2_quants, make_qkx3_quants, make_qx_quants and make_qp_quants of ggml-quants.c.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar, cast
-
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+
+from vlmexport.quantize.compiled import compiled
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
-Function = TypeVar("Function", bound=Callable[..., object])
 
 LANES = 32
 """Groups beside each other: fewer fill no vector, and those of more do not stay in the first cache."""
 
 ZERO, ONE, TENTH, EPSILON = np.float32(0), np.float32(1), np.float32(0.1), np.float32(1e-15)
-
-
-def compiled(function: Function) -> Function:
-    """Machine code that runs without the interpreter's lock."""
-    return cast(Function, njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
 @compiled
