@@ -2,8 +2,8 @@
 
 Both compute image features with the libmtmd inside of them, which shifts the position embeddings of a CLIP tower by one
 (llama.cpp #25814; should a newer one be right, its answers are those of the repaired run). The demo bears that shift
-well enough to answer; a checkpoint of full size may not. So three things are asserted: answers that are known and that
-the float model gives too, equality with our own run of a stock libmtmd, and that what the client is told is what counts.
+well enough to answer; a checkpoint of full size may not. So what is asserted: known answers that the float model gives
+too, and for every sample the answer of our own run, with libmtmd as it is or repaired.
 """
 
 from __future__ import annotations
