@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 import jinja2.sandbox
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmexport.artifact.chat_template import chat_template
@@ -21,9 +22,14 @@ TEXT = st.one_of(st.text(max_size=30), st.text("ab \n'\\{}%<>_image/s:USERðŸ™‚æ¼
 )
 
 
-def render(messages: list[dict[str, Any]], prompt: PromptSpec | None = None, generate: bool = True) -> str:
+@cache
+def compiled(prompt: PromptSpec) -> jinja2.Template:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(chat_template(prompt or PromptSpec()))
+    return environment.from_string(chat_template(prompt))
+
+
+def render(messages: list[dict[str, Any]], prompt: PromptSpec | None = None, generate: bool = True) -> str:
+    template = compiled(prompt or PromptSpec())
     return template.render(messages=messages, add_generation_prompt=generate, bos_token="<s>", eos_token="")
 
 
@@ -46,6 +52,7 @@ def contents(question: str, marker: str) -> list[Any]:
 
 @pytest.mark.parametrize("prompt", [PromptSpec(), MARKED], ids=["plain", "marked"])
 @pytest.mark.parametrize("marker", ["<__media__>", SERVER])
+@settings(deadline=None)
 @given(question=TEXT)
 def test_every_form_is_mobilevlms_prompt(prompt: PromptSpec, marker: str, question: str) -> None:
     before, after = prompt.text(question).split("<image>")
@@ -53,6 +60,7 @@ def test_every_form_is_mobilevlms_prompt(prompt: PromptSpec, marker: str, questi
         assert ask(content, prompt) == before + marker + after
 
 
+@settings(deadline=None)
 @given(question=TEXT)
 def test_without_an_image(question: str) -> None:
     assert ask(question) == ask([text(question)]) == f"{PromptSpec().system} USER: {question} ASSISTANT:"
