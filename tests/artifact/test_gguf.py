@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import jinja2.sandbox
 import numpy as np
 import pytest
 
@@ -14,10 +13,8 @@ from tests.gguf_bundles import export, metadata, random_statistics, tensors, val
 from vlmexport.artifact import gguf_tokenizer
 from vlmexport.artifact.bundle import read_manifest, verify
 from vlmexport.artifact.gguf_rows import interleave
-from vlmexport.checkpoint import Checkpoint, PromptSpec, Tokenizer, open_checkpoint
+from vlmexport.checkpoint import Checkpoint, Tokenizer, open_checkpoint
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
-
-QUESTION = "What is it?"
 
 
 def test_bundle_holds_what_its_manifest_says(tiny: Checkpoint, tmp_path: Path) -> None:
@@ -103,39 +100,6 @@ def test_special_tokens_come_from_the_checkpoint(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(folder)
     kinds = gguf_tokenizer.fields(checkpoint.tokenizer, checkpoint.spec, 386)["tokenizer.ggml.token_type"][1]
     assert (kinds[385], kinds[384]) == (3, 4)
-
-
-def render(messages: list[dict[str, object]], prompt: PromptSpec, generate: bool = True) -> str:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(gguf_tokenizer.chat_template(prompt))
-    return template.render(messages=messages, add_generation_prompt=generate, bos_token="<s>", eos_token="</s>")
-
-
-@pytest.mark.parametrize(
-    ("marker", "content"),
-    [
-        ("<__media__>", [{"type": "media_marker", "text": "<__media__>"}, {"type": "text", "text": QUESTION}]),
-        ("<__media__>", [{"type": "image"}, {"type": "text", "text": QUESTION}]),
-        ("<__media__>", f"<__media__>{QUESTION}"),
-        ("<__media__>", f"<__media__>\n{QUESTION}"),
-        ("<__media_x7__>", f"<__media_x7__>{QUESTION}"),
-    ],
-)
-def test_template_writes_the_prompt(marker: str, content: object) -> None:
-    prompt = PromptSpec()
-    text = render([{"role": "user", "content": content}], prompt)
-    assert text == prompt.text(QUESTION).replace("<image>", marker)
-
-
-def test_template_of_a_conversation() -> None:
-    messages: list[dict[str, object]] = [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "<__media__>One?"},
-        {"role": "assistant", "content": "Yes."},
-        {"role": "user", "content": "Two?"},
-    ]
-    expected = "Be brief. USER: <__media__>\nOne? ASSISTANT: Yes.</s>USER: Two? ASSISTANT:"
-    assert render(messages, PromptSpec()) == expected
 
 
 def test_refuses_before_it_writes(tmp_path: Path) -> None:

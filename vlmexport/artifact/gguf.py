@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmexport.artifact import gguf_language, imatrix, mmproj
+from vlmexport.artifact import gguf_about, gguf_language, imatrix, mmproj
 from vlmexport.artifact.bundle import (
     Manifest,
     calibration_of,
@@ -107,6 +107,7 @@ def model_files(
     metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
     decoder = gguf_language.entries(spec.language, tensors, types, importance)
     tower, tower_metadata = mmproj.entries(checkpoint, settings.mmproj_type), mmproj.fields(spec, settings.mmproj_type)
+    tower_metadata |= gguf_about.fields(checkpoint, "vision", "projector")
     tower_name = f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf"
     return (
         GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from vlmexport.artifact import gguf_tokenizer
+from vlmexport.artifact import gguf_about, gguf_tokenizer
 from vlmexport.artifact.gguf_file import Field
 from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.artifact.imatrix import ImportanceMatrix
@@ -100,7 +100,6 @@ def fields(checkpoint: Checkpoint, mix: Mix, rows: int) -> dict[str, Field]:
     spec = checkpoint.spec.language
     found: dict[str, Field] = {
         "general.type": ("str", "model"),
-        "general.name": ("str", checkpoint.spec.name),
         "general.file_type": ("u32", mix.file_type),
         "general.quantization_version": ("u32", _QUANTIZATION_VERSION),
         "llama.vocab_size": ("u32", rows),
@@ -116,4 +115,5 @@ def fields(checkpoint: Checkpoint, mix: Mix, rows: int) -> dict[str, Field]:
         "llama.rope.dimension_count": ("u32", spec.head_dim),
         "llama.rope.freq_base": ("f32", spec.rope_theta),
     }
+    found |= gguf_about.fields(checkpoint, "language") | gguf_about.sampling(checkpoint.about)
     return found | gguf_tokenizer.fields(checkpoint.tokenizer, checkpoint.spec, rows)

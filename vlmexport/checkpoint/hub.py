@@ -8,7 +8,7 @@ from pathlib import Path
 from vlmexport.errors import CheckpointError
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_PATTERNS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model"]
+_PATTERNS = ["*.json", "*.safetensors", "*.bin", "tokenizer.model", "README.md"]
 
 
 def is_hub_id(text: str) -> bool:

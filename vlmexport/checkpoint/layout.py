@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint import layouts, sizes
+from vlmexport.checkpoint.about import About, read_about
 from vlmexport.checkpoint.documents import read_config
 from vlmexport.checkpoint.expected import check_parts
 from vlmexport.checkpoint.layouts import Layout
@@ -60,6 +61,11 @@ class Checkpoint:
         """
         rows = self.spec.language.vocab_size
         return open_tokenizer(self.path, rows, self.spec.prompt, self.image_token)
+
+    @cached_property
+    def about(self) -> About:
+        """Licence, base model and sampling, as far as the checkpoint says."""
+        return read_about(self.path, self.origin, self.config)
 
     @property
     def weight_files(self) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from vlmexport.checkpoint.spec import PromptSpec
-from vlmexport.errors import CheckpointError
+from vlmexport.errors import CheckpointError, UsageError
 
 IMAGE_MARKER = "<image>"
 PROBES = (
@@ -36,6 +36,21 @@ class Prompt:
     text: str
     before: tuple[int, ...]
     after: tuple[int, ...]
+
+
+def split_prompt(text: str) -> tuple[str, str]:
+    """The texts before and after the one image of a prompt.
+
+    Raises:
+        UsageError: there is another ``<image>``: the model would look for a second image.
+    """
+    before, _, after = text.partition(IMAGE_MARKER)
+    if IMAGE_MARKER in after:
+        raise UsageError(
+            f"the question holds {IMAGE_MARKER}, and there is only one image",
+            f"leave {IMAGE_MARKER} out: the prompt puts it before the question",
+        )
+    return before, after
 
 
 @dataclass(frozen=True)
@@ -81,6 +96,7 @@ class Tokenizer:
             raise CheckpointError(f"{path} is not a SentencePiece model", "copy tokenizer.model again") from error
         self.bos_token_id: int = self._sentencepiece.bos_id()
         self.eos_token_id: int = self._sentencepiece.eos_id()
+        self.unknown_token_id: int = self._sentencepiece.unk_id()
         self._size: int = self._sentencepiece.GetPieceSize()
         self.added = {text: i for text, i in added.items() if i >= self._size or self._piece(i) != text}
         self._found = {i: text for text, i in self.added.items() if text not in special}
@@ -131,8 +147,20 @@ class Tokenizer:
                 space = " " if first and self._piece(i).startswith("▁") else ""
                 yield space + self._sentencepiece.DecodeIds([i for _, i in run])
 
+    def chunks(self, text: str) -> list[list[int]]:
+        """Token ids of the texts around each ``<image>``, each tokenized by itself; the first begins with BOS.
+
+        With an image's number between them they are MobileVLM's ``tokenizer_image_token``.
+        """
+        return [self.encode(chunk, bos=not i) for i, chunk in enumerate(text.split(IMAGE_MARKER))]
+
     def prompt(self, template: PromptSpec, question: str) -> Prompt:
-        """The prompt of one question about one image."""
+        """The prompt of one question about one image.
+
+        Raises:
+            UsageError: the question names a second image.
+        """
         text = template.text(question)
-        before, after = text.split(IMAGE_MARKER, 1)
-        return Prompt(text, tuple(self.encode(before)), tuple(self.encode(after, bos=False)))
+        split_prompt(text)
+        before, after = self.chunks(text)
+        return Prompt(text, tuple(before), tuple(after))

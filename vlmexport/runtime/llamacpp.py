@@ -18,7 +18,7 @@ from PIL import Image
 from vlmexport import errors
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.checkpoint import PromptSpec
-from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Prompt
+from vlmexport.checkpoint.tokenizer import Prompt, split_prompt
 from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.quantize.ggml import library_path
 from vlmexport.runtime.llamacpp_wire import Array, Message, receive, send
@@ -103,7 +103,7 @@ class LlamaCppRuntime:
     def prompt(self, question: str) -> Prompt:
         """Token ids before and after the image, by llama.cpp's tokenizer."""
         text = self._prompt.text(question)
-        before, after = text.split(IMAGE_MARKER, 1)
+        before, after = split_prompt(text)
         ids = self._worker.ask({"op": "prompt", "before": before, "after": after}, "tokenizing a prompt").body
         return Prompt(text, tuple(ids["before"]), tuple(ids["after"]))
 

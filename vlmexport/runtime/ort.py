@@ -18,7 +18,7 @@ from vlmexport.artifact.session import THREADS, open_session, run
 from vlmexport.artifact.tokenizer_json import encode
 from vlmexport.artifact.verify import empty_cache
 from vlmexport.checkpoint import PromptSpec, VisionSpec
-from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Prompt
+from vlmexport.checkpoint.tokenizer import Prompt, split_prompt
 from vlmexport.errors import CheckpointError
 from vlmexport.model.pixels import pixel_values
 from vlmexport.runtime.stages import F32, Token
@@ -69,7 +69,7 @@ class OrtRuntime:
     def prompt(self, question: str) -> Prompt:
         """Token ids before and after the image, by ``tokenizer.json``."""
         text = self._template.text(question)
-        before, after = text.split(IMAGE_MARKER, 1)
+        before, after = split_prompt(text)
         ids = (self._bos, *encode(self._tokenizer, before))
         return Prompt(text, ids, tuple(encode(self._tokenizer, after)))
 
