@@ -28,8 +28,9 @@ def rounded(checkpoint: Checkpoint, held: fused_decoder.Weights) -> VLM:
     for name, module in vlm.language.named_modules():
         if isinstance(module, nn.Linear):
             bits = held.head_bits if name == "lm_head" else held.bits
-            parts = blocks.quantize(module.weight.detach(), bits, held.block)
-            values = blocks.dequantize(*parts, bits, module.weight.shape[1])
+            columns, raw = module.weight.shape[1], module.weight.detach().reshape(-1).view(torch.uint8).numpy()
+            parts = blocks.quantize(raw, "f32", columns, bits, held.block)
+            values = blocks.dequantize(*parts, bits, columns)
             module.weight = nn.Parameter(torch.from_numpy(values), requires_grad=False)
     return vlm
 

@@ -12,25 +12,38 @@ from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmu
 from vlmexport.quantize import blocks
 
 KERNELS = {4: quantize_matmul_4bits, 8: quantize_matmul_8bits}
+TYPES = {"f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64}
 
 
+def random(rows: int, columns: int, seed: int, dtype: str = "f32") -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)).to(TYPES[dtype])
+
+
+def quantize(weight: torch.Tensor, dtype: str, bits: int, block: int) -> tuple[blocks.U8, blocks.F32]:
+    return blocks.quantize(weight.reshape(-1).view(torch.uint8).numpy(), dtype, weight.shape[1], bits, block)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("block", [16, 32, 64, 128])
-def test_the_bytes_of_onnxruntime(bits: int, block: int) -> None:
-    weight = torch.randn(24, 256, generator=torch.Generator().manual_seed(bits * block)).half().float()
+def test_the_bytes_of_onnxruntime(dtype: str, bits: int, block: int) -> None:
+    weight = random(24, 256, bits * block, dtype)
+    weight[3, :140] = 0
+    weight[4] *= 2.0**-20  # subnormal as f16
     rows, count = 24, 256 // block
     levels = np.zeros((rows, count, block * bits // 8), np.uint8)
     scales, zeros = np.zeros(rows * count, np.float32), np.zeros(rows * ((count * bits + 7) // 8), np.uint8)
-    KERNELS[bits](levels, np.ascontiguousarray(weight.numpy().T), scales, zeros, block, rows, 256, True)
-    got, got_scales = blocks.quantize(weight, bits, block)
+    float32 = weight.float().numpy()
+    KERNELS[bits](levels, np.ascontiguousarray(float32.T), scales, zeros, block, rows, 256, True)
+    got, got_scales = quantize(weight, dtype, bits, block)
     np.testing.assert_array_equal(got_scales.reshape(-1), scales)
     np.testing.assert_array_equal(got, levels)
 
 
 @given(st.integers(1, 5), st.integers(1, 80), st.sampled_from([4, 8]), st.sampled_from([16, 32]), st.floats(1e-4, 1e3))
 def test_no_value_is_further_off_than_half_a_step(rows: int, columns: int, bits: int, block: int, size: float) -> None:
-    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * columns)) * size
-    levels, scales = blocks.quantize(weight, bits, block)
+    weight = random(rows, columns, rows * columns) * size
+    levels, scales = quantize(weight, "f32", bits, block)
     back = blocks.dequantize(levels, scales, bits, columns)
     steps = np.repeat(np.abs(scales), block, 1)[:, :columns]
     # The opposite end of the range has one level less: a value there may be a whole step off.
@@ -39,5 +52,5 @@ def test_no_value_is_further_off_than_half_a_step(rows: int, columns: int, bits:
 
 
 def test_a_block_of_zeros() -> None:
-    levels, scales = blocks.quantize(torch.zeros(1, 32), 4, 32)
+    levels, scales = quantize(torch.zeros(1, 32), "f32", 4, 32)
     assert not blocks.dequantize(levels, scales, 4, 32).any()

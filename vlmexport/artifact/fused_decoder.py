@@ -17,7 +17,7 @@ import torch
 from onnx_ir import tape
 
 from vlmexport.artifact.trace import OPSET
-from vlmexport.artifact.weights import find, read, rows
+from vlmexport.artifact.weights import find, read, read_raw
 from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported
@@ -194,15 +194,13 @@ class _Quantized:
             return ir.tensor(self._left.pop(which))
 
     def _compute(self) -> None:
-        # Blocks of rows are too small to share among threads; tensors are made by several.
-        torch.set_num_threads(1)
         levels = np.empty((self.rows, self.blocks, self._block * self._bits // 8), np.uint8)
         scales, done = np.empty((self.rows, self.blocks), np.float32), 0
         for source in self._sources:
-            for _, values in rows(source):
-                part = slice(done, done + len(values))
-                levels[part], scales[part] = blocks.quantize(torch.from_numpy(values), self._bits, self._block)
-                done += len(values)
+            part = slice(done, done + source.shape[0])
+            values = read_raw(source)
+            levels[part], scales[part] = blocks.quantize(values, source.dtype, self.columns, self._bits, self._block)
+            done = part.stop
         self._left = {"levels": levels, "scales": scales}
 
 

@@ -78,18 +78,16 @@ def write_graphs(
     with console.bars(totals) as bars:
         graphs = _Graphs(checkpoint, settings, int8, folder, bars)
         fused = settings.decoder == "int4"
-        with TemporaryDirectory(dir=folder) as scratch:
+        with TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(2) as pool, graphs.stopping():
+            # Tracing holds the interpreter; what else there is to do mostly does not, and runs beside it.
+            beside = [pool.submit(graphs.fused_decoder)] if fused else []
             graphs.trace_parts(("vision", "projector") if fused else COMPONENTS, Path(scratch))
-            with ThreadPoolExecutor(2) as pool, graphs.stopping():
-                # Tracing holds the interpreter; what follows mostly does not, and runs side by side.
-                beside = [pool.submit(graphs.tower)]
-                if fused:
-                    beside.append(pool.submit(graphs.fused_decoder))
-                graphs.compare()
-                graphs.projector()
-                graphs.embedding(image_token)
-                for part in beside:
-                    part.result()
+            beside.append(pool.submit(graphs.tower))
+            graphs.compare()
+            graphs.projector()
+            graphs.embedding(image_token)
+            for part in beside:
+                part.result()
             if not fused:
                 graphs.decoder()
     return graphs.written.in_order()

@@ -15,6 +15,7 @@ from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.quantize.floats import all_finite, first_bad, widen
 
 F32 = npt.NDArray[np.float32]
+U8 = npt.NDArray[np.uint8]
 
 _VALUES = 1 << 18
 """Values of a block: a megabyte as f32, which a core's own cache holds while it is worked on."""
@@ -50,12 +51,7 @@ def rows(tensor: LazyTensor) -> Iterator[tuple[int, F32]]:
     for first in range(0, count, step):
         taken = min(step, count - first) * columns
         block = tensor.read_into(raw[: taken * size], first * columns)
-        if not all_finite(block, tensor.dtype):
-            row = first + first_bad(block, tensor.dtype) // columns
-            raise CheckpointError(
-                f"{tensor.path}: tensor {tensor.name} holds NaN or infinity, first in row {row}",
-                "the checkpoint is damaged: download or train it again",
-            )
+        _refuse_bad(tensor, block, first)
         yield first, widen(block, tensor.dtype, values[:taken]).reshape(-1, columns)
 
 
@@ -69,6 +65,26 @@ def read(tensor: LazyTensor) -> F32:
     for first, block in rows(tensor):
         values[first : first + len(block)] = block
     return values.reshape(tensor.shape)
+
+
+def read_raw(tensor: LazyTensor) -> U8:
+    """Its bytes as they are, all at once: a few long steps share the interpreter with tracing better than many short.
+
+    Raises:
+        CheckpointError: a value is not finite.
+    """
+    raw = tensor.read_into(np.empty(tensor.nbytes, np.uint8))
+    _refuse_bad(tensor, raw, 0)
+    return raw
+
+
+def _refuse_bad(tensor: LazyTensor, raw: U8, first_row: int) -> None:
+    if not all_finite(raw, tensor.dtype):
+        row = first_row + first_bad(raw, tensor.dtype) // tensor.columns
+        raise CheckpointError(
+            f"{tensor.path}: tensor {tensor.name} holds NaN or infinity, first in row {row}",
+            "the checkpoint is damaged: download or train it again",
+        )
 
 
 class CheckpointWeight(ir.LazyTensor):

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmexport.errors import MissingDependency
+from vlmexport.quantize import k_quants
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -129,7 +130,17 @@ def quantize(rows: F32, type_name: str, importance: F32 | None = None, out: U8 |
     if weights is not None and weights.shape != (columns,):
         raise ValueError(f"importance has the shape {weights.shape}, the rows have {columns} columns")
     result = np.empty((count, row_bytes(type_name, columns)), np.uint8) if out is None else out
-    pointer = None if weights is None else weights.ctypes.data
+    fast = k_quants.encoder(type_name, by_libggml)
+    if fast is None or not fast(rows, weights, result):
+        by_libggml(rows, type_name, weights, result)
+    return result
+
+
+def by_libggml(rows: F32, type_name: str, importance: F32 | None, out: U8 | None = None) -> U8:
+    """As ``quantize``, always by libggml's own kernel; the arrays are contiguous."""
+    count, columns = rows.shape
+    result = np.empty((count, row_bytes(type_name, columns)), np.uint8) if out is None else out
+    pointer = None if importance is None else importance.ctypes.data
     written = _kernel()(TYPES[type_name].id, rows.ctypes.data, result.ctypes.data, 0, count, columns, pointer)
     if written != result.nbytes:
         raise RuntimeError(f"libggml wrote {written} bytes of {type_name}, expected {result.nbytes}")
