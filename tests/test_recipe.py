@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vlmexport.errors import UsageError
-from vlmexport.recipe import Recipe, gguf_recipe, keys, resolve, shipped
+from vlmexport.recipe import Recipe, gguf_recipe, gguf_type, keys, parse, resolve, shipped
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -50,13 +51,47 @@ def test_a_value_that_does_not_fit(tmp_path: Path) -> None:
 
 
 def test_gguf_recipe() -> None:
-    assert gguf_recipe(None, None) == ("gguf-q4_k_m", {})
-    assert gguf_recipe(None, 8) == ("gguf-q8_0", {})
-    assert gguf_recipe("Q5_K_M", None) == ("gguf-q4_k_m", {"gguf.type": "q5_k_m", "name": "gguf-q5_k_m"})
+    assert gguf_recipe(None) == ("gguf-q4_k_m", {})
+    assert gguf_recipe("q8_0") == ("gguf-q8_0", {})
+    assert gguf_recipe("iq3_s") == ("gguf-q4_k_m", {"gguf.type": "iq3_s", "name": "gguf-iq3_s"})
+
+
+def test_bits_pick_a_type_with_a_recipe_of_its_own() -> None:
+    types = {bits: gguf_type(None, bits) for bits in (2, 3, 4, 5, 6, 8, 16, 32)}
+    assert list(types.values()) == ["q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "f16", "f32"]
+    for kind in types.values():
+        name, flags = gguf_recipe(kind)
+        assert (resolve(name, environ={}).gguf.type, flags) == (kind, {})
+    assert (gguf_type("Q5_K_M", None), gguf_type(None, None)) == ("q5_k_m", None)
     with pytest.raises(UsageError, match="both"):
-        gguf_recipe("q8_0", 8)
+        gguf_type("q8_0", 8)
     with pytest.raises(UsageError, match="--bits 7"):
-        gguf_recipe(None, 7)
+        gguf_type(None, 7)
+
+
+def test_tensor_types_from_file_environment_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('format = "gguf"\n[gguf]\ntype = "q8_0"\ntensor_types = ["attn_v=f16", "ffn_up=bf16"]\n')
+    assert resolve(str(file), environ={}).gguf.tensor_types == ("attn_v=f16", "ffn_up=bf16")
+    environ = {"VLMEXPORT_GGUF_TENSOR_TYPES": "attn_k=q8_0 ffn=q6_k"}
+    assert resolve(str(file), environ=environ).gguf.tensor_types == ("attn_k=q8_0", "ffn=q6_k")
+    assert resolve(str(file), {"gguf.tensor_types": ["a=f32"]}, environ).gguf.tensor_types == ("a=f32",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "uses"),
+    [
+        ({"type": "Q8_0"}, False),
+        ({"type": "F16"}, False),
+        ({"type": "q4_0"}, True),
+        ({"type": "q4_0", "imatrix": "none"}, False),
+        ({"type": "q8_0", "tensor_types": ("ffn_down=Q4_K",)}, True),
+        ({"type": "q8_0", "tensor_types": ("ffn_down=f16",)}, False),
+    ],
+)
+def test_calibrates_only_for_types_that_use_it(settings: dict[str, Any], uses: bool) -> None:
+    recipe = parse({"format": "gguf", "gguf": settings}, "test")
+    assert recipe.gguf.uses_importance is recipe.needs_statistics is uses
 
 
 def test_keys_are_dotted_and_frozen() -> None:

@@ -57,6 +57,14 @@ Tower = Annotated[
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the bundle.", show_default=False)]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 RecipeFile = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default=False)]
+Bits = Annotated[int | None, typer.Option(help="Bits a weight: 2, 3, 4, 5, 6, 8, 16 or 32.", show_default=False)]
+TensorTypes = Annotated[
+    list[str] | None,
+    typer.Option("--tensor-type", help="REGEX=TYPE, repeatable: the first that matches a name.", show_default=False),
+]
+Imatrix = Annotated[
+    str | None, typer.Option(help="auto (calibration set), none, or llama.cpp's imatrix file.", show_default=False)
+]
 Samples = Annotated[int | None, typer.Option("--samples", help="Samples to use.", min=1, show_default=False)]
 Dask = Annotated[
     str | None, typer.Option("--dask", help="Spread over Dask: a scheduler, or local:N.", show_default=False)
@@ -97,18 +105,21 @@ def plan(
         list[str] | None, typer.Option("--recipe", help="Recipe to plan, all by default.", show_default=False)
     ] = None,
     kind: Annotated[list[str] | None, typer.Option("--type", help="GGUF type to plan.", show_default=False)] = None,
+    bits: Bits = None,
+    tensor_type: TensorTypes = None,
+    imatrix: Imatrix = None,
     vision_tower: Tower = None,
     as_json: Json = False,
 ) -> None:
     """Say what exports would write and take: bytes, bits a weight, peak memory. Reads no weights."""
     from vlmexport.checkpoint.locate import open_model
+    from vlmexport.plan import choose
     from vlmexport.plan import plan as make
-    from vlmexport.recipe import gguf_recipe, resolve, shipped
     from vlmexport.report.plan import table
 
     checkpoint = open_model(model, vision_tower)
-    chosen = [resolve(name) for name in recipe or []] + [resolve(*gguf_recipe(name, None)) for name in kind or []]
-    plans = make(checkpoint, chosen or map(resolve, shipped()))
+    flags = {"gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix}
+    plans = make(checkpoint, choose(recipe or [], kind or [], bits, flags))
     Console(as_json).result(table(checkpoint.spec.name, plans), [found.facts() for found in plans])
 
 
@@ -139,10 +150,11 @@ def onnx(
 @app.command()
 def gguf(
     model: Model,
-    bits: Annotated[int | None, typer.Option(help="Bits a weight: 4, 8, 16 or 32.", show_default=False)] = None,
+    bits: Bits = None,
     kind: Annotated[str | None, typer.Option("--type", help="A GGUF type, e.g. q4_k_m.", show_default=False)] = None,
+    tensor_type: TensorTypes = None,
     mmproj_type: Annotated[str | None, typer.Option(help="Type of the mmproj: f16 or f32.", show_default=False)] = None,
-    imatrix: Annotated[str | None, typer.Option(help="auto, none, or a file.", show_default=False)] = None,
+    imatrix: Imatrix = None,
     vision_tower: Tower = None,
     output: Output = None,
     recipe: RecipeFile = None,
@@ -153,10 +165,14 @@ def gguf(
     quiet: Quiet = False,
 ) -> None:
     """Export to GGUF for llama.cpp: quantized decoder, importance matrix from images, mmproj."""
-    from vlmexport.recipe import gguf_recipe
+    from vlmexport.recipe import gguf_recipe, gguf_type
 
-    flags = {"gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix, "calibration.samples": samples}
-    name, chosen = (recipe, {"gguf.type": kind}) if recipe else gguf_recipe(kind, bits)
+    flags: dict[str, Any] = {
+        "gguf.tensor_types": tensor_type, "gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix,
+        "calibration.samples": samples,
+    }  # fmt: skip
+    wanted = gguf_type(kind, bits)
+    name, chosen = (recipe, {"gguf.type": wanted}) if recipe else gguf_recipe(wanted)
     _export(model, name, flags | chosen, vision_tower, dask, output, force, Console(as_json, quiet))
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
+from typing import Any
 
 from vlmexport.artifact.layers import TRACED
 from vlmexport.artifact.onnx_sizes import extras, sizes, used_tower
@@ -12,7 +13,7 @@ from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
-from vlmexport.recipe import Recipe
+from vlmexport.recipe import Recipe, gguf_recipe, gguf_type, resolve, shipped
 
 _GB = 10**9
 GGUF_PEAK = 0.12 * _GB
@@ -66,8 +67,26 @@ class Plan:
         }  # fmt: skip
 
 
+def choose(names: Sequence[str], kinds: Sequence[str], bits: int | None, flags: Mapping[str, Any]) -> list[Recipe]:
+    """The recipes to plan: those named and those of GGUF types. Without any, q4_k_m where there are flags, else all
+    that ship.
+
+    Args:
+        names: of recipes, or TOML files.
+        flags: dotted keys of the recipe that all of them get; values that are None are left out.
+
+    Raises:
+        UsageError: an unknown recipe or number of bits, or a value that does not fit.
+    """
+    types = [gguf_type(kind, None) for kind in kinds] + ([gguf_type(None, bits)] if bits is not None else [])
+    wanted: list[tuple[str, dict[str, str]]] = [(name, {}) for name in names] + [gguf_recipe(kind) for kind in types]
+    if not wanted:
+        wanted = [gguf_recipe(None)] if any(flags.values()) else [(name, {}) for name in shipped()]
+    return [resolve(name, {**chosen, **flags}) for name, chosen in wanted]
+
+
 def plan(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> list[Plan]:
-    """Plan exports. Sizes are within 2 % of what is then written; the peak is a rough figure for Linux.
+    """Plan exports. GGUF files will be of exactly these sizes, ONNX within 2 %; the peak is a rough figure for Linux.
 
     Raises:
         UsageError: an unknown GGUF type.
@@ -98,16 +117,10 @@ def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], flo
     from vlmexport.artifact import gguf
 
     gguf.refuse_gguf(checkpoint, recipe)
-    settings, weights = recipe.gguf, _weights(checkpoint)
-    language, vision = gguf.model_files(checkpoint, settings, None, important=bool(recipe.statistics_components))
-    parts = [
-        Part(gguf.LANGUAGE, language.size, weights["language"]),
-        Part(gguf.VISION, vision.size, weights["vision"] + weights["projector"]),
-    ]
-    if recipe.statistics_components:
-        columns = sum(entry.columns + 1 for entry in language.tensors if len(entry.shape) == 2)
-        parts.append(Part("importance matrix", 4 * columns, 0))
-    return tuple(parts), GGUF_PEAK
+    weights = _weights(checkpoint)
+    stands_for = {gguf.LANGUAGE: weights["language"], gguf.VISION: weights["vision"] + weights["projector"]}
+    files = gguf.planned_files(checkpoint, recipe.gguf)
+    return tuple(Part(name, file.size, stands_for.get(name, 0)) for name, file in files.items()), GGUF_PEAK
 
 
 def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> tuple[tuple[Part, ...], float]:

@@ -12,12 +12,15 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vlmexport.errors import UsageError
 
 COMPONENTS = ("vision", "projector", "language")
-_GGUF_BITS = {4: "q4_k_m", 8: "q8_0", 16: "f16", 32: "f32"}
+_GGUF_BITS = {
+    2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0", 16: "f16", 32: "f32"
+}  # fmt: skip
+_NO_IMPORTANCE = ("f32", "f16", "bf16", "q8_0")
 
 
 class _Frozen(BaseModel):
@@ -57,9 +60,24 @@ class Gguf(_Frozen):
     """The GGUF bundle."""
 
     type: str = Field("q4_k_m", description="Type of the language model.")
+    tensor_types: tuple[str, ...] = Field(
+        (), description="REGEX=TYPE: the type of its tensors whose names match; the first that matches wins."
+    )
     mmproj_type: Literal["f16", "f32"] = Field("f16", description="Type of the mmproj.")
     imatrix: str = Field("auto", description="auto (from the calibration set), none, or an imatrix file.")
     image_weight: float = Field(1.0, ge=0, description="Weight of image positions in the importance matrix.")
+
+    @field_validator("tensor_types", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """In an environment variable they stand between blanks."""
+        return value.split() if isinstance(value, str) else value
+
+    @property
+    def uses_importance(self) -> bool:
+        """Whether an importance matrix is asked for, and changes the bytes of a type that is named."""
+        types = [self.type, *(text.rpartition("=")[2].strip() for text in self.tensor_types)]
+        return self.imatrix != "none" and any(name.lower() not in _NO_IMPORTANCE for name in types)
 
 
 class Gates(_Frozen):
@@ -96,8 +114,7 @@ class Recipe(_Frozen):
             if self.onnx.decoder == "int8":
                 return COMPONENTS
             return COMPONENTS[:2] if self.onnx.vision == "int8" else ()
-        quantizes = self.gguf.imatrix == "auto" and self.gguf.type not in ("f32", "f16", "bf16", "q8_0")
-        return COMPONENTS if quantizes else ()
+        return COMPONENTS if self.gguf.imatrix == "auto" and self.gguf.uses_importance else ()
 
     @property
     def needs_statistics(self) -> bool:
@@ -145,21 +162,27 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, environ: Mapping[
     return parse(data, str(path))
 
 
-def gguf_recipe(kind: str | None, bits: int | None) -> tuple[str, dict[str, str]]:
-    """The recipe for a GGUF type or a number of bits, and the flags that complete it.
-
-    A type without a recipe of its own is judged by the gates of q4_k_m.
+def gguf_type(kind: str | None, bits: int | None) -> str | None:
+    """The GGUF type that ``--type`` or ``--bits`` names; None where neither was given.
 
     Raises:
         UsageError: both or an unknown number of bits.
     """
-    if kind is not None and bits is not None:
+    if bits is None:
+        return kind.lower() if kind else None
+    if kind is not None:
         raise UsageError("--bits and --type were both given", "pass one of them")
-    if kind is None:
-        if bits is not None and bits not in _GGUF_BITS:
-            raise UsageError(f"--bits {bits} is unknown", f"known: {', '.join(map(str, _GGUF_BITS))}; or pass --type")
-        kind = _GGUF_BITS[bits or 4]
-    kind = kind.lower()
+    if bits not in _GGUF_BITS:
+        raise UsageError(f"--bits {bits} is unknown", f"known: {', '.join(map(str, _GGUF_BITS))}; or pass --type")
+    return _GGUF_BITS[bits]
+
+
+def gguf_recipe(kind: str | None) -> tuple[str, dict[str, str]]:
+    """The recipe for a GGUF type, q4_k_m where it is None, and the flags that complete it.
+
+    A type without a recipe of its own is judged by the gates of q4_k_m.
+    """
+    kind = kind or "q4_k_m"
     if f"gguf-{kind}" in shipped():
         return f"gguf-{kind}", {}
     return "gguf-q4_k_m", {"gguf.type": kind, "name": f"gguf-{kind}"}

@@ -1,18 +1,18 @@
-"""The importance matrix: to llama.cpp's format and back, and what a bad file says."""
+"""The importance matrix of a bundle: to llama.cpp's format and back, and what llama.cpp makes of it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from tests.checkpoints import tiny_spec
 from tests.gguf_bundles import export, metadata, random_statistics, shapes, tensors
+from tests.llama_quantize import llama_quantize, read_imatrix
 from vlmexport.artifact.gguf_language import importance_names
-from vlmexport.artifact.imatrix import Column, ImportanceMatrix, as_file, from_statistics, read
+from vlmexport.artifact.imatrix import ImportanceMatrix, as_file, from_statistics
+from vlmexport.artifact.imatrix_file import read
 from vlmexport.checkpoint import Checkpoint
-from vlmexport.errors import UsageError
 
 
 def matrix(image_weight: float = 1.0) -> ImportanceMatrix:
@@ -28,7 +28,7 @@ def test_round_trip(tmp_path: Path) -> None:
     written = matrix()
     save(tmp_path / "imatrix.gguf", written)
     found = read(tmp_path / "imatrix.gguf")
-    assert (found.dataset, found.chunks) == (written.dataset, written.chunks)
+    assert (found.datasets, found.chunks, found.chunk_size) == (written.datasets, written.chunks, 12)
     assert list(found.columns) == sorted(written.columns)
     for name, column in written.columns.items():
         assert found.columns[name].count == column.count == 24
@@ -74,18 +74,13 @@ def test_export_from_its_own_file_is_the_same(tiny: Checkpoint, tmp_path: Path) 
     assert not (tmp_path / "c" / "imatrix.gguf").exists()
 
 
-def test_of_another_model(tiny: Checkpoint, tmp_path: Path) -> None:
-    other = ImportanceMatrix({"blk.0.ffn_up.weight": Column(np.ones(64, np.float32), 4)}, "other", 1)
-    save(tmp_path / "other.gguf", other)
-    with pytest.raises(UsageError, match="another model"):
-        export(tiny, tmp_path / "out", type="q4_0", imatrix=str(tmp_path / "other.gguf"))
-    assert not (tmp_path / "out").exists()
-
-
-def test_not_an_importance_matrix(tiny: Checkpoint, tmp_path: Path) -> None:
-    (tmp_path / "legacy.dat").write_bytes(b"\1\0\0\0" + bytes(64))
-    with pytest.raises(UsageError, match="no GGUF importance matrix"):
-        read(tmp_path / "legacy.dat")
-    export(tiny, tmp_path / "out", type="f16")
-    with pytest.raises(UsageError, match="no GGUF importance matrix"):
-        read(tmp_path / "out" / "tiny-F16.gguf")
+def test_llama_cpp_reads_it_and_makes_the_same_bytes(tiny: Checkpoint, tmp_path: Path) -> None:
+    """The bundle's matrix through libggml's own reader to llama.cpp's quantizer: the bundle's own language model."""
+    statistics = random_statistics(tiny.spec.language)
+    export(tiny, tmp_path / "ours", statistics, type="q4_k_m", imatrix="auto", image_weight=0.7)
+    export(tiny, tmp_path / "source", type="f16")
+    datasets, chunks, size, means = read_imatrix(tmp_path / "ours" / "imatrix.gguf")
+    assert (datasets, chunks, size) == (["vlmexport calibration, image weight 0.7"], 2, 9)
+    assert llama_quantize(tmp_path / "source" / "tiny-F16.gguf", tmp_path / "theirs.gguf", 15, means)
+    ours, theirs = tensors(tmp_path / "ours" / "tiny-Q4_K_M.gguf"), tensors(tmp_path / "theirs.gguf")
+    assert all(ours[name][0] == kind and np.array_equal(ours[name][1], data) for name, (kind, data) in theirs.items())

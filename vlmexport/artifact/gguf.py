@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmexport.artifact import gguf_about, gguf_language, imatrix, mmproj
+from vlmexport.artifact import gguf_about, gguf_language, imatrix, imatrix_file, mmproj
 from vlmexport.artifact.bundle import (
     Manifest,
     calibration_of,
@@ -22,14 +22,14 @@ from vlmexport.checkpoint import Checkpoint, Spec
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
 from vlmexport.quantize.ggml import library_path
-from vlmexport.quantize.gguf_mix import Mix, find_mix
+from vlmexport.quantize.gguf_mix import find_mix
 from vlmexport.recipe import Gguf, Recipe
 
 if TYPE_CHECKING:
     from vlmexport.calibrate.statistics import Statistics
 
 IMATRIX = "imatrix.gguf"
-LANGUAGE, VISION = "language", "vision+projector"
+LANGUAGE, VISION, IMPORTANCE = "language", "vision+projector", "importance matrix"
 _JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
 _CLASS_TOKEN = (
     "stock libmtmd shifts the position embeddings of this tower by one (llama.cpp #25814); vlmexport repairs that when "
@@ -65,11 +65,8 @@ def export_gguf(
     refuse_gguf(checkpoint, recipe)
     settings, spec = recipe.gguf, checkpoint.spec
     mix = find_mix(settings.type)
-    importance = _importance(settings, mix, spec, statistics)
-    language, vision = model_files(checkpoint, settings, importance)
-    files = {LANGUAGE: language, VISION: vision}
-    if importance is not None:
-        files["importance matrix"] = imatrix.as_file(IMATRIX, importance)
+    files = bundle_files(checkpoint, settings, _importance(checkpoint, settings, statistics))
+    language, vision = files[LANGUAGE], files[VISION]
     with staged(destination, force, sum(file.size for file in files.values())) as folder:
         hashes = _write(files, folder, console)
         manifest = Manifest(
@@ -92,27 +89,32 @@ def export_gguf(
     return manifest
 
 
-def model_files(
-    checkpoint: Checkpoint, settings: Gguf, importance: ImportanceMatrix | None, important: bool = False
-) -> tuple[GgufFile, GgufFile]:
-    """The language model and its mmproj, not yet written; nothing of the weights is read.
+def bundle_files(checkpoint: Checkpoint, settings: Gguf, importance: ImportanceMatrix | None) -> dict[str, GgufFile]:
+    """Component → file, not yet written; nothing of the weights is read.
 
-    Args:
-        important: choose types as with an importance matrix, although there is none (to plan with).
+    Raises:
+        Unsupported: GGUF or libmtmd cannot hold the model.
+        UsageError: a type is unknown, does not fit, or needs an importance matrix.
     """
     spec, mix = checkpoint.spec, find_mix(settings.type)
     tensors = gguf_language.tensors_of(checkpoint)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    types = gguf_language.types_of(spec.language, mix, shapes, important or importance is not None)
+    types = gguf_language.types_of(spec.language, mix, settings.tensor_types, shapes, importance)
     metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
     decoder = gguf_language.entries(spec.language, tensors, types, importance)
     tower, tower_metadata = mmproj.entries(checkpoint, settings.mmproj_type), mmproj.fields(spec, settings.mmproj_type)
     tower_metadata |= gguf_about.fields(checkpoint, "vision", "projector")
     tower_name = f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf"
-    return (
-        GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder),
-        GgufFile(tower_name, mmproj.ARCHITECTURE, tower_metadata, tower),
-    )
+    files = {
+        LANGUAGE: GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder),
+        VISION: GgufFile(tower_name, mmproj.ARCHITECTURE, tower_metadata, tower),
+    }
+    return files if importance is None else files | {IMPORTANCE: imatrix.as_file(IMATRIX, importance)}
+
+
+def planned_files(checkpoint: Checkpoint, settings: Gguf) -> dict[str, GgufFile]:
+    """What an export would write, of exactly that size, before anything is measured."""
+    return bundle_files(checkpoint, settings, _importance(checkpoint, settings, None, planned=True))
 
 
 def _write(files: dict[str, GgufFile], folder: Path, console: Console) -> dict[str, str]:
@@ -129,25 +131,36 @@ def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
     Raises:
         Unsupported: GGUF or libmtmd cannot hold the model.
-        UsageError: the type is unknown.
+        UsageError: a type is unknown, does not fit, or needs an importance matrix; a file of one is of no use.
         MissingDependency: gguf or llama-cpp-python is not installed.
     """
     library()
     library_path("ggml-base")
     find_mix(recipe.gguf.type)
     mmproj.projector_of(checkpoint.spec)
+    planned_files(checkpoint, recipe.gguf)
 
 
-def _importance(settings: Gguf, mix: Mix, spec: Spec, statistics: Statistics | None) -> ImportanceMatrix | None:
-    if settings.imatrix == "none" or not mix.uses_importance:
+def _importance(
+    checkpoint: Checkpoint, settings: Gguf, statistics: Statistics | None, planned: bool = False
+) -> ImportanceMatrix | None:
+    """The importance matrix that a recipe asks for; ``planned``: one of the same shapes where it is yet to measure."""
+    if not settings.uses_importance:
         return None
+    spec = checkpoint.spec.language
+    names = gguf_language.importance_names(spec)
     if settings.imatrix != "auto":
-        return imatrix.read(Path(settings.imatrix))
+        found = imatrix_file.read(Path(settings.imatrix))
+        imatrix_file.check_model(found, gguf_language.tensors_of(checkpoint), settings.imatrix)
+        return found
+    if planned:
+        columns = {name: tensor.columns for name, tensor in gguf_language.tensors_of(checkpoint).items()}
+        return imatrix.unmeasured({name: columns[name] for name in names.values()}, settings.image_weight)
     if statistics is None:
         raise UsageError(
-            f"{mix.name} with imatrix = auto needs calibration statistics", "calibrate first, or pass --imatrix none"
+            f"{settings.type} with imatrix = auto needs calibration statistics",
+            "calibrate first, or pass --imatrix none",
         )
-    names = gguf_language.importance_names(spec.language)
     return imatrix.from_statistics(statistics, names, settings.image_weight)
 
 

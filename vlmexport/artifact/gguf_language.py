@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from vlmexport.artifact import gguf_about, gguf_tokenizer
 from vlmexport.artifact.gguf_file import Field
@@ -11,8 +11,10 @@ from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.artifact.imatrix import ImportanceMatrix
 from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
-from vlmexport.errors import Unsupported
-from vlmexport.quantize.gguf_mix import Decoder, Mix, in_order, tensor_types
+from vlmexport.errors import Unsupported, UsageError
+from vlmexport.quantize.gguf_mix import Mix, in_order, needs_importance, tensor_types
+from vlmexport.quantize.gguf_override import given_types
+from vlmexport.quantize.gguf_rules import Decoder
 
 _OUTSIDE = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -70,9 +72,31 @@ def importance_names(spec: LanguageSpec) -> dict[str, str]:
     return names
 
 
-def types_of(spec: LanguageSpec, mix: Mix, shapes: Mapping[str, tuple[int, ...]], importance: bool) -> dict[str, str]:
-    """The type of every tensor of the language model."""
-    return tensor_types(mix, shapes, Decoder(spec.num_layers, spec.num_heads // spec.num_kv_heads), importance)
+def types_of(
+    spec: LanguageSpec,
+    mix: Mix,
+    texts: Sequence[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    importance: ImportanceMatrix | None,
+) -> dict[str, str]:
+    """The type of every tensor of the language model.
+
+    Args:
+        texts: types given by hand, ``REGEX=TYPE`` each.
+
+    Raises:
+        UsageError: a type that cannot be given, or one that needs an importance matrix where there is none.
+    """
+    decoder = Decoder(spec.num_layers, spec.num_heads // spec.num_kv_heads)
+    types = tensor_types(mix, shapes, decoder, importance is not None, given_types(texts, shapes))
+    measured = importance.columns if importance else {}
+    for name, kind in types.items():
+        if needs_importance(name, kind) and name not in measured:
+            raise UsageError(
+                f"{mix.name} would make {name} {kind}, which needs an importance matrix that covers it",
+                "use --imatrix auto or a file, or a type such as q2_k or q3_k_m",
+            )
+    return types
 
 
 def entries(
@@ -81,16 +105,13 @@ def entries(
     types: Mapping[str, str],
     importance: ImportanceMatrix | None,
 ) -> list[Entry]:
-    """The file's tensors.
-
-    Raises:
-        UsageError: the importance matrix is another model's.
-    """
+    """The file's tensors."""
     found = []
     for name in in_order(list(tensors)):
         tensor = tensors[name]
         heads = spec.num_heads if ".attn_q." in name else spec.num_kv_heads if ".attn_k." in name else 0
-        weights = importance.mean(name, tensor.columns) if importance else None
+        column = importance.columns.get(name) if importance else None
+        weights = column.mean if column else None
         found.append(Entry(name, tensor.shape, types[name], tensor, heads, weights))
     return found
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmexport.artifact.gguf_file import Field, GgufFile, library
+from vlmexport.artifact.gguf_file import Field, GgufFile
 from vlmexport.artifact.gguf_rows import Entry
-from vlmexport.errors import UsageError
 from vlmexport.quantize.ggml import F32
 
 if TYPE_CHECKING:
     from vlmexport.calibrate.statistics import Statistics
 
-_SUM, _COUNT = ".in_sum2", ".counts"
+SUM, COUNT = ".in_sum2", ".counts"
 
 
 @dataclass(frozen=True)
@@ -35,30 +34,18 @@ class Column:
 
 @dataclass(frozen=True)
 class ImportanceMatrix:
-    """Columns by the GGUF name of their weight, and where they were measured."""
+    """Columns by the GGUF name of their weight, and what they were measured on.
 
-    columns: dict[str, Column]
-    dataset: str
+    ``chunks`` is the number of samples, ``chunk_size`` the rows of one; 0 where it is not known.
+    """
+
+    columns: Mapping[str, Column]
+    datasets: tuple[str, ...]
     chunks: int
-
-    def mean(self, name: str, columns: int) -> F32 | None:
-        """f32 [columns] of a weight, None where it has not been measured.
-
-        Raises:
-            UsageError: measured on a model of another width.
-        """
-        found = self.columns.get(name)
-        if found is None:
-            return None
-        if found.sum_sq.shape != (columns,):
-            raise UsageError(
-                f"the importance matrix has {found.sum_sq.size} columns for {name}, the model has {columns}",
-                "it was measured on another model: use --imatrix auto or none",
-            )
-        return found.mean
+    chunk_size: int = 0
 
 
-def from_statistics(statistics: Statistics, names: dict[str, str], image_weight: float) -> ImportanceMatrix:
+def from_statistics(statistics: Statistics, names: Mapping[str, str], image_weight: float) -> ImportanceMatrix:
     """The importance matrix of calibration statistics.
 
     Counts are whole numbers in the file, so weighted sums are stored as mean times the rounded weighted count.
@@ -76,8 +63,21 @@ def from_statistics(statistics: Statistics, names: dict[str, str], image_weight:
         if count:
             mean = layer.importance(image_weight)
             columns[name] = Column((mean * count).astype(np.float32), count)
-    dataset = f"vlmexport calibration, image weight {image_weight:g}"
-    return ImportanceMatrix(columns, dataset, len(statistics.samples))
+    return ImportanceMatrix(columns, _dataset(image_weight), len(statistics.samples))
+
+
+def unmeasured(columns: Mapping[str, int], image_weight: float) -> ImportanceMatrix:
+    """What ``from_statistics`` will give, as far as shapes go: to plan with.
+
+    Args:
+        columns: GGUF name of a weight → length of its rows.
+    """
+    zeros = {name: Column(np.zeros(size, np.float32), 1) for name, size in columns.items()}
+    return ImportanceMatrix(zeros, _dataset(image_weight), 1)
+
+
+def _dataset(image_weight: float) -> tuple[str, ...]:
+    return (f"vlmexport calibration, image weight {image_weight:g}",)
 
 
 def as_file(name: str, matrix: ImportanceMatrix) -> GgufFile:
@@ -85,45 +85,14 @@ def as_file(name: str, matrix: ImportanceMatrix) -> GgufFile:
     rows = max([column.count for column in matrix.columns.values()], default=0)
     fields: dict[str, Field] = {
         "general.type": ("str", "imatrix"),
-        "imatrix.datasets": ("str[]", [matrix.dataset]),
+        "imatrix.datasets": ("str[]", list(matrix.datasets)),
         "imatrix.chunk_count": ("u32", matrix.chunks),
-        "imatrix.chunk_size": ("u32", max(1, rows // max(1, matrix.chunks))),
+        "imatrix.chunk_size": ("u32", matrix.chunk_size or max(1, rows // max(1, matrix.chunks))),
     }
     entries = []
     for weight in sorted(matrix.columns):
         column = matrix.columns[weight]
         count = np.array([column.count], np.float32)
-        entries.append(Entry(weight + _SUM, (1, column.sum_sq.size), "f32", column.sum_sq))
-        entries.append(Entry(weight + _COUNT, (1, 1), "f32", count))
+        entries.append(Entry(weight + SUM, (1, column.sum_sq.size), "f32", column.sum_sq))
+        entries.append(Entry(weight + COUNT, (1, 1), "f32", count))
     return GgufFile(name, None, fields, entries)
-
-
-def read(path: Path) -> ImportanceMatrix:
-    """Read an imatrix GGUF file (ours or llama-imatrix's).
-
-    Raises:
-        UsageError: missing, of another format, or of a model with experts.
-    """
-    if not path.is_file():
-        raise UsageError(f"importance matrix {path} does not exist", "check the path, or use --imatrix auto")
-    cure = "write it with a llama-imatrix of 2025-07 or later, or use --imatrix auto"
-    try:
-        reader = library().GGUFReader(path)
-        tensors = {tensor.name: np.array(tensor.data, np.float32).reshape(-1) for tensor in reader.tensors}
-        fields = {key: field.contents() for key, field in reader.fields.items()}
-    except (ValueError, OSError, IndexError) as error:
-        raise UsageError(f"{path} is no GGUF importance matrix ({error})", cure) from error
-    if fields.get("general.type") != "imatrix":
-        raise UsageError(f"{path} is no GGUF importance matrix", cure)
-    columns = {}
-    for key, sums in tensors.items():
-        if not key.endswith(_SUM):
-            continue
-        name = key.removesuffix(_SUM)
-        counts = tensors.get(name + _COUNT)
-        if counts is None or counts.size != 1:
-            raise UsageError(f"{path}: {name} has not one count", "importance matrices of expert models are not known")
-        if counts[0] > 0:
-            columns[name] = Column(sums, int(counts[0]))
-    datasets = fields.get("imatrix.datasets") or ["unknown"]
-    return ImportanceMatrix(columns, str(datasets[0]), int(fields.get("imatrix.chunk_count", 0)))

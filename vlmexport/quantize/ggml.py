@@ -1,6 +1,8 @@
 """libggml's own quantization kernels, called through ctypes: float32 rows in, GGUF row bytes out.
 
-``ggml_quantize_chunk`` of libggml-base is what ``llama_model_quantize`` calls, so the bytes are the same.
+``ggml_quantize_chunk`` of libggml-base is what ``llama_model_quantize`` calls, so the bytes are the same. It makes the
+tables of the iq types itself, once, under a lock (``ggml_quantize_init``). iq2_xs without importance aborts the
+process: ``gguf_mix.needs_importance`` says so before.
 """
 
 from __future__ import annotations
@@ -49,7 +51,11 @@ TYPES = {
     "q4_k": GgmlType(12, 256, 144),
     "q5_k": GgmlType(13, 256, 176),
     "q6_k": GgmlType(14, 256, 210),
+    "iq2_xs": GgmlType(17, 256, 74),
+    "iq3_xxs": GgmlType(18, 256, 98),
     "iq4_nl": GgmlType(20, 32, 18),
+    "iq3_s": GgmlType(21, 256, 110),
+    "iq2_s": GgmlType(22, 256, 82),
     "iq4_xs": GgmlType(23, 256, 136),
     "bf16": GgmlType(30, 1, 2),
 }

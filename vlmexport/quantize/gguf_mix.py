@@ -1,18 +1,20 @@
 """Which type each tensor of a Llama gets in a GGUF mix. Pure functions; no weights are read.
 
-The rules are llama.cpp's (``llama-quant.cpp`` at 0c1e57098), so that a bundle equals what ``llama-quantize`` makes:
-some tensors get more bits than the rest, and a row that is no multiple of a block falls back to a smaller block.
+The rules are llama.cpp's (gguf_rules.py), so that a bundle equals what ``llama-quantize`` makes: some tensors get more
+bits than the rest, and a row that is no multiple of a block falls back to a smaller block.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from vlmexport.errors import UsageError
 from vlmexport.quantize.ggml import TYPES
+from vlmexport.quantize.gguf_rules import Decoder, Place, departure, output
 
 
 @dataclass(frozen=True)
@@ -22,19 +24,6 @@ class Mix:
     name: str
     file_type: int
     default: str
-
-    @property
-    def uses_importance(self) -> bool:
-        """Whether an importance matrix changes its bytes."""
-        return self.default not in ("f32", "f16", "bf16", "q8_0")
-
-
-@dataclass(frozen=True)
-class Decoder:
-    """What the rules ask of a model. ``groups``: query heads to one key head."""
-
-    layers: int
-    groups: int
 
 
 _FILE_TYPES = {
@@ -54,11 +43,21 @@ _FILE_TYPES = {
     "q5_k_s": (16, "q5_k"),
     "q5_k_m": (17, "q5_k"),
     "q6_k": (18, "q6_k"),
+    "iq3_xxs": (23, "iq3_xxs"),
     "iq4_nl": (25, "iq4_nl"),
+    "iq3_s": (26, "iq3_s"),
+    "iq2_s": (28, "iq2_xs"),  # llama.cpp's name: the mix is mostly iq2_xs
     "iq4_xs": (30, "iq4_xs"),
     "bf16": (32, "bf16"),
 }
-_FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0", "iq4_xs": "iq4_nl"}
+_FALLBACK = {"q2_k": "q4_0", "q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"} | dict.fromkeys(
+    ("iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq4_xs"), "iq4_nl"
+)
+
+
+def mixes() -> tuple[str, ...]:
+    """Names of all mixes."""
+    return tuple(_FILE_TYPES)
 
 
 def find_mix(name: str) -> Mix:
@@ -80,100 +79,63 @@ def in_order(names: Mapping[str, object] | list[str]) -> list[str]:
     return sorted(names, key=lambda name: (_layer(name), name))
 
 
-def tensor_types(mix: Mix, shapes: Mapping[str, tuple[int, ...]], decoder: Decoder, importance: bool) -> dict[str, str]:
+def quantizable(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor takes a mix's type: matrices do, norms and biases stay f32."""
+    return len(shape) > 1 and name.endswith("weight") and "_norm." not in name
+
+
+def tensor_types(
+    mix: Mix,
+    shapes: Mapping[str, tuple[int, ...]],
+    decoder: Decoder,
+    importance: bool,
+    given: Mapping[str, str] | None = None,
+) -> dict[str, str]:
     """The type of every tensor.
+
+    As in llama.cpp a tensor whose type is given does not count: where a mix gives the first two value projections
+    more bits, the first two of those that are left get them.
 
     Args:
         shapes: GGUF name → shape, rows first.
         importance: whether there is an importance matrix; some mixes take other types then.
+        given: GGUF name → type that the rules do not decide (gguf_override.py).
     """
-    tied = "output.weight" not in shapes
-    types = {}
+    given, tied = given or {}, "output.weight" not in shapes
+    types: dict[str, str] = {}
+    seen: Counter[str] = Counter()
     for name in in_order(shapes):
-        shape = shapes[name]
-        if len(shape) < 2 or not name.endswith("weight") or "_norm." in name:
+        columns, role = shapes[name][-1], name.split(".")[-2]
+        if not quantizable(name, shapes[name]):
             types[name] = "f32"
+        elif name in given:
+            types[name] = given[name]
         elif TYPES[mix.default].block == 1:
             types[name] = mix.default
         elif name == "output.weight" or (tied and name == "token_embd.weight"):
-            types[name] = _fit(_output(mix, shape[-1]), shape[-1])
+            types[name] = fit(output(mix.name, mix.default, columns % TYPES[mix.default].block == 0), columns)
         else:
-            types[name] = _fit(_inner(mix, name, decoder, importance) or mix.default, shape[-1])
+            found = departure(mix.name, mix.default, role, Place(seen[role], decoder, importance))
+            types[name] = fit(found or mix.default, columns)
+            seen[role] += 1
     return types
 
 
-def _output(mix: Mix, columns: int) -> str:
-    if mix.default == "q8_0" or columns % TYPES[mix.default].block:
-        return "q8_0"
-    return "q6_k"
-
-
-def _inner(mix: Mix, name: str, decoder: Decoder, importance: bool) -> str | None:
-    """The type of a block's tensor where the mix departs from its default."""
-    layer = _layer(name)
-    if "attn_v." in name:
-        found = _attn_v(mix.name, layer, decoder)
-        is_70b = decoder.layers == 80 and decoder.groups > 1
-        return "q5_k" if is_70b and (found or mix.default) in ("q3_k", "q4_k") else found
-    if "ffn_down." in name:
-        return _ffn_down(mix.name, layer, decoder.layers, importance)
-    if "attn_output." in name:
-        return {"q2_k": "q3_k", "q3_k_m": "q4_k", "q3_k_l": "q5_k"}.get(mix.name)
-    return None
-
-
-def _attn_v(mix: str, layer: int, decoder: Decoder) -> str | None:
-    grouped = decoder.groups >= 4
-    match mix:
-        case "q2_k":
-            return "q4_k" if grouped else "q3_k"
-        case "q3_k_m":
-            return "q5_k" if layer < 2 else "q4_k"
-        case "q3_k_l":
-            return "q5_k"
-        case "iq4_nl" | "iq4_xs" if grouped:
-            return "q5_k"
-        case "q4_k_m" | "q5_k_m" if _more(layer, decoder.layers):
-            return "q6_k"
-        case "q4_k_s" if layer < 4:
-            return "q5_k"
-    return None
-
-
-def _ffn_down(mix: str, layer: int, layers: int, importance: bool) -> str | None:
-    first = layer < layers // 8
-    match mix:
-        case "q2_k":
-            return "q3_k"
-        case "q3_k_m":
-            return "q5_k" if layer < layers // 16 else "q4_k"
-        case "q3_k_l":
-            return "q5_k"
-        case "q4_k_m" | "q5_k_m" if _more(layer, layers):
-            return "q6_k"
-        case "q4_k_s" if first:
-            return "q5_k"
-        case "iq4_nl" | "iq4_xs" if first and not importance:
-            return "q5_k"
-        case "q4_0" if first and importance:
-            return "q4_1"
-        case "q5_0" if first and importance:
-            return "q5_1"
-    return None
-
-
-def _more(layer: int, layers: int) -> bool:
-    """The first and last eighth of the layers, and every third between."""
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
-
-
-def _fit(type_name: str, columns: int) -> str:
-    """A type whose block divides the row."""
+def fit(type_name: str, columns: int) -> str:
+    """The type, or what llama.cpp takes instead where its block does not divide the row: a smaller block, else f16."""
     if columns % TYPES[type_name].block == 0:
         return type_name
     smaller = _FALLBACK.get(type_name, type_name)
     return smaller if columns % TYPES[smaller].block == 0 else "f16"
+
+
+def needs_importance(name: str, type_name: str) -> bool:
+    """Whether a tensor cannot be of a type without an importance matrix.
+
+    llama.cpp demands one for these types in the blocks; its kernel of iq2_xs aborts the process without one anywhere.
+    """
+    outside = name in ("token_embd.weight", "output.weight")
+    return type_name == "iq2_xs" or (type_name in ("iq2_s", "iq3_xxs") and not outside)
 
 
 def _layer(name: str) -> int:
