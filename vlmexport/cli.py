@@ -58,6 +58,12 @@ Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of t
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
 RecipeFile = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default=False)]
 Bits = Annotated[int | None, typer.Option(help="Bits a weight: 2, 3, 4, 5, 6, 8, 16 or 32.", show_default=False)]
+MaxSize = Annotated[
+    str | None, typer.Option(help="Budget: size of all GGUF files that run, e.g. 850MB.", show_default=False)
+]
+BitsPerWeight = Annotated[
+    float | None, typer.Option(help="Budget: bits per weight of the language model.", show_default=False)
+]
 TensorTypes = Annotated[
     list[str] | None,
     typer.Option("--tensor-type", help="REGEX=TYPE, repeatable: the first that matches a name.", show_default=False),
@@ -106,6 +112,8 @@ def plan(
     ] = None,
     kind: Annotated[list[str] | None, typer.Option("--type", help="GGUF type to plan.", show_default=False)] = None,
     bits: Bits = None,
+    max_size: MaxSize = None,
+    bpw: BitsPerWeight = None,
     tensor_type: TensorTypes = None,
     imatrix: Imatrix = None,
     vision_tower: Tower = None,
@@ -115,10 +123,12 @@ def plan(
     from vlmexport.checkpoint.locate import open_model
     from vlmexport.plan import choose
     from vlmexport.plan import plan as make
+    from vlmexport.recipe import budget_flags
     from vlmexport.report.plan import table
 
     checkpoint = open_model(model, vision_tower)
-    flags = {"gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix}
+    flags: dict[str, Any] = {"gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix}
+    flags |= budget_flags(str(bits) if bits else kind[0] if kind else None, max_size, bpw)
     plans = make(checkpoint, choose(recipe or [], kind or [], bits, flags))
     Console(as_json).result(table(checkpoint.spec.name, plans), [found.facts() for found in plans])
 
@@ -152,6 +162,8 @@ def gguf(
     model: Model,
     bits: Bits = None,
     kind: Annotated[str | None, typer.Option("--type", help="A GGUF type, e.g. q4_k_m.", show_default=False)] = None,
+    max_size: MaxSize = None,
+    bpw: BitsPerWeight = None,
     tensor_type: TensorTypes = None,
     mmproj_type: Annotated[str | None, typer.Option(help="Type of the mmproj: f16 or f32.", show_default=False)] = None,
     imatrix: Imatrix = None,
@@ -165,7 +177,7 @@ def gguf(
     quiet: Quiet = False,
 ) -> None:
     """Export to GGUF for llama.cpp: quantized decoder, importance matrix from images, mmproj."""
-    from vlmexport.recipe import gguf_recipe, gguf_type
+    from vlmexport.recipe import budget_flags, gguf_recipe, gguf_type
 
     flags: dict[str, Any] = {
         "gguf.tensor_types": tensor_type, "gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix,
@@ -173,6 +185,7 @@ def gguf(
     }  # fmt: skip
     wanted = gguf_type(kind, bits)
     name, chosen = (recipe, {"gguf.type": wanted}) if recipe else gguf_recipe(wanted)
+    chosen = chosen | budget_flags(wanted, max_size, bpw)
     _export(model, name, flags | chosen, vision_tower, dask, output, force, Console(as_json, quiet))
 
 

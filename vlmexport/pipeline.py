@@ -16,6 +16,7 @@ from vlmexport.recipe import Recipe
 
 if TYPE_CHECKING:
     from vlmexport.calibrate import Statistics
+    from vlmexport.calibrate.sensitivity import Sensitivity
 
 
 def export(
@@ -52,7 +53,10 @@ def export(
 
         refuse_gguf(checkpoint, recipe)
     found = _statistics(checkpoint, recipe, console, dask)
-    write(checkpoint, recipe, found, destination, force=force, console=console)
+    more = {}
+    if recipe.format == "gguf" and recipe.gguf.budget:
+        more["sensitivity"] = _sensitivity(checkpoint, recipe.calibration.samples, console)
+    write(checkpoint, recipe, found, destination, force=force, console=console, **more)
     return destination
 
 
@@ -93,6 +97,13 @@ def _calibrated(
 
     hashes = fingerprints(checkpoint)
     return statistics(checkpoint, hashes, calibration_samples(samples), console, components=components, dask=dask)
+
+
+def _sensitivity(checkpoint: Checkpoint, samples: int, console: Console) -> Sensitivity:
+    from vlmexport.calibrate import calibration_samples
+    from vlmexport.calibrate.cache import sensitivity
+
+    return sensitivity(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console)
 
 
 def calibrate_to(

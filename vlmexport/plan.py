@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from vlmexport.artifact import onnx_sizes
 from vlmexport.artifact.layers import TRACED
-from vlmexport.artifact.onnx_sizes import extras, sizes, used_tower
+from vlmexport.artifact.onnx_sizes import extras, used_tower
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.errors import Unsupported
@@ -120,11 +121,15 @@ def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], flo
     weights = _weights(checkpoint)
     stands_for = {gguf.LANGUAGE: weights["language"], gguf.VISION: weights["vision"] + weights["projector"]}
     files = gguf.planned_files(checkpoint, recipe.gguf)
-    return tuple(Part(name, file.size, stands_for.get(name, 0)) for name, file in files.items()), GGUF_PEAK
+    sizes = {name: file.size for name, file in files.items()}
+    if recipe.gguf.budget:  # it is spent but for a part of the smallest step
+        tensors = sum(entry.bytes + entry.padding for entry in files[gguf.LANGUAGE].tensors)
+        sizes[gguf.LANGUAGE] += gguf.budget_bytes(checkpoint, recipe.gguf, files) - tensors
+    return tuple(Part(name, size, stands_for.get(name, 0)) for name, size in sizes.items()), GGUF_PEAK
 
 
 def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> tuple[tuple[Part, ...], float]:
-    weights, graphs = _weights(checkpoint), sizes(checkpoint, recipe.onnx)
+    weights, graphs = _weights(checkpoint), onnx_sizes.sizes(checkpoint, recipe.onnx)
     table = checkpoint.tensors["language"]["model.embed_tokens.weight"].numel
     stands_for = {
         "vision_encoder": weights["vision"] + weights["projector"], "embed_tokens": table,

@@ -6,13 +6,14 @@ Precedence: flag > ``VLMEXPORT_*`` > recipe file > defaults. Unknown keys are er
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vlmexport.errors import UsageError
 
@@ -21,6 +22,21 @@ _GGUF_BITS = {
     2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0", 16: "f16", 32: "f32"
 }  # fmt: skip
 _NO_IMPORTANCE = ("f32", "f16", "bf16", "q8_0")
+
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``850MB``, ``0.9 GB`` or ``800MiB``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    match = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{text!r} is no size: write it like 850MB or 0.9GB")
+    return int(float(match[1]) * _UNITS[match[2]])
 
 
 class _Frozen(BaseModel):
@@ -59,7 +75,9 @@ class Onnx(_Frozen):
 class Gguf(_Frozen):
     """The GGUF bundle."""
 
-    type: str = Field("q4_k_m", description="Type of the language model.")
+    type: str = Field("q4_k_m", description="Type of the language model; a budget takes its place.")
+    max_size: str | None = Field(None, description="Budget: size of the GGUF files that run, such as 850MB.")
+    bpw: float | None = Field(None, gt=0, description="Budget: bits per weight of the language model.")
     tensor_types: tuple[str, ...] = Field(
         (), description="REGEX=TYPE: the type of its tensors whose names match; the first that matches wins."
     )
@@ -73,10 +91,32 @@ class Gguf(_Frozen):
         """In an environment variable they stand between blanks."""
         return value.split() if isinstance(value, str) else value
 
+    @model_validator(mode="after")
+    def _one_budget(self) -> Gguf:
+        if self.max_size is not None:
+            parse_size(self.max_size)
+            if self.bpw is not None:
+                raise ValueError("max_size and bpw are both set: set one of them")
+        return self
+
+    @property
+    def budget(self) -> str | None:
+        """The budget as names of files show it; None where a type decides."""
+        if self.max_size is not None:
+            return self.max_size.replace(" ", "")
+        return None if self.bpw is None else f"{self.bpw:g}bpw"
+
+    @property
+    def max_bytes(self) -> int | None:
+        """``max_size`` in bytes."""
+        return None if self.max_size is None else parse_size(self.max_size)
+
     @property
     def uses_importance(self) -> bool:
         """Whether an importance matrix is asked for, and changes the bytes of a type that is named."""
         types = [self.type, *(text.rpartition("=")[2].strip() for text in self.tensor_types)]
+        if self.budget:
+            return self.imatrix != "none"
         return self.imatrix != "none" and any(name.lower() not in _NO_IMPORTANCE for name in types)
 
 
@@ -177,6 +217,20 @@ def gguf_type(kind: str | None, bits: int | None) -> str | None:
     return _GGUF_BITS[bits]
 
 
+def budget_flags(kind: str | None, max_size: str | None, bpw: float | None) -> dict[str, Any]:
+    """The recipe keys of ``--max-size`` and ``--bpw``; empty where neither was given.
+
+    Raises:
+        UsageError: a type was given as well, or both.
+    """
+    if max_size is None and bpw is None:
+        return {}
+    if kind is not None or (max_size is not None and bpw is not None):
+        raise UsageError("--type, --bits, --max-size and --bpw exclude each other", "pass one of them")
+    label = max_size.replace(" ", "") if max_size is not None else f"{bpw:g}bpw"
+    return {"gguf.max_size": max_size, "gguf.bpw": bpw, "name": f"gguf-{label}"}
+
+
 def gguf_recipe(kind: str | None) -> tuple[str, dict[str, str]]:
     """The recipe for a GGUF type, q4_k_m where it is None, and the flags that complete it.
 
@@ -203,7 +257,9 @@ def parse(data: Mapping[str, Any], where: str) -> Recipe:
             near = get_close_matches(key, keys(), n=1, cutoff=0.4)
             cure = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(keys())}"
             raise UsageError(f"{where}: unknown recipe key {key!r}", cure) from error
-        raise UsageError(f"{where}: {key}: {first['msg']}", "see `vlmexport recipes`") from error
+        raise UsageError(
+            f"{where}: {key}: {first['msg'].removeprefix('Value error, ')}", "see `vlmexport recipes`"
+        ) from error
 
 
 def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmexport.artifact import gguf_about, gguf_language, imatrix, imatrix_file, mmproj
+from vlmexport.artifact import gguf_about, gguf_budget, gguf_language, imatrix, imatrix_file, mmproj
 from vlmexport.artifact.bundle import (
     Manifest,
     calibration_of,
@@ -16,16 +18,20 @@ from vlmexport.artifact.bundle import (
     tool_versions,
     write_manifest,
 )
+from vlmexport.artifact.gguf_budget import Budget
 from vlmexport.artifact.gguf_file import GgufFile, library
+from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.artifact.imatrix import ImportanceMatrix
 from vlmexport.checkpoint import Checkpoint, Spec
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
 from vlmexport.quantize.ggml import library_path
-from vlmexport.quantize.gguf_mix import find_mix
+from vlmexport.quantize.gguf_mix import find_mix, mostly
+from vlmexport.quantize.gguf_override import given_types
 from vlmexport.recipe import Gguf, Recipe
 
 if TYPE_CHECKING:
+    from vlmexport.calibrate.sensitivity import Sensitivity
     from vlmexport.calibrate.statistics import Statistics
 
 IMATRIX = "imatrix.gguf"
@@ -46,6 +52,7 @@ def export_gguf(
     *,
     force: bool,
     console: Console,
+    sensitivity: Sensitivity | None = None,
 ) -> Manifest:
     """Export a checkpoint to a folder with ``<name>-<TYPE>.gguf``, ``mmproj-<name>-<TYPE>.gguf`` and, where it was
     used, ``imatrix.gguf``.
@@ -53,6 +60,7 @@ def export_gguf(
     Args:
         statistics: of a calibration pass; needed where ``recipe.gguf.imatrix`` is ``auto`` and the type uses it.
         force: replace a bundle that is there.
+        sensitivity: of the same pass; needed where a budget is set.
 
     Returns:
         the manifest that was written.
@@ -65,7 +73,13 @@ def export_gguf(
     refuse_gguf(checkpoint, recipe)
     settings, spec = recipe.gguf, checkpoint.spec
     mix = find_mix(settings.type)
-    files = bundle_files(checkpoint, settings, _importance(checkpoint, settings, statistics))
+    importance = _importance(checkpoint, settings, statistics)
+    files, budget = bundle_files(checkpoint, settings, importance), None
+    if settings.budget:
+        if sensitivity is None:
+            raise UsageError("a budget needs sensitivities", "calibrate with them first")
+        budget = _spend(checkpoint, settings, files, sensitivity, console)
+        files = bundle_files(checkpoint, settings, importance, budget.types)
     language, vision = files[LANGUAGE], files[VISION]
     with staged(destination, force, sum(file.size for file in files.values())) as folder:
         hashes = _write(files, folder, console)
@@ -81,16 +95,25 @@ def export_gguf(
             details={
                 "language": language.name,
                 "mmproj": vision.name,
-                "types": {"language": mix.name, "mmproj": settings.mmproj_type},
+                "types": {"language": settings.budget or mix.name, "mmproj": settings.mmproj_type},
                 "prompt": asdict(spec.prompt),
-            },
+            }
+            | ({"budget": budget.facts()} if budget else {}),
         )
         write_manifest(folder, manifest)
     return manifest
 
 
-def bundle_files(checkpoint: Checkpoint, settings: Gguf, importance: ImportanceMatrix | None) -> dict[str, GgufFile]:
+def bundle_files(
+    checkpoint: Checkpoint,
+    settings: Gguf,
+    importance: ImportanceMatrix | None,
+    chosen: Mapping[str, str] | None = None,
+) -> dict[str, GgufFile]:
     """Component → file, not yet written; nothing of the weights is read.
+
+    Args:
+        chosen: GGUF name → type of the language model's tensors, where a budget decides and not a mix.
 
     Raises:
         Unsupported: GGUF or libmtmd cannot hold the model.
@@ -100,20 +123,24 @@ def bundle_files(checkpoint: Checkpoint, settings: Gguf, importance: ImportanceM
     tensors = gguf_language.tensors_of(checkpoint)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     types = gguf_language.types_of(spec.language, mix, settings.tensor_types, shapes, importance)
+    if chosen is not None:
+        types |= chosen
+        mix = mostly({name: (types[name], prod(shapes[name])) for name in chosen})
     metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
     decoder = gguf_language.entries(spec.language, tensors, types, importance)
     tower, tower_metadata = mmproj.entries(checkpoint, settings.mmproj_type), mmproj.fields(spec, settings.mmproj_type)
     tower_metadata |= gguf_about.fields(checkpoint, "vision", "projector")
     tower_name = f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf"
     files = {
-        LANGUAGE: GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder),
+        LANGUAGE: GgufFile(f"{spec.name}-{settings.budget or mix.name.upper()}.gguf", "llama", metadata, decoder),
         VISION: GgufFile(tower_name, mmproj.ARCHITECTURE, tower_metadata, tower),
     }
     return files if importance is None else files | {IMPORTANCE: imatrix.as_file(IMATRIX, importance)}
 
 
 def planned_files(checkpoint: Checkpoint, settings: Gguf) -> dict[str, GgufFile]:
-    """What an export would write, of exactly that size, before anything is measured."""
+    """What an export would write, of exactly that size, before anything is measured. With a budget, what the type
+    would be that it takes the place of."""
     return bundle_files(checkpoint, settings, _importance(checkpoint, settings, None, planned=True))
 
 
@@ -138,7 +165,31 @@ def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:
     library_path("ggml-base")
     find_mix(recipe.gguf.type)
     mmproj.projector_of(checkpoint.spec)
-    planned_files(checkpoint, recipe.gguf)
+    files = planned_files(checkpoint, recipe.gguf)
+    if recipe.gguf.budget:
+        gguf_budget.refuse_too_small(
+            *_free(checkpoint, recipe.gguf, files), budget_bytes(checkpoint, recipe.gguf, files)
+        )
+
+
+def budget_bytes(checkpoint: Checkpoint, settings: Gguf, files: Mapping[str, GgufFile]) -> int:
+    """Bytes that a budget leaves to the tensors of the language model."""
+    weights = checkpoint.parameters("language")
+    return gguf_budget.limit(files, LANGUAGE, settings.max_bytes, settings.bpw, weights)
+
+
+def _free(checkpoint: Checkpoint, settings: Gguf, files: Mapping[str, GgufFile]) -> tuple[list[Entry], dict[str, str]]:
+    """The language model's tensors, and the types that were given by hand."""
+    shapes = {name: tensor.shape for name, tensor in gguf_language.tensors_of(checkpoint).items()}
+    return list(files[LANGUAGE].tensors), given_types(settings.tensor_types, shapes)
+
+
+def _spend(
+    checkpoint: Checkpoint, settings: Gguf, files: Mapping[str, GgufFile], sensitivity: Sensitivity, console: Console
+) -> Budget:
+    entries, given = _free(checkpoint, settings, files)
+    room = budget_bytes(checkpoint, settings, files)
+    return gguf_budget.choose(checkpoint, entries, given, sensitivity, room, console)
 
 
 def _importance(

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from vlmexport.calibrate.collect import LARGE, LARGE_ANSWER, MAX_ANSWER, SHARD, collect_shard, shards
 from vlmexport.calibrate.partial import Partial, save
 from vlmexport.calibrate.samples import Sample
+from vlmexport.calibrate.sensitivity import SENSITIVE, Sensitivity, measure
 from vlmexport.calibrate.statistics import BINS, Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
@@ -76,6 +77,30 @@ def statistics(
     save(partial.total, _path(name))
     partial.remove()
     return partial.total
+
+
+def sensitivity(
+    checkpoint: Checkpoint, weights: dict[str, str], samples: list[Sample], console: Console
+) -> Sensitivity:
+    """How much the answer feels each layer of the decoder, from the cache where it is there.
+
+    Args:
+        weights: file name → hash of the checkpoint's weights.
+        samples: those of the calibration set; the first ``SENSITIVE`` are run.
+    """
+    samples = samples[:SENSITIVE]
+    path = cache_folder() / f"sensitivity-{key(weights, samples)}.safetensors"
+    if path.is_file():
+        try:
+            found = Sensitivity.load(path)
+            console.note(f"sensitivities reused: {path}")
+            return found
+        except (SafetensorError, OSError, KeyError, ValueError):
+            console.note(f"sensitivities in {path} are damaged; they are made anew")
+    with console.progress("measuring sensitivity", 2 * len(samples)) as advance:
+        found = measure(load(checkpoint), checkpoint.tokenizer, samples, advance)
+    save(found, path)
+    return found
 
 
 def _path(name: str) -> Path:

@@ -102,7 +102,7 @@ def _decode(
     recorder.is_image, recorder.counted = is_image.flatten().numpy(), mask.bool().flatten().numpy()
     last = _step(vlm, batch, mask, cache)
     growing = torch.tensor([sample.answer is None for sample in samples])
-    for _ in range(_longest_answer(vlm)):
+    for _ in range(longest_answer(vlm)):
         if not growing.any():
             break
         best = last.argmax(-1)
@@ -112,7 +112,8 @@ def _decode(
         growing = growing & (best != vlm.spec.eos_token_id)
 
 
-def _longest_answer(vlm: VLM) -> int:
+def longest_answer(vlm: VLM) -> int:
+    """Most tokens of an answer that is generated."""
     size = sum(parameter.numel() for parameter in vlm.language.parameters())
     return LARGE_ANSWER if size >= LARGE else MAX_ANSWER
 

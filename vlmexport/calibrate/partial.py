@@ -8,10 +8,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from vlmexport.calibrate.samples import Sample
+from vlmexport.calibrate.sensitivity import Sensitivity
 from vlmexport.calibrate.statistics import Statistics
 
 
-def save(statistics: Statistics, path: Path) -> None:
+def save(statistics: Statistics | Sensitivity, path: Path) -> None:
     """Write a file of statistics that is either whole or not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}")

@@ -29,8 +29,9 @@ class MappedLinear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight = self.weight
-        if torch.compiler.is_compiling() or weight.dtype == torch.float32:
-            weight = cast(nn.Parameter, weight.float())  # a traced graph must not share memory between layers
+        shared = not (torch.compiler.is_compiling() or torch.is_grad_enabled())  # neither a graph nor a gradient may
+        if weight.dtype == torch.float32 or not shared:
+            weight = cast(nn.Parameter, weight.float())
         else:
             weight = cast(nn.Parameter, self.scratch[: weight.numel()].view(weight.shape).copy_(weight))
         return functional.linear(x, weight, self.bias)

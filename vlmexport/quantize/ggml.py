@@ -95,13 +95,17 @@ def library_path(name: str) -> Path:
 
 
 @cache
-def _kernel() -> Callable[..., int]:
+def _function(name: str) -> Any:
     path = library_path("ggml-base")
     try:
-        library = ctypes.CDLL(str(path))
-        kernel: Any = library.ggml_quantize_chunk
+        return getattr(ctypes.CDLL(str(path)), name)
     except (OSError, AttributeError) as error:
         raise MissingDependency(f"{path} cannot be used ({error})", INSTALL) from error
+
+
+@cache
+def _kernel() -> Callable[..., int]:
+    kernel = _function("ggml_quantize_chunk")
     integer, pointer = ctypes.c_int64, ctypes.c_void_p
     kernel.argtypes = [ctypes.c_int, pointer, pointer, integer, integer, integer, pointer]
     kernel.restype = ctypes.c_size_t
@@ -145,3 +149,20 @@ def by_libggml(rows: F32, type_name: str, importance: F32 | None, out: U8 | None
     if written != result.nbytes:
         raise RuntimeError(f"libggml wrote {written} bytes of {type_name}, expected {result.nbytes}")
     return result
+
+
+def dequantize(data: U8, type_name: str, columns: int) -> F32:
+    """The values that bytes of a type stand for, by libggml: f32 [rows, columns].
+
+    Args:
+        data: u8 [rows, row bytes], contiguous.
+    """
+    if type_name == "bf16":
+        return (data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if TYPES[type_name].block == 1:
+        return data.view(np.float16 if type_name == "f16" else np.float32).astype(np.float32, copy=False)
+    function = _function(f"dequantize_row_{type_name.replace('_k', '_K')}")
+    function.argtypes, function.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    values = np.empty((len(data), columns), np.float32)
+    function(data.ctypes.data, values.ctypes.data, values.size)
+    return values

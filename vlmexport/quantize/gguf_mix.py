@@ -74,6 +74,19 @@ def find_mix(name: str) -> Mix:
     return Mix(key, *_FILE_TYPES[key])
 
 
+def mostly(tensors: Mapping[str, tuple[str, int]]) -> Mix:
+    """What to call a model of any types in ``general.file_type``: the mix of the type that most weights have.
+
+    Args:
+        tensors: name → type, number of weights.
+    """
+    weights: Counter[str] = Counter()
+    for kind, count in tensors.values():
+        weights[kind] += count
+    most = weights.most_common(1)[0][0]
+    return next(Mix(key, *found) for key, found in _FILE_TYPES.items() if found[1] == most)
+
+
 def in_order(names: Mapping[str, object] | list[str]) -> list[str]:
     """Tensor names in the order that llama.cpp writes them: outside of the blocks first, then block by block."""
     return sorted(names, key=lambda name: (_layer(name), name))
