@@ -141,7 +141,13 @@ def gguf(
     model: Model,
     bits: Annotated[int | None, typer.Option(help="Bits a weight: 4, 8, 16 or 32.", show_default=False)] = None,
     kind: Annotated[str | None, typer.Option("--type", help="A GGUF type, e.g. q4_k_m.", show_default=False)] = None,
-    mmproj_type: Annotated[str | None, typer.Option(help="Type of the mmproj: f16 or f32.", show_default=False)] = None,
+    mmproj_type: Annotated[
+        str | None, typer.Option(help="Type of the mmproj: f16, q8_0 or f32.", show_default=False)
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(help="mmproj, onnx (a hybrid, int8), or the ONNX recipe to take it from.", show_default=False),
+    ] = None,
     imatrix: Annotated[str | None, typer.Option(help="auto, none, or a file.", show_default=False)] = None,
     vision_tower: Tower = None,
     output: Output = None,
@@ -153,11 +159,12 @@ def gguf(
     quiet: Quiet = False,
 ) -> None:
     """Export to GGUF for llama.cpp: quantized decoder, importance matrix from images, mmproj."""
-    from vlmexport.recipe import gguf_recipe
+    from vlmexport.recipe import gguf_recipe, vision_flags
 
-    flags = {"gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix, "calibration.samples": samples}
+    flags: dict[str, Any] = {"gguf.imatrix": imatrix, "calibration.samples": samples}
     name, chosen = (recipe, {"gguf.type": kind}) if recipe else gguf_recipe(kind, bits)
-    _export(model, name, flags | chosen, vision_tower, dask, output, force, Console(as_json, quiet))
+    flags |= chosen | vision_flags(vision, mmproj_type, name, str(chosen.get("name") or name))
+    _export(model, name, flags, vision_tower, dask, output, force, Console(as_json, quiet))
 
 
 def _export(
@@ -208,6 +215,9 @@ def check(
     reference: Annotated[str | None, typer.Option(help="The float model, where it moved.", show_default=False)] = None,
     vision_tower: Tower = None,
     samples: Samples = None,
+    strict_stock: Annotated[
+        bool, typer.Option("--strict-stock", help="Gate on what stock llama.cpp computes, too.")
+    ] = False,
     dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -225,6 +235,7 @@ def check(
         samples=samples or DEFAULT_SAMPLES,
         console=console,
         dask=dask,
+        strict_stock=strict_stock,
     )
     console.result(parity(result), result.model_dump(mode="json"))
     raise typer.Exit(0 if result.passed else 1)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 
 from vlmexport.artifact.layers import TRACED
-from vlmexport.artifact.onnx_sizes import extras, sizes, used_tower
+from vlmexport.artifact.onnx_sizes import extras, sizes, used_tower, vision_sizes
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.errors import Unsupported
@@ -99,15 +99,20 @@ def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], flo
 
     gguf.refuse_gguf(checkpoint, recipe)
     settings, weights = recipe.gguf, _weights(checkpoint)
-    language, vision = gguf.model_files(checkpoint, settings, None, important=bool(recipe.statistics_components))
-    parts = [
-        Part(gguf.LANGUAGE, language.size, weights["language"]),
-        Part(gguf.VISION, vision.size, weights["vision"] + weights["projector"]),
-    ]
-    if recipe.statistics_components:
+    important = "language" in recipe.statistics_components
+    language = gguf.language_file(checkpoint, settings, None, important)
+    parts = [Part(gguf.LANGUAGE, language.size, weights["language"])]
+    stands_for, peak = weights["vision"] + weights["projector"], float(GGUF_PEAK)
+    if settings.vision == "mmproj":
+        parts.append(Part(gguf.VISION, gguf.vision_file(checkpoint, settings).size, stands_for))
+    else:
+        graphs = vision_sizes(checkpoint, recipe.onnx)
+        parts += [Part(name, size, stands_for if name == "vision_encoder" else 0) for name, size in graphs.items()]
+        peak = _LIBRARIES + _IN_FLIGHT + _SKETCH_COPIES * _sketch(checkpoint, recipe)
+    if important:
         columns = sum(entry.columns + 1 for entry in language.tensors if len(entry.shape) == 2)
         parts.append(Part("importance matrix", 4 * columns, 0))
-    return tuple(parts), GGUF_PEAK
+    return tuple(parts), peak
 
 
 def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> tuple[tuple[Part, ...], float]:
@@ -126,7 +131,7 @@ def _sketch(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Bytes of the float32 weights that are traced."""
     spec, weights = checkpoint.spec, _weights(checkpoint)
     layers = TRACED / max(spec.vision.used_layers, 1) * weights["vision"] + weights["projector"]
-    if recipe.onnx.decoder != "int4":
+    if recipe.format == "onnx" and recipe.onnx.decoder != "int4":
         layers += TRACED / spec.language.num_layers * weights["language"]
     return int(4 * layers)
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vlmexport.errors import UsageError
 
 COMPONENTS = ("vision", "projector", "language")
+_ONNX_VISION, _Q8_VISION = "onnx-x86", "gguf-q8_0-mmproj"
 _GGUF_BITS = {4: "q4_k_m", 8: "q8_0", 16: "f16", 32: "f32"}
 
 
@@ -57,7 +58,11 @@ class Gguf(_Frozen):
     """The GGUF bundle."""
 
     type: str = Field("q4_k_m", description="Type of the language model.")
-    mmproj_type: Literal["f16", "f32"] = Field("f16", description="Type of the mmproj.")
+    vision: Literal["mmproj", "onnx"] = Field(
+        "mmproj",
+        description="mmproj, or onnx: a hybrid, its vision encoder as the onnx section says.",
+    )
+    mmproj_type: Literal["f16", "q8_0", "f32"] = Field("f16", description="Type of the mmproj.")
     imatrix: str = Field("auto", description="auto (from the calibration set), none, or an imatrix file.")
     image_weight: float = Field(1.0, ge=0, description="Weight of image positions in the importance matrix.")
 
@@ -76,6 +81,9 @@ class Gates(_Frozen):
     logits_top1: float | None = Field(None, description="Share of equal best tokens, at least.")
     answer_equal: float | None = Field(None, description="Share of answers equal token by token, at least.")
     answer_task_drop: float | None = Field(None, description="Loss of accuracy against the float model, at most.")
+
+
+_VISION_GATES = tuple(key for key in Gates.model_fields if key.startswith(("pixels", "features", "tokens")))
 
 
 class Recipe(_Frozen):
@@ -97,6 +105,8 @@ class Recipe(_Frozen):
                 return COMPONENTS
             return COMPONENTS[:2] if self.onnx.vision == "int8" else ()
         quantizes = self.gguf.imatrix == "auto" and self.gguf.type not in ("f32", "f16", "bf16", "q8_0")
+        if not quantizes and self.gguf.vision == "onnx" and self.onnx.vision == "int8":
+            return COMPONENTS[:2]
         return COMPONENTS if quantizes else ()
 
     @property
@@ -163,6 +173,40 @@ def gguf_recipe(kind: str | None, bits: int | None) -> tuple[str, dict[str, str]
     if f"gguf-{kind}" in shipped():
         return f"gguf-{kind}", {}
     return "gguf-q4_k_m", {"gguf.type": kind, "name": f"gguf-{kind}"}
+
+
+def vision_flags(vision: str | None, mmproj_type: str | None, base: str, name: str) -> dict[str, Any]:
+    """The flags that give a GGUF recipe another vision encoder, and the gates that fit it.
+
+    Pixels, features and tokens are held to the gates of the recipe that the vision encoder is of; logits and answers,
+    which both halves make, to those of the coarser recipe.
+
+    Args:
+        vision: ``mmproj``, ``onnx`` (a hybrid, static int8), or the ONNX recipe that says how; None is ``mmproj``.
+        mmproj_type: its type; the recipe's own where it is None.
+        base: the GGUF recipe.
+        name: what it is called.
+
+    Raises:
+        UsageError: neither of these.
+    """
+    hybrid = vision not in (None, "mmproj")
+    flags: dict[str, Any] = {
+        "gguf.vision": vision and ("onnx" if hybrid else "mmproj"),
+        "gguf.mmproj_type": mmproj_type,
+    }
+    if not hybrid and mmproj_type != "q8_0":
+        return flags
+    source = vision if hybrid and vision != "onnx" else _ONNX_VISION if hybrid else _Q8_VISION
+    chosen, decoder = resolve(str(source), environ={}), resolve(base, environ={})
+    coarser = min(chosen.gates, decoder.gates, key=lambda gates: gates.logits_top1 or 0.0)
+    flags["gates"] = coarser.model_dump() | {key: getattr(chosen.gates, key) for key in _VISION_GATES}
+    if not hybrid:
+        return flags
+    if chosen.format != "onnx":
+        raise UsageError(f"--vision {vision} is no ONNX recipe", "pass mmproj, onnx, or a recipe such as onnx-arm64")
+    of_vision = {"name": f"{name}-{chosen.name}", "target": chosen.target, "onnx": chosen.onnx.model_dump()}
+    return flags | of_vision
 
 
 def parse(data: Mapping[str, Any], where: str) -> Recipe:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 IMATRIX = "imatrix.gguf"
 LANGUAGE, VISION = "language", "vision+projector"
-_JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
+JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
 _CLASS_TOKEN = (
     "stock libmtmd shifts the position embeddings of this tower by one (llama.cpp #25814); vlmexport repairs that when "
     "it runs the bundle, other programs need a llama.cpp that has the fix"
@@ -65,13 +65,11 @@ def export_gguf(
     refuse_gguf(checkpoint, recipe)
     settings, spec = recipe.gguf, checkpoint.spec
     mix = find_mix(settings.type)
-    importance = _importance(settings, mix, spec, statistics)
-    language, vision = model_files(checkpoint, settings, importance)
-    files = {LANGUAGE: language, VISION: vision}
-    if importance is not None:
-        files["importance matrix"] = imatrix.as_file(IMATRIX, importance)
+    decoder = decoder_files(checkpoint, settings, statistics)
+    language, vision = decoder[LANGUAGE], vision_file(checkpoint, settings)
+    files = {LANGUAGE: language, VISION: vision} | decoder
     with staged(destination, force, sum(file.size for file in files.values())) as folder:
-        hashes = _write(files, folder, console)
+        hashes = write_files(files, folder, console)
         manifest = Manifest(
             kind="gguf",
             source=source_of(checkpoint),
@@ -79,7 +77,7 @@ def export_gguf(
             tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
             calibration=calibration_of(statistics) if settings.imatrix == "auto" else None,
             files=list_files(folder, {file.name: component for component, file in files.items()}, hashes),
-            tensors=_unlike(language, mix.default) | _unlike(vision, settings.mmproj_type),
+            tensors=unlike(language, mix.default) | unlike(vision, settings.mmproj_type),
             notes=_notes(spec),
             details={
                 "language": language.name,
@@ -92,10 +90,24 @@ def export_gguf(
     return manifest
 
 
-def model_files(
+def decoder_files(checkpoint: Checkpoint, settings: Gguf, statistics: Statistics | None) -> dict[str, GgufFile]:
+    """Component → file of the language model and, where one is used, the importance matrix; not yet written.
+
+    Raises:
+        UsageError: there is no importance matrix to take.
+    """
+    mix = find_mix(settings.type)
+    importance = _importance(settings, mix, checkpoint.spec, statistics)
+    files = {LANGUAGE: language_file(checkpoint, settings, importance)}
+    if importance is not None:
+        files["importance matrix"] = imatrix.as_file(IMATRIX, importance)
+    return files
+
+
+def language_file(
     checkpoint: Checkpoint, settings: Gguf, importance: ImportanceMatrix | None, important: bool = False
-) -> tuple[GgufFile, GgufFile]:
-    """The language model and its mmproj, not yet written; nothing of the weights is read.
+) -> GgufFile:
+    """The language model, not yet written; nothing of the weights is read.
 
     Args:
         important: choose types as with an importance matrix, although there is none (to plan with).
@@ -106,15 +118,21 @@ def model_files(
     types = gguf_language.types_of(spec.language, mix, shapes, important or importance is not None)
     metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
     decoder = gguf_language.entries(spec.language, tensors, types, importance)
-    tower, tower_metadata = mmproj.entries(checkpoint, settings.mmproj_type), mmproj.fields(spec, settings.mmproj_type)
-    tower_name = f"mmproj-{spec.name}-{settings.mmproj_type.upper()}.gguf"
-    return (
-        GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder),
-        GgufFile(tower_name, mmproj.ARCHITECTURE, tower_metadata, tower),
-    )
+    return GgufFile(f"{spec.name}-{mix.name.upper()}.gguf", "llama", metadata, decoder)
 
 
-def _write(files: dict[str, GgufFile], folder: Path, console: Console) -> dict[str, str]:
+def vision_file(checkpoint: Checkpoint, settings: Gguf) -> GgufFile:
+    """The mmproj, not yet written; nothing of the weights is read.
+
+    Raises:
+        Unsupported: libmtmd cannot hold it, or would compute it wrongly.
+    """
+    kind = settings.mmproj_type
+    tower, metadata = mmproj.entries(checkpoint, kind), mmproj.fields(checkpoint.spec, kind)
+    return GgufFile(f"mmproj-{checkpoint.spec.name}-{kind.upper()}.gguf", mmproj.ARCHITECTURE, metadata, tower)
+
+
+def write_files(files: dict[str, GgufFile], folder: Path, console: Console) -> dict[str, str]:
     """Write component → file; file name → SHA-256 is returned."""
     hashes = {}
     for component, file in files.items():
@@ -124,7 +142,7 @@ def _write(files: dict[str, GgufFile], folder: Path, console: Console) -> dict[s
 
 
 def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:
-    """Say at once what cannot work, before anything long begins.
+    """Say at once what cannot work, before anything long begins. What libmtmd cannot hold, a hybrid can.
 
     Raises:
         Unsupported: GGUF or libmtmd cannot hold the model.
@@ -134,7 +152,8 @@ def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:
     library()
     library_path("ggml-base")
     find_mix(recipe.gguf.type)
-    mmproj.projector_of(checkpoint.spec)
+    if recipe.gguf.vision == "mmproj":
+        mmproj.projector_of(checkpoint.spec)
 
 
 def _importance(settings: Gguf, mix: Mix, spec: Spec, statistics: Statistics | None) -> ImportanceMatrix | None:
@@ -150,10 +169,11 @@ def _importance(settings: Gguf, mix: Mix, spec: Spec, statistics: Statistics | N
     return imatrix.from_statistics(statistics, names, settings.image_weight)
 
 
-def _unlike(file: GgufFile, default: str) -> dict[str, str]:
+def unlike(file: GgufFile, default: str) -> dict[str, str]:
+    """Tensor → type, where it is not the default."""
     return {entry.name: entry.type for entry in file.tensors if entry.type != default}
 
 
 def _notes(spec: Spec) -> list[str]:
-    notes = [_JINJA, _CLASS_TOKEN]
+    notes = [JINJA, _CLASS_TOKEN]
     return notes if spec.vision.aspect_ratio == "pad" else [*notes, _NOT_PADDED]
