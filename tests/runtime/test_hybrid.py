@@ -106,7 +106,7 @@ def test_int8_and_an_importance_matrix_from_one_calibration(linear: Path, tmp_pa
     assert {"onnx/vision_encoder_int8.onnx", "imatrix.gguf", "linear-Q4_K_M.gguf"} <= {f.path for f in manifest.files}
     assert manifest.calibration is not None
     assert len(manifest.calibration.samples) == 8
-    assert manifest.details["report"]["vision_encoder"]["int8_share"] > 0.9
+    assert manifest.details["report"]["vision_encoder"]["int8_share"] > 0.5
     with closing(open_runtime(tmp_path / "linear-gguf-q4_k_m-onnx-x86")) as runtime:
         tokens = runtime.tokens(runtime.features(runtime.pixels(sample(1).image())))
         assert next(runtime.generate(runtime.prompt("A?"), tokens, 1)).margin >= 0

@@ -108,4 +108,6 @@ def test_what_is_said() -> None:
     right = replace(STOCK, class_token="first", stock=1.0)
     assert right.note(repair=True) == right.text()
     assert "computed right" in right.text()
-    assert "the repair does not help" in replace(STOCK, repaired=0.5).text()
+    helpless = replace(STOCK, repaired=0.5).note(repair=True)
+    assert "the repair does not help" in helpless
+    assert "left as it is" in helpless

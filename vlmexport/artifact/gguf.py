@@ -32,9 +32,11 @@ IMATRIX = "imatrix.gguf"
 LANGUAGE, VISION = "language", "vision+projector"
 JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
 _CLASS_TOKEN = (
-    "stock libmtmd shifts the position embeddings of this tower by one (llama.cpp #25814); vlmexport repairs that when "
-    "it runs the bundle, other programs need a llama.cpp that has the fix"
+    "stock libmtmd computes this tower wrong (llama.cpp #25814); vlmexport repairs that when it runs the bundle, other "
+    "programs need the patch of docs/llama-cpp.md, or a hybrid (--vision onnx) in place of this bundle"
 )
+_PADDING = (122, 116, 104)
+_OTHER_COLOUR = f"libmtmd pads with {_PADDING}, CLIP's mean, this model was trained with another: wide images differ"
 _NOT_PADDED = "libmtmd pads images to a square, this model was trained on centre crops: wide images differ"
 
 
@@ -176,4 +178,7 @@ def unlike(file: GgufFile, default: str) -> dict[str, str]:
 
 def _notes(spec: Spec) -> list[str]:
     notes = [JINJA, _CLASS_TOKEN]
-    return notes if spec.vision.aspect_ratio == "pad" else [*notes, _NOT_PADDED]
+    if spec.vision.aspect_ratio != "pad":
+        return [*notes, _NOT_PADDED]
+    colour = tuple(int(255 * mean) for mean in spec.vision.image_mean)
+    return notes if colour == _PADDING else [*notes, _OTHER_COLOUR]

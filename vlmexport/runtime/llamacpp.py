@@ -113,7 +113,7 @@ class LlamaCppRuntime(LlamaCppDecoder):
         except VlmExportError:
             self.close()
             raise
-        self._repair = repair and not found.right
+        self._repair = repair and found.repairable and not found.right
         self.notes = (*self.notes, _PIXELS, found.note(repair))
 
     @property

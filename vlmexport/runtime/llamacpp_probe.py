@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,7 @@ _VERSION = 1
 _LIBRARIES = ("mtmd", "ggml-base")
 _RIGHT = 0.9999
 _THREADS = 1
+_DOING = "probing libmtmd"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ class Probe:
         """What a verdict must say about a run with this library."""
         if self.right:
             return self.text()
-        done = "repaired in process for this run; a stock llama.cpp gives other answers" if repair else "left as it is"
+        done = "left as it is"
+        if repair and self.repairable:
+            done = "repaired in process for this run; a stock llama.cpp gives other answers"
         return f"class-token repair: {self.text()}; {done}"
 
 
@@ -90,10 +94,11 @@ def _probe(key: str) -> Probe:
         return Probe(**json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         found = _ask()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(found)), encoding="utf-8")
-    os.replace(temporary, path)
+    with suppress(OSError):  # a cache that cannot be written costs a second, not the answer
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        os.replace(temporary, path)
     return found
 
 
@@ -106,25 +111,27 @@ def _key() -> str:
 
 
 def _ask() -> Probe:
-    process, spec = Process(), llamacpp_tiny.SPEC
-    doing = "probing libmtmd"
-    pixels = llamacpp_tiny.pixels()
+    process, spec, pixels = Process(), llamacpp_tiny.SPEC, llamacpp_tiny.pixels()
     try:
         with TemporaryDirectory() as folder:
             path = llamacpp_tiny.write(Path(folder))
             sizes = {"image_size": spec.vision.image_size, "width": spec.language.hidden_size, "threads": _THREADS}
-            facts = process.ask({"op": "open_vision", "mmproj": str(path), **sizes}, doing).body
-            row = process.ask({"op": "class_token"}, doing, pixels).body["row"]
-            cosines = []
-            for repair in (False, True):
-                features = process.ask({"op": "features", "repair": repair}, doing, pixels).arrays[0]
-                tokens = process.ask({"op": "tokens"}, doing, features).arrays[0]
-                cosines.append(_cosine(tokens, llamacpp_tiny.tokens(pixels)))
+            facts = process.ask({"op": "open_vision", "mmproj": str(path), **sizes}, _DOING).body
+            row = process.ask({"op": "class_token"}, _DOING, pixels).body["row"]
+            stock = _compare(process, pixels, repair=False)
+            # Where the graph shows no class token there is nothing to repair by.
+            repaired = stock if row is None else _compare(process, pixels, repair=True)
     finally:
         process.close()
     where = "not found" if row is None else "first" if row == 0 else "last"
     given = os.environ.get("LLAMA_CPP_LIB_PATH")
-    return Probe(given or f"llama-cpp-python {facts['version']}", where, *cosines)
+    return Probe(given or f"llama-cpp-python {facts['version']}", where, stock, repaired)
+
+
+def _compare(process: Process, pixels: F32, repair: bool) -> float:
+    features = process.ask({"op": "features", "repair": repair}, _DOING, pixels).arrays[0]
+    tokens = process.ask({"op": "tokens"}, _DOING, features).arrays[0]
+    return _cosine(tokens, llamacpp_tiny.tokens(pixels))
 
 
 def _cosine(a: F32, b: F32) -> float:

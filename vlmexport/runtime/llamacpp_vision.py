@@ -33,7 +33,7 @@ class _Pass:
     stop: str
     pixels: F32 | None = None
     features: F32 | None = None
-    repair: bool = True
+    repair: bool = False
     entered: bool = False
     class_row: int | None = None
     features_name: str = ""
@@ -137,7 +137,7 @@ class Vision:
 
     def class_row(self, pixels: F32) -> int | None:
         """The row at which the graph puts the class token, counted among all rows; None where it shows none."""
-        task = _Pass("features", pixels=pixels, repair=False)
+        task = _Pass("features", pixels=pixels)
         self._run(task)
         return task.class_row
 
