@@ -35,7 +35,8 @@ class Probe:
     """What a libmtmd makes of a tower with a class token.
 
     Attributes:
-        library: llama-cpp-python's version, or the folder that ``LLAMA_CPP_LIB_PATH`` names.
+        library: llama-cpp-python's version, or ``LLAMA_CPP_LIB_PATH`` where that names one (its folder is nobody's
+            business in a model card).
         class_token: where its graph puts the class token: ``first``, ``last``, or ``not found``.
         stock: smallest cosine of a visual token with what NumPy computes, as the library is.
         repaired: the same once its index inputs are set right.
@@ -124,8 +125,8 @@ def _ask() -> Probe:
     finally:
         process.close()
     where = "not found" if row is None else "first" if row == 0 else "last"
-    given = os.environ.get("LLAMA_CPP_LIB_PATH")
-    return Probe(given or f"llama-cpp-python {facts['version']}", where, stock, repaired)
+    given = "LLAMA_CPP_LIB_PATH" in os.environ
+    return Probe("LLAMA_CPP_LIB_PATH" if given else f"llama-cpp-python {facts['version']}", where, stock, repaired)
 
 
 def _compare(process: Process, pixels: F32, repair: bool) -> float:
