@@ -59,8 +59,10 @@ def test_inspect(tiny_folder: Path) -> None:
     assert facts["visual_tokens"] == 144
     assert facts["components"]["projector"]["kind"] == "ldpnetv2"
     assert facts["components"]["language"]["bytes"] == 2 * facts["components"]["language"]["parameters"]
+    assert facts["libmtmd"]["class_token"] in ("first", "last")
     human = vlmexport("inspect", tiny_folder)
     assert "ldpnetv2" in human.stdout
+    assert "libmtmd of llama-cpp-python 0." in human.stdout
     assert human.stderr == ""
 
 
@@ -74,10 +76,32 @@ def test_errors(tmp_path: Path, tiny_folder: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unsupported_is_3(tmp_path: Path) -> None:
-    model = write_checkpoint(tmp_path / "model", tiny_spec("linear"))
-    assert_one_line_error(vlmexport("gguf", model, "--type", "f16", cwd=tmp_path), 3, "linear")
+@pytest.mark.parametrize(
+    ("projector", "image_size", "config", "reason"),
+    [
+        ("linear", 336, {}, "libmtmd cannot hold a linear projector"),
+        ("mlp3x_gelu", 336, {}, "libmtmd computes mlp3x_gelu wrongly"),
+        ("ldpnet", 168, {}, "24x24 grid for ldpnet, this one is 12x12"),
+        ("ldpnetv2", 168, {}, "24x24 grid for ldpnetv2, this one is 12x12"),
+        ("mlp2x_gelu", 336, {"mm_vision_select_feature": "cls_patch"}, "leaves out the class token"),
+    ],
+)
+def test_unsupported_is_3_and_a_hybrid_is_offered(
+    projector: str, image_size: int, config: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    model = write_checkpoint(tmp_path / "model", tiny_spec(projector, image_size, num_layers=1), **config)
+    result = vlmexport("gguf", model, "--type", "f16", cwd=tmp_path)
+    assert_one_line_error(result, 3, reason, "--vision onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert "as a hybrid" in json.loads(vlmexport("inspect", model, "--json").stdout)["formats"]["gguf"]
+
+
+def test_vision_flags(tmp_path: Path, tiny_folder: Path) -> None:
+    result = vlmexport("gguf", tiny_folder, "--vision", "gguf-f16", cwd=tmp_path)
+    assert_one_line_error(result, 2, "--vision gguf-f16 is no ONNX recipe")
+    assert_one_line_error(vlmexport("gguf", tiny_folder, "--vision", "nope", cwd=tmp_path), 2, "no recipe 'nope'")
+    assert_one_line_error(vlmexport("gguf", tiny_folder, "--mmproj-type", "q4_0", cwd=tmp_path), 2, "mmproj_type")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unreadable_image(tmp_path: Path, tiny_folder: Path) -> None:

@@ -13,7 +13,7 @@ from vlmexport.artifact.bundle import Manifest, read_manifest
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.plan import plan
-from vlmexport.recipe import parse, resolve, shipped
+from vlmexport.recipe import parse, resolve, shipped, vision_flags
 from vlmexport.report.plan import table
 
 
@@ -54,8 +54,11 @@ def test_every_shipped_recipe_on_the_demo() -> None:
 
 def test_what_gguf_cannot_hold(tmp_path: Path) -> None:
     found = open_checkpoint(write_checkpoint(tmp_path / "linear", tiny_spec("linear", image_size=56)))
-    gguf, onnx = plan(found, [resolve("gguf-q8_0"), resolve("onnx-fp32")])
+    flags = vision_flags("onnx-fp32", None, "gguf-q8_0", "gguf-q8_0")
+    gguf, onnx, hybrid = plan(found, [resolve("gguf-q8_0"), resolve("onnx-fp32"), resolve("gguf-q8_0", flags)])
     assert gguf.refused is not None
     assert "linear" in gguf.refused
     assert gguf.bytes == 0
     assert onnx.refused is None
+    assert hybrid.refused is None
+    assert [part.name for part in hybrid.parts] == ["language", "vision_encoder", "projector"]

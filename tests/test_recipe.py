@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from vlmexport.errors import UsageError
-from vlmexport.recipe import Recipe, gguf_recipe, gguf_type, keys, parse, resolve, shipped
+from vlmexport.recipe import COMPONENTS, Recipe, gguf_recipe, gguf_type, keys, parse, resolve, shipped, vision_flags
 
 
 @pytest.mark.parametrize("name", shipped())
@@ -92,6 +92,36 @@ def test_tensor_types_from_file_environment_and_flags(tmp_path: Path) -> None:
 def test_calibrates_only_for_types_that_use_it(settings: dict[str, Any], uses: bool) -> None:
     recipe = parse({"format": "gguf", "gguf": settings}, "test")
     assert recipe.gguf.uses_importance is recipe.needs_statistics is uses
+
+
+def test_vision_flags() -> None:
+    assert vision_flags(None, None, "gguf-f16", "gguf-f16") == {"gguf.vision": None, "gguf.mmproj_type": None}
+    assert vision_flags("mmproj", "f32", "gguf-f16", "x") == {"gguf.vision": "mmproj", "gguf.mmproj_type": "f32"}
+
+
+def test_an_mmproj_in_q8_0_has_gates_of_its_own() -> None:
+    own = resolve("gguf-q8_0-mmproj", environ={}).gates
+    found = resolve("gguf-f16", vision_flags(None, "q8_0", "gguf-f16", "gguf-f16"), {})
+    assert (found.gguf.type, found.gguf.mmproj_type, found.gates) == ("f16", "q8_0", own)
+    q4 = resolve("gguf-q4_0", vision_flags(None, "q8_0", "gguf-q4_0", "gguf-q4_0"), {}).gates
+    assert (q4.tokens_cosine, q4.logits_top1) == (own.tokens_cosine, 0.90)
+
+
+def test_a_hybrid_is_held_to_the_gates_of_both() -> None:
+    flags = vision_flags("onnx-arm64", None, "gguf-q4_k_m", "gguf-q5_k_m")
+    found, vision = resolve("gguf-q4_k_m", flags, {}), resolve("onnx-arm64", environ={})
+    assert (found.name, found.target, found.gguf.vision) == ("gguf-q5_k_m-onnx-arm64", "arm64", "onnx")
+    assert (found.onnx, found.gates.tokens_sqnr_db) == (vision.onnx, vision.gates.tokens_sqnr_db)
+    assert found.gates.logits_kld == resolve("gguf-q4_k_m", environ={}).gates.logits_kld
+    exact = resolve("gguf-f32", vision_flags("onnx", None, "gguf-f32", "gguf-f32"), {})
+    assert (exact.name, exact.gates.logits_top1) == (
+        "gguf-f32-onnx-x86",
+        resolve("onnx-x86", environ={}).gates.logits_top1,
+    )
+    assert exact.gates.logits_max_abs is None
+    assert (found.statistics_components, exact.statistics_components) == (COMPONENTS, COMPONENTS[:2])
+    with pytest.raises(UsageError, match="is no ONNX recipe"):
+        vision_flags("gguf-f16", None, "gguf-f32", "gguf-f32")
 
 
 def test_keys_are_dotted_and_frozen() -> None:

@@ -165,7 +165,13 @@ def gguf(
     max_size: MaxSize = None,
     bpw: BitsPerWeight = None,
     tensor_type: TensorTypes = None,
-    mmproj_type: Annotated[str | None, typer.Option(help="Type of the mmproj: f16 or f32.", show_default=False)] = None,
+    mmproj_type: Annotated[
+        str | None, typer.Option(help="Type of the mmproj: f16, q8_0 or f32.", show_default=False)
+    ] = None,
+    vision: Annotated[
+        str | None,
+        typer.Option(help="mmproj, onnx (a hybrid, int8), or the ONNX recipe to take it from.", show_default=False),
+    ] = None,
     imatrix: Imatrix = None,
     vision_tower: Tower = None,
     output: Output = None,
@@ -177,16 +183,16 @@ def gguf(
     quiet: Quiet = False,
 ) -> None:
     """Export to GGUF for llama.cpp: quantized decoder, importance matrix from images, mmproj."""
-    from vlmexport.recipe import budget_flags, gguf_recipe, gguf_type
+    from vlmexport.recipe import budget_flags, gguf_recipe, gguf_type, vision_flags
 
     flags: dict[str, Any] = {
-        "gguf.tensor_types": tensor_type, "gguf.mmproj_type": mmproj_type, "gguf.imatrix": imatrix,
-        "calibration.samples": samples,
+        "gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix, "calibration.samples": samples
     }  # fmt: skip
     wanted = gguf_type(kind, bits)
     name, chosen = (recipe, {"gguf.type": wanted}) if recipe else gguf_recipe(wanted)
-    chosen = chosen | budget_flags(wanted, max_size, bpw)
-    _export(model, name, flags | chosen, vision_tower, dask, output, force, Console(as_json, quiet))
+    flags |= chosen | budget_flags(wanted, max_size, bpw)
+    flags |= vision_flags(vision, mmproj_type, name, str(flags.get("name") or name))
+    _export(model, name, flags, vision_tower, dask, output, force, Console(as_json, quiet))
 
 
 def _export(
@@ -237,6 +243,9 @@ def check(
     reference: Annotated[str | None, typer.Option(help="The float model, where it moved.", show_default=False)] = None,
     vision_tower: Tower = None,
     samples: Samples = None,
+    strict_stock: Annotated[
+        bool, typer.Option("--strict-stock", help="Gate on what stock llama.cpp computes, too.")
+    ] = False,
     dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -254,6 +263,7 @@ def check(
         samples=samples or DEFAULT_SAMPLES,
         console=console,
         dask=dask,
+        strict_stock=strict_stock,
     )
     console.result(parity(result), result.model_dump(mode="json"))
     raise typer.Exit(0 if result.passed else 1)

@@ -48,10 +48,13 @@ def export(
     if recipe.format == "onnx":
         from vlmexport.artifact.onnx import export_onnx as write
     else:
-        from vlmexport.artifact.gguf import export_gguf as write
         from vlmexport.artifact.gguf import refuse_gguf
 
         refuse_gguf(checkpoint, recipe)
+        if recipe.gguf.vision == "onnx":
+            from vlmexport.artifact.hybrid import export_hybrid as write
+        else:
+            from vlmexport.artifact.gguf import export_gguf as write
     found = _statistics(checkpoint, recipe, console, dask)
     more = {}
     if recipe.format == "gguf" and recipe.gguf.budget:

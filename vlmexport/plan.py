@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from vlmexport.artifact import onnx_sizes
 from vlmexport.artifact.layers import TRACED
-from vlmexport.artifact.onnx_sizes import extras, used_tower
+from vlmexport.artifact.onnx_sizes import extras, sizes, used_tower, vision_sizes
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.errors import Unsupported
@@ -115,21 +114,30 @@ def _weights(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], float]:
-    from vlmexport.artifact import gguf
+    from vlmexport.artifact import gguf, gguf_decoder, mmproj
 
     gguf.refuse_gguf(checkpoint, recipe)
-    weights = _weights(checkpoint)
-    stands_for = {gguf.LANGUAGE: weights["language"], gguf.VISION: weights["vision"] + weights["projector"]}
-    files = gguf.planned_files(checkpoint, recipe.gguf)
-    sizes = {name: file.size for name, file in files.items()}
-    if recipe.gguf.budget:  # it is spent but for a part of the smallest step
-        tensors = sum(entry.bytes + entry.padding for entry in files[gguf.LANGUAGE].tensors)
-        sizes[gguf.LANGUAGE] += gguf.budget_bytes(checkpoint, recipe.gguf, files) - tensors
-    return tuple(Part(name, size, stands_for.get(name, 0)) for name, size in sizes.items()), GGUF_PEAK
+    settings, weights = recipe.gguf, _weights(checkpoint)
+    files = gguf_decoder.planned(checkpoint, settings)
+    total = {name: file.size for name, file in files.items()}
+    if settings.budget:  # it is spent but for a part of the smallest step
+        language = files[gguf_decoder.LANGUAGE]
+        room = gguf_decoder.budget_bytes(checkpoint, recipe, language)
+        total[gguf_decoder.LANGUAGE] = len(language.header) + room
+    parts = [Part(gguf_decoder.LANGUAGE, total.pop(gguf_decoder.LANGUAGE), weights["language"])]
+    stands_for, peak = weights["vision"] + weights["projector"], float(GGUF_PEAK)
+    if settings.vision == "mmproj":
+        parts.append(Part(gguf_decoder.VISION, mmproj.file(checkpoint, settings.mmproj_type).size, stands_for))
+    else:
+        graphs = vision_sizes(checkpoint, recipe.onnx)
+        parts += [Part(name, size, stands_for if name == "vision_encoder" else 0) for name, size in graphs.items()]
+        peak = _LIBRARIES + _IN_FLIGHT + _SKETCH_COPIES * _sketch(checkpoint, recipe)
+    parts += [Part(name, size, 0) for name, size in total.items()]
+    return tuple(parts), peak
 
 
 def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> tuple[tuple[Part, ...], float]:
-    weights, graphs = _weights(checkpoint), onnx_sizes.sizes(checkpoint, recipe.onnx)
+    weights, graphs = _weights(checkpoint), sizes(checkpoint, recipe.onnx)
     table = checkpoint.tensors["language"]["model.embed_tokens.weight"].numel
     stands_for = {
         "vision_encoder": weights["vision"] + weights["projector"], "embed_tokens": table,
@@ -144,7 +152,7 @@ def _sketch(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Bytes of the float32 weights that are traced."""
     spec, weights = checkpoint.spec, _weights(checkpoint)
     layers = TRACED / max(spec.vision.used_layers, 1) * weights["vision"] + weights["projector"]
-    if recipe.onnx.decoder != "int4":
+    if recipe.format == "onnx" and recipe.onnx.decoder != "int4":
         layers += TRACED / spec.language.num_layers * weights["language"]
     return int(4 * layers)
 

@@ -21,6 +21,7 @@ COMPONENTS = ("vision", "projector", "language")
 _GGUF_BITS = {
     2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0", 16: "f16", 32: "f32"
 }  # fmt: skip
+_ONNX_VISION, _Q8_VISION = "onnx-x86", "gguf-q8_0-mmproj"
 _NO_IMPORTANCE = ("f32", "f16", "bf16", "q8_0")
 
 
@@ -81,7 +82,11 @@ class Gguf(_Frozen):
     tensor_types: tuple[str, ...] = Field(
         (), description="REGEX=TYPE: the type of its tensors whose names match; the first that matches wins."
     )
-    mmproj_type: Literal["f16", "f32"] = Field("f16", description="Type of the mmproj.")
+    vision: Literal["mmproj", "onnx"] = Field(
+        "mmproj",
+        description="mmproj, or onnx: a hybrid, its vision encoder as the onnx section says.",
+    )
+    mmproj_type: Literal["f16", "q8_0", "f32"] = Field("f16", description="Type of the mmproj.")
     imatrix: str = Field("auto", description="auto (from the calibration set), none, or an imatrix file.")
     image_weight: float = Field(1.0, ge=0, description="Weight of image positions in the importance matrix.")
 
@@ -136,6 +141,9 @@ class Gates(_Frozen):
     answer_task_drop: float | None = Field(None, description="Loss of accuracy against the float model, at most.")
 
 
+_VISION_GATES = tuple(key for key in Gates.model_fields if key.startswith(("pixels", "features", "tokens")))
+
+
 class Recipe(_Frozen):
     """One resolved recipe; it is saved in the bundle."""
 
@@ -154,7 +162,10 @@ class Recipe(_Frozen):
             if self.onnx.decoder == "int8":
                 return COMPONENTS
             return COMPONENTS[:2] if self.onnx.vision == "int8" else ()
-        return COMPONENTS if self.gguf.imatrix == "auto" and self.gguf.uses_importance else ()
+        quantizes = self.gguf.imatrix == "auto" and self.gguf.uses_importance
+        if not quantizes and self.gguf.vision == "onnx" and self.onnx.vision == "int8":
+            return COMPONENTS[:2]
+        return COMPONENTS if quantizes else ()
 
     @property
     def needs_statistics(self) -> bool:
@@ -240,6 +251,40 @@ def gguf_recipe(kind: str | None) -> tuple[str, dict[str, str]]:
     if f"gguf-{kind}" in shipped():
         return f"gguf-{kind}", {}
     return "gguf-q4_k_m", {"gguf.type": kind, "name": f"gguf-{kind}"}
+
+
+def vision_flags(vision: str | None, mmproj_type: str | None, base: str, name: str) -> dict[str, Any]:
+    """The flags that give a GGUF recipe another vision encoder, and the gates that fit it.
+
+    Pixels, features and tokens are held to the gates of the recipe that the vision encoder is of; logits and answers,
+    which both halves make, to those of the coarser recipe.
+
+    Args:
+        vision: ``mmproj``, ``onnx`` (a hybrid, static int8), or the ONNX recipe that says how; None is ``mmproj``.
+        mmproj_type: its type; the recipe's own where it is None.
+        base: the GGUF recipe.
+        name: what it is called.
+
+    Raises:
+        UsageError: neither of these.
+    """
+    hybrid = vision not in (None, "mmproj")
+    flags: dict[str, Any] = {
+        "gguf.vision": vision and ("onnx" if hybrid else "mmproj"),
+        "gguf.mmproj_type": mmproj_type,
+    }
+    if not hybrid and mmproj_type != "q8_0":
+        return flags
+    source = vision if hybrid and vision != "onnx" else _ONNX_VISION if hybrid else _Q8_VISION
+    chosen, decoder = resolve(str(source), environ={}), resolve(base, environ={})
+    coarser = min(chosen.gates, decoder.gates, key=lambda gates: gates.logits_top1 or 0.0)
+    flags["gates"] = coarser.model_dump() | {key: getattr(chosen.gates, key) for key in _VISION_GATES}
+    if not hybrid:
+        return flags
+    if chosen.format != "onnx":
+        raise UsageError(f"--vision {vision} is no ONNX recipe", "pass mmproj, onnx, or a recipe such as onnx-arm64")
+    of_vision = {"name": f"{name}-{chosen.name}", "target": chosen.target, "onnx": chosen.onnx.model_dump()}
+    return flags | of_vision
 
 
 def parse(data: Mapping[str, Any], where: str) -> Recipe:

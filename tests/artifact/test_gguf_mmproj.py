@@ -94,6 +94,46 @@ def test_f32_keeps_depthwise_kernels_in_f16(tiny: Checkpoint, tmp_path: Path) ->
     assert {name for name, kind in types.items() if kind != "f32"} == {"mm.model.peg.0.weight"}
 
 
+def test_q8_0(tiny: Checkpoint, tmp_path: Path) -> None:
+    manifest = export(tiny, tmp_path / "out", type="f16", mmproj_type="q8_0")
+    path = tmp_path / "out" / "mmproj-tiny-Q8_0.gguf"
+    assert metadata(path)["general.file_type"] == 7
+    types, sizes = {name: kind for name, (kind, _) in tensors(path).items()}, shapes(path)
+    halves = {"v.patch_embd.weight", "mm.model.peg.0.weight"}
+    assert {name for name, kind in types.items() if kind == "f16"} == halves
+    assert manifest.tensors.items() >= dict.fromkeys(halves, "f16").items()
+    for name in types.keys() - halves - {"v.position_embd.weight"}:
+        assert types[name] == ("f32" if len(sizes[name]) == 1 else "q8_0"), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({}, None), ({"aspect_ratio": "square"}, "centre crops"), ({"image_mean": (0.5, 0.5, 0.5)}, "pads with")],
+)
+def test_what_libmtmd_does_with_wide_images_is_noted(
+    changes: dict[str, Any], words: str | None, tiny: Checkpoint, tmp_path: Path
+) -> None:
+    spec = replace(tiny.spec, vision=replace(tiny.spec.vision, **changes))
+    notes = export(replace(tiny, spec=spec), tmp_path / "out", type="f16").notes
+    assert [note for note in notes if "wide images" in note] == [note for note in notes[2:] if words and words in note]
+    assert len(notes) == 2 + (words is not None)
+
+
+def test_rows_that_are_no_whole_blocks_stay_in_f16(tiny: Checkpoint) -> None:
+    name = "mlp.mlp.0.weight"
+    odd = replace(tiny.tensors["projector"][name], shape=(256, 40))
+    changed = replace(tiny, tensors=tiny.tensors | {"projector": tiny.tensors["projector"] | {name: odd}})
+    types = {entry.name: entry.type for entry in mmproj.entries(changed, "q8_0")}
+    assert (types["mm.model.mlp.0.weight"], types["mm.model.mlp.2.weight"]) == ("f16", "q8_0")
+
+
+def test_the_epsilon_of_ldpnet_is_the_towers(tiny: Checkpoint) -> None:
+    spec = replace(tiny.spec, projector=replace(tiny.spec.projector, kind="ldpnet"))
+    assert mmproj.projector_of(spec).projector_type == "ldp"
+    with pytest.raises(Unsupported, match=r"epsilon 1e-06 for the projector's norms, whose own is 1e-05"):
+        mmproj.projector_of(replace(spec, vision=replace(spec.vision, layer_norm_eps=1e-6)))
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -105,7 +145,7 @@ def test_f32_keeps_depthwise_kernels_in_f16(tiny: Checkpoint, tmp_path: Path) ->
     ],
 )
 def test_refuses_towers(tiny: Checkpoint, changes: dict[str, Any], reason: str) -> None:
-    with pytest.raises(Unsupported, match=reason):
+    with pytest.raises(Unsupported, match=f"{reason}.*--vision onnx"):
         mmproj.projector_of(replace(tiny.spec, vision=replace(tiny.spec.vision, **changes)))
 
 

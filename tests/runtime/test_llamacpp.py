@@ -22,7 +22,7 @@ from vlmexport.errors import CheckpointError, MissingDependency, UsageError, Vlm
 from vlmexport.model import plugins
 from vlmexport.runtime.llamacpp import LlamaCppRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
-from vlmexport.runtime.stages import F32, Runtime
+from vlmexport.runtime.stages import F32, Repairing, Runtime
 
 posix = pytest.mark.skipif(os.name != "posix", reason="looks at signals")
 QUESTION = "What's left of the\nchat? Ü"
@@ -141,6 +141,25 @@ def test_without_repair_features_are_wrong(
     with closing(open_bundle(bundle, repair=False)) as stock:
         assert any("left as it is" in note for note in stock.notes)
         assert cosine(stock.features(pixels), reference.features(pixels)) < 0.9
+        assert stock.stock() is None
+    view = runtime.stock()
+    assert isinstance(runtime, Repairing)
+    assert view is not None
+    assert cosine(view.features(pixels), reference.features(pixels)) < 0.9
+    assert cosine(runtime.features(pixels), reference.features(pixels)) > 0.9999
+    view.close()
+    assert runtime.prompt("A?").text
+
+
+@pytest.mark.slow
+def test_an_mmproj_in_q8_0(checkpoint: Checkpoint, reference: ReferenceRuntime, image: Image.Image) -> None:
+    folder = checkpoint.path.parent / "q8_0"
+    export(checkpoint, folder, type="f16", mmproj_type="q8_0", force=True)
+    features = reference.features(reference.pixels(image))
+    with closing(open_bundle(folder)) as runtime:
+        assert cosine(runtime.features(reference.pixels(image)), features) > 0.999
+        tokens = runtime.tokens(runtime.features(runtime.pixels(image)))
+    assert 0.999 < cosine(tokens, reference.tokens(features)) < 0.99999
 
 
 @pytest.mark.slow
@@ -196,8 +215,11 @@ def test_an_assertion_in_ggml_is_an_error(tiny: Checkpoint, tmp_path: Path, monk
     real = module.gguf
     monkeypatch.setattr(module, "gguf", lambda spec: replace(real(spec), f16=frozenset()))
     export(tiny, tmp_path / "bundle", type="f16", mmproj_type="f32")
-    with pytest.raises(VlmExportError, match=r"died while loading .*\(signal 6: ggml/src.*GGML_ASSERT"):
-        open_bundle(tmp_path / "bundle")
+    with (
+        closing(open_bundle(tmp_path / "bundle")) as runtime,
+        pytest.raises(VlmExportError, match=r"died while encoding an image \(signal 6: ggml/src.*GGML_ASSERT"),
+    ):
+        runtime.features(np.zeros((1, 3, 336, 336), np.float32))
 
 
 @pytest.mark.parametrize(("name", "reason"), [("tiny-Q8_0.gguf", "llama.cpp"), ("mmproj-tiny-F16.gguf", "libmtmd")])

@@ -65,7 +65,7 @@ class Manifest(_Model):
     """``vlmexport.json``."""
 
     schema_version: Literal[1] = 1
-    kind: Literal["onnx", "gguf"]
+    kind: Literal["onnx", "gguf", "hybrid"]
     source: Source
     recipe: Recipe
     tools: dict[str, str]

@@ -17,6 +17,8 @@ _COLUMNS = {
 _RUN = {
     "onnx": "Files are laid out for transformers.js and onnxruntime-genai; "
     "`vlmexport run . --image IMAGE QUESTION` asks it.",
+    "hybrid": "The vision encoder runs on ONNX Runtime; its visual tokens go into llama.cpp as embeddings. "
+    "`vlmexport run . --image IMAGE QUESTION` asks it.",
     "gguf": "Pass `--jinja` to llama.cpp's tools, so that the embedded template is used; "
     "`vlmexport run . --image IMAGE QUESTION` asks it.",
 }
@@ -69,4 +71,15 @@ def _parity(parity: dict[str, Any] | None) -> list[str]:
     for stage, metrics in parity["stages"].items():
         shown = [f"{name} {number(metrics[name])}" for name in _COLUMNS[stage] if name in metrics]
         lines.append(f"| {stage} | {', '.join(shown) or 'not run'} |")
-    return lines + [f"- {note}" for note in ["", *parity["notes"]][1:]]
+    return [*lines, "", *_stock(parity.get("stock")), *(f"- {note}" for note in parity["notes"])]
+
+
+def _stock(stock: dict[str, Any] | None) -> list[str]:
+    """What a program gets that does not repair its llama.cpp."""
+    if stock is None:
+        return []
+    tokens, answer = (stock["stages"].get(stage, {}) for stage in ("tokens", "answer"))
+    measures = {"tokens cosine": tokens.get("cosine"), "equal answers": answer.get("equal")}
+    shown = [f"{name} {number(value)}" for name, value in measures.items() if value is not None]
+    verdict = "passed" if stock["passed"] else f"**failed** at {stock['broken_stage']}"
+    return [f"- as stock llama.cpp computes it: {verdict}, on {stock['samples']} samples ({', '.join(shown)})"]

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmexport.artifact.gguf_file import GgufFile
 from vlmexport.artifact.gguf_language import importance_names
 from vlmexport.artifact.gguf_rows import ALIGNMENT, Entry
 from vlmexport.artifact.weights import read_rows
@@ -42,23 +41,6 @@ class Budget:
     def facts(self) -> dict[str, object]:
         """In plain data."""
         return {"tensor_bytes": self.bytes, "predicted_kld": self.loss, "tensors": self.table}
-
-
-def limit(files: Mapping[str, GgufFile], language: str, max_size: int | None, bits: float | None, weights: int) -> int:
-    """Bytes that the tensors of the language model may take together.
-
-    Args:
-        files: all that would be written by any type.
-        language: the key of the language model.
-        max_size: bytes of all files that run, which is the importance matrix not; or
-        bits: per weight of the language model.
-        weights: how many it has.
-    """
-    if max_size is None:
-        return int((bits or 0) * weights / 8)
-    others = sum(file.size for name, file in files.items() if file.architecture and name != language)
-    whole = files[language]
-    return max_size - others - (whole.size - sum(entry.bytes + entry.padding for entry in whole.tensors))
 
 
 def smallest(entries: list[Entry], given: Mapping[str, str]) -> int:

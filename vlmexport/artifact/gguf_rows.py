@@ -126,10 +126,10 @@ class Block:
             )
 
     def _check_range(self, source: LazyTensor, result: U8) -> None:
-        if self.entry.type == "f16" and not all_finite(result.reshape(-1), "f16"):
+        if ggml.overflows(result, self.entry.type):
             raise Unsupported(
-                f"{source.path}: tensor {source.name} holds values beyond 65504, which f16 cannot hold",
-                "choose type bf16 or f32 (`--type`, `--mmproj-type`)",
+                f"{source.path}: tensor {source.name} holds values so large that {self.entry.type} cannot hold them",
+                "choose type bf16 or f32 (`--type`, `--tensor-type`, `--mmproj-type`)",
             )
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 
-from vlmexport.artifact.gguf_file import Field
+from vlmexport.artifact import gguf_about
+from vlmexport.artifact.gguf_file import Field, GgufFile
 from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.checkpoint import Checkpoint, Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
-from vlmexport.model.plugins import GgufProjector
+from vlmexport.model.plugins import HYBRID, GgufProjector
+from vlmexport.quantize.ggml import TYPES
 
 ARCHITECTURE = "clip"
-_INSTEAD = "use an ONNX bundle"
 _OUTSIDE = {
     "embeddings.class_embedding": "v.class_embd",
     "embeddings.patch_embedding.weight": "v.patch_embd.weight",
@@ -41,6 +42,7 @@ _ACTIVATIONS: dict[str, dict[str, Field]] = {
     "gelu_new": {"clip.use_gelu": ("bool", True)},
     "silu": {"clip.use_silu": ("bool", True)},
 }
+_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}
 _ALWAYS_F32 = ("v.position_embd.weight", "v.class_embd")
 
 
@@ -52,17 +54,23 @@ def projector_of(spec: Spec) -> GgufProjector:
     """
     vision = spec.vision
     if vision.kind != "clip":
-        raise Unsupported(f"an mmproj of a {vision.kind!r} tower is not known", _INSTEAD)
+        raise Unsupported(f"an mmproj of a {vision.kind!r} tower is not known", HYBRID)
     if vision.select_feature != "patch":
         raise Unsupported(f"libmtmd leaves out the class token, mm_vision_select_feature is {vision.select_feature!r}",
-                          _INSTEAD)  # fmt: skip
+                          HYBRID)  # fmt: skip
     if vision.hidden_act not in _ACTIVATIONS:
-        raise Unsupported(f"libmtmd has no activation {vision.hidden_act!r}", _INSTEAD)
+        raise Unsupported(f"libmtmd has no activation {vision.hidden_act!r}", HYBRID)
     if vision.intermediate_size == vision.hidden_size:
-        raise Unsupported("libmtmd swaps the two layers of an MLP that is as wide as its tower", _INSTEAD)
+        raise Unsupported("libmtmd swaps the two layers of an MLP that is as wide as its tower", HYBRID)
     if not 0 < vision.used_layers <= vision.num_layers:
-        raise Unsupported(f"libmtmd cannot stop at hidden state {vision.used_layers}", _INSTEAD)
-    return plugins.projector(spec.projector).gguf(spec.projector)
+        raise Unsupported(f"libmtmd cannot stop at hidden state {vision.used_layers}", HYBRID)
+    found = plugins.projector(spec.projector).gguf(spec.projector)
+    if found.norm_eps not in (None, vision.layer_norm_eps):
+        raise Unsupported(
+            f"libmtmd takes the tower's epsilon {vision.layer_norm_eps:g} for the projector's norms, whose own is "
+            f"{found.norm_eps:g}", HYBRID,
+        )  # fmt: skip
+    return found
 
 
 def tower_name(name: str, vision: VisionSpec) -> str | None:
@@ -81,7 +89,7 @@ def fields(spec: Spec, type_name: str) -> dict[str, Field]:
     found: dict[str, Field] = {
         "general.type": ("str", "mmproj"),
         "general.name": ("str", spec.name),
-        "general.file_type": ("u32", {"f32": 0, "f16": 1}[type_name]),
+        "general.file_type": ("u32", _FILE_TYPES[type_name]),
         "clip.has_vision_encoder": ("bool", True),
         "clip.projector_type": ("str", projector_of(spec).projector_type),
         "clip.vision.image_size": ("u32", vision.image_size),
@@ -100,19 +108,41 @@ def fields(spec: Spec, type_name: str) -> dict[str, Field]:
 
 
 def entries(checkpoint: Checkpoint, type_name: str) -> list[Entry]:
-    """The file's tensors: matrices and the patch embedding in ``type_name``, vectors F32, depthwise kernels F16."""
+    """The file's tensors: matrices in ``type_name``, vectors F32, depthwise kernels F16.
+
+    Where that is q8_0, the patch embedding and matrices whose rows are no whole blocks are F16.
+    """
     spec = checkpoint.spec
     projector = projector_of(spec)
     found: list[Entry] = []
     for name, tensor in checkpoint.tensors["vision"].items():
         target = tower_name(name, spec.vision)
         if target is not None:
-            kind = "f32" if len(tensor.shape) == 1 or target in _ALWAYS_F32 else type_name
+            kind = "f32" if target in _ALWAYS_F32 else _type(tensor.shape, type_name)
             found.append(Entry(target, tensor.shape, kind, tensor))
     for name, tensor in checkpoint.tensors["projector"].items():
         if name not in projector.tensors:
-            raise Unsupported(f"libmtmd's {projector.projector_type} has no tensor {name}", _INSTEAD)
-        kind = "f16" if name in projector.f16 else "f32" if len(tensor.shape) == 1 else type_name
+            raise Unsupported(f"libmtmd's {projector.projector_type} has no tensor {name}", HYBRID)
         shape = tuple(size for size in tensor.shape if size != 1) if len(tensor.shape) == 4 else tensor.shape
+        kind = "f16" if name in projector.f16 else _type(shape, type_name)
         found.append(Entry(projector.tensors[name], shape, kind, tensor))
     return found
+
+
+def _type(shape: tuple[int, ...], wanted: str) -> str:
+    if len(shape) == 1:
+        return "f32"
+    whole = len(shape) == 2 and shape[-1] % TYPES[wanted].block == 0
+    return wanted if whole or TYPES[wanted].block == 1 else "f16"
+
+
+def file(checkpoint: Checkpoint, type_name: str) -> GgufFile:
+    """The whole file, not yet written.
+
+    Raises:
+        Unsupported: libmtmd cannot hold it, or would compute it wrongly.
+    """
+    spec = checkpoint.spec
+    tensors, metadata = entries(checkpoint, type_name), fields(spec, type_name)
+    metadata |= gguf_about.fields(checkpoint, "vision", "projector")
+    return GgufFile(f"mmproj-{spec.name}-{type_name.upper()}.gguf", ARCHITECTURE, metadata, tensors)

@@ -22,7 +22,7 @@ from vlmexport.artifact import embedding, fused_decoder, layers, trace, verify, 
 from vlmexport.artifact.bundle import sha256
 from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
-from vlmexport.artifact.onnx_sizes import sizes
+from vlmexport.artifact.onnx_sizes import sizes, vision_sizes
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Advance, Console, no_advance
@@ -90,6 +90,18 @@ def write_graphs(
                 part.result()
             if not fused:
                 graphs.decoder()
+    return graphs.written.in_order()
+
+
+def write_vision(checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, folder: Path, console: Console) -> Written:
+    """Write the tower with its projector, and the projector alone; errors as ``write_graphs``."""
+    totals = {COMPONENT_OF[name]: size for name, size in vision_sizes(checkpoint, settings).items()}
+    with console.bars(totals) as bars, TemporaryDirectory(dir=folder) as scratch:
+        graphs = _Graphs(checkpoint, settings, int8, folder, bars)
+        graphs.trace_parts(("vision", "projector"), Path(scratch))
+        graphs.compare()
+        graphs.tower()
+        graphs.projector()
     return graphs.written.in_order()
 
 

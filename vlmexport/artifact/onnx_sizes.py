@@ -26,7 +26,6 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
 
     Int8 takes every product to be quantized; what calibration keeps in float comes on top.
     """
-    tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
     language = checkpoint.tensors["language"]
     table = language["model.embed_tokens.weight"]
     rows = max(table.shape[0], image_token_id(checkpoint) + 1)
@@ -38,13 +37,20 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
         language_bytes = _fused(decoder, checkpoint, settings)
     else:
         language_bytes = _graph(decoder, settings.decoder)
-    return {
-        "vision_encoder": _graph([*tower, *projector], settings.vision)
-        + spec.vision.used_layers * _NODES[settings.vision],
-        "projector": _graph(projector, settings.vision),
+    return vision_sizes(checkpoint, settings) | {
         "embed_tokens": embeddings,
         "embedding": embeddings if embeddings < EXTERNAL_FROM else 0,
         "decoder_model_merged": language_bytes + spec.language.num_layers * _NODES[settings.decoder],
+    }
+
+
+def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
+    """The same of tower and projector alone."""
+    tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
+    nodes = checkpoint.spec.vision.used_layers * _NODES[settings.vision]
+    return {
+        "vision_encoder": _graph([*tower, *projector], settings.vision) + nodes,
+        "projector": _graph(projector, settings.vision),
     }
 
 

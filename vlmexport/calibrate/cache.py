@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from vlmexport.cache import cache_folder
 from vlmexport.calibrate.collect import LARGE, LARGE_ANSWER, MAX_ANSWER, SHARD, collect_shard, shards
 from vlmexport.calibrate.partial import Partial, save
 from vlmexport.calibrate.samples import Sample
@@ -20,14 +20,6 @@ from vlmexport.console import Console
 from vlmexport.model import load
 
 _VERSION = 2
-
-
-def cache_folder() -> Path:
-    """``VLMEXPORT_CACHE``, else ``vlmexport`` in the user's cache folder."""
-    given = os.environ.get("VLMEXPORT_CACHE")
-    if given:
-        return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vlmexport"
 
 
 def key(weights: dict[str, str], samples: list[Sample], components: tuple[str, ...] = COMPONENTS) -> str:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+HYBRID = "export a hybrid (--vision onnx): vision encoder and projector as ONNX, the decoder as GGUF"
+"""What to do with a tower or a projector that libmtmd cannot hold."""
+
+
 @dataclass(frozen=True)
 class GgufProjector:
     """What a projector's file says about its place in an mmproj."""
@@ -32,6 +36,9 @@ class GgufProjector:
 
     f16: frozenset[str] = frozenset()
     """Published names that must stay F16 (ggml asserts on depthwise kernels of another type)."""
+
+    norm_eps: float | None = None
+    """Epsilon of the projector's own norms, where it has some: libmtmd takes the tower's for them."""
 
 
 class VisionPlugin(Protocol):

@@ -14,11 +14,14 @@ from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, NotEnoughData
 from vlmexport.parity.evaluate import run_samples
 from vlmexport.parity.gates import broken_stage, judge
-from vlmexport.parity.result import ParityResult
+from vlmexport.parity.measured import Measured
+from vlmexport.parity.result import ParityResult, StockResult
 
 RESULT = "parity.json"
 MIN_SAMPLES = 20
 DEFAULT_SAMPLES = 250
+STOCK_SAMPLES = 20
+"""Samples that are also run without our repairs: enough for a verdict, and a tenth of the time at most."""
 
 
 def check(
@@ -29,6 +32,7 @@ def check(
     samples: list[Sample] | int = DEFAULT_SAMPLES,
     console: Console = QUIET,
     dask: str | None = None,
+    strict_stock: bool = False,
 ) -> ParityResult:
     """Compare a bundle with its float model; writes ``parity.json``, and updates manifest and card.
 
@@ -37,6 +41,7 @@ def check(
         vision_tower: the reference's tower, where it carries none and the folder that the manifest names has moved.
         samples: held-out samples, or how many of the shipped ones.
         dask: where the samples run: a scheduler's address, or ``local:N``; in this process where it is None.
+        strict_stock: what the library computes without our repairs must pass the gates too.
 
     Raises:
         ParityFailed: a file of the bundle is missing or changed. (A gate that fails is a result, not an error.)
@@ -51,6 +56,8 @@ def check(
         raise NotEnoughData(f"{len(chosen)} held-out samples are too few for a verdict", f"pass at least {MIN_SAMPLES}")
     checkpoint = _reference(manifest, reference, vision_tower)
     result = _compare(bundle, manifest, checkpoint, chosen, console, dask)
+    if strict_stock:
+        result = _strict(result)
     temporary = bundle / f".{RESULT}.partial"
     temporary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, bundle / RESULT)
@@ -66,9 +73,9 @@ def _compare(
         if dask is not None:
             from vlmexport.parity.spread import evaluate
 
-            run = evaluate(bundle, checkpoint, samples, dask, advance)
+            run = evaluate(bundle, checkpoint, samples, dask, advance, STOCK_SAMPLES)
         else:
-            run = run_samples(bundle, checkpoint, samples, advance)
+            run = run_samples(bundle, checkpoint, samples, advance, stock=STOCK_SAMPLES)
     notes = list(run.notes)
     if all(sample.answer is None for sample in samples):
         notes.append("no sample says which answer is right: accuracy was not judged, equality with the float model was")
@@ -89,7 +96,28 @@ def _compare(
         passed=all(gate.passed for gate in gates),
         broken_stage=broken_stage(gates),
         seconds=time.monotonic() - start,
+        stock=_stock(run.stock, manifest),
     )
+
+
+def _stock(measured: Measured | None, manifest: Manifest) -> StockResult | None:
+    """What the library computes without our repairs, judged by the same gates."""
+    if measured is None:
+        return None
+    stages = [stage for stage in measured.stages() if stage.mode == "chained"]
+    gates = judge(manifest.recipe.gates, stages)
+    passed = all(gate.passed for gate in gates)
+    return StockResult(
+        samples=measured.samples, stages=stages, gates=gates, passed=passed, broken_stage=broken_stage(gates)
+    )
+
+
+def _strict(result: ParityResult) -> ParityResult:
+    """The same, failed where the library fails without our repairs."""
+    if result.stock is None or result.stock.passed:
+        return result.model_copy(update={"strict_stock": True})
+    broken = result.broken_stage or result.stock.broken_stage
+    return result.model_copy(update={"strict_stock": True, "passed": False, "broken_stage": broken})
 
 
 def _unseen(samples: list[Sample], manifest: Manifest) -> list[Sample]:
@@ -119,4 +147,17 @@ def _summary(result: ParityResult) -> dict[str, object]:
         "notes": result.notes,
         "gates": [gate.model_dump() for gate in result.gates],
         "stages": {stage.stage: stage.metrics for stage in result.stages if stage.mode == "chained"},
+        "stock": _stock_summary(result.stock),
+    }
+
+
+def _stock_summary(stock: StockResult | None) -> dict[str, object] | None:
+    if stock is None:
+        return None
+    stages = {stage.stage: stage.metrics for stage in stock.stages}
+    return {
+        "passed": stock.passed,
+        "broken_stage": stock.broken_stage,
+        "samples": stock.samples,
+        "stages": stages,
     }

@@ -23,6 +23,8 @@ class Evaluation:
     reference: str
     runtime: str
     notes: tuple[str, ...]
+    stock: Measured | None = None
+    """Without our repairs, of the first samples; None where the runtime has none."""
 
 
 def run_samples(
@@ -31,17 +33,20 @@ def run_samples(
     samples: Sequence[Sample],
     advance: Callable[[], None] = lambda: None,
     share: float = 0.5,
+    stock: int = 0,
 ) -> Evaluation:
     """Compare a bundle with its float model over samples.
 
     Args:
         share: of the available memory that the float model may take, as in ``model.load``.
+        stock: samples to run without our repairs too.
     """
     reference = ReferenceRuntime(checkpoint, share=share)
     runtime = open_runtime(bundle, read_manifest(bundle))
-    comparison = Comparison(reference, runtime)
+    comparison = Comparison(reference, runtime, stock)
     try:
         comparison.run(samples, advance)
-        return Evaluation(comparison.measured, reference.name, runtime.name, tuple(runtime.notes))
+        notes = tuple(runtime.notes)
+        return Evaluation(comparison.measured, reference.name, runtime.name, notes, comparison.stock)
     finally:
         runtime.close()

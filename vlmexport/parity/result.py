@@ -48,8 +48,18 @@ class Answer(_Model):
     margin: float | None = None
 
 
+class StockResult(_Model):
+    """The bundle as the installed library computes it without our repairs, chained, on the first samples."""
+
+    samples: int
+    stages: list[StageResult]
+    gates: list[GateResult]
+    passed: bool
+    broken_stage: str | None
+
+
 class ParityResult(_Model):
-    """``parity.json``."""
+    """``parity.json``. ``stock`` is None where nothing was repaired; with ``strict_stock`` it counts in ``passed``."""
 
     schema_version: Literal[1] = 1
     bundle: str
@@ -66,6 +76,8 @@ class ParityResult(_Model):
     passed: bool
     broken_stage: str | None
     seconds: float
+    stock: StockResult | None = None
+    strict_stock: bool = False
 
     def metric(self, stage: str, metric: str, mode: Mode = "chained") -> float | None:
         """One measured value."""

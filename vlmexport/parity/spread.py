@@ -13,19 +13,29 @@ from vlmexport.errors import CheckpointError
 from vlmexport.parity.evaluate import Evaluation, run_samples
 from vlmexport.parity.measured import Measured
 
+_Part = tuple[Path, FoundAt, list[Sample], int]
+
 IMAGES = 16
 """Images a shard: enough to be worth opening both models for."""
 
 
 def evaluate(
-    bundle: Path, checkpoint: Checkpoint, samples: Sequence[Sample], where: str, advance: Callable[[], None]
+    bundle: Path,
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    where: str,
+    advance: Callable[[], None],
+    stock: int = 0,
 ) -> Evaluation:
     """``run_samples`` on Dask's workers, which find bundle and model under the same paths as here.
 
     Raises:
         CheckpointError: workers ran different runtimes, so that there is no one bundle to judge.
     """
-    parts = [(bundle.resolve(), checkpoint.found_at, shard) for shard in _shards(samples)]
+    parts: list[_Part] = []
+    for shard in _shards(samples):
+        parts.append((bundle.resolve(), checkpoint.found_at, shard, min(stock, len(shard))))
+        stock -= parts[-1][3]
     done: dict[int, Evaluation] = {}
     for index, part in spread(_evaluate, parts, where):
         done[index] = part
@@ -35,9 +45,12 @@ def evaluate(
     names = sorted({run.runtime for run in runs})
     if len(names) > 1:
         raise CheckpointError(f"workers ran different runtimes: {', '.join(names)}", "install one version on all")
-    measured = sum((run.measured for run in runs), Measured()).in_order([sample.id for sample in samples])
+    ids = [sample.id for sample in samples]
+    measured = sum((run.measured for run in runs), Measured()).in_order(ids)
+    as_is = [run.stock for run in runs if run.stock is not None]
+    whole_stock = sum(as_is, Measured()).in_order(ids) if as_is else None
     notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))
-    return Evaluation(measured, runs[0].reference, names[0], notes)
+    return Evaluation(measured, runs[0].reference, names[0], notes, whole_stock)
 
 
 def _shards(samples: Sequence[Sample]) -> list[list[Sample]]:
@@ -52,6 +65,6 @@ def _shards(samples: Sequence[Sample]) -> list[list[Sample]]:
     ]
 
 
-def _evaluate(part: tuple[Path, FoundAt, list[Sample]], share: float) -> Evaluation:
-    bundle, found_at, samples = part
-    return run_samples(bundle, open_model(*found_at), samples, share=share)
+def _evaluate(part: _Part, share: float) -> Evaluation:
+    bundle, found_at, samples, stock = part
+    return run_samples(bundle, open_model(*found_at), samples, share=share, stock=stock)

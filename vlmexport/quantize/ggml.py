@@ -31,33 +31,35 @@ INSTALL = "pip install 'vlmexport[gguf]'"
 
 @dataclass(frozen=True)
 class GgmlType:
-    """A tensor type of GGUF: its number there, values in a block, bytes of a block. Source: ggml-common.h."""
+    """A tensor type of GGUF: its number there, values in a block, bytes of a block, and the first and the end of those
+    that are f16 scales. Source: ggml-common.h."""
 
     id: int
     block: int
     bytes: int
+    scales: tuple[int, int] = (0, 2)
 
 
 TYPES = {
-    "f32": GgmlType(0, 1, 4),
+    "f32": GgmlType(0, 1, 4, (0, 0)),
     "f16": GgmlType(1, 1, 2),
     "q4_0": GgmlType(2, 32, 18),
-    "q4_1": GgmlType(3, 32, 20),
+    "q4_1": GgmlType(3, 32, 20, (0, 4)),
     "q5_0": GgmlType(6, 32, 22),
-    "q5_1": GgmlType(7, 32, 24),
+    "q5_1": GgmlType(7, 32, 24, (0, 4)),
     "q8_0": GgmlType(8, 32, 34),
-    "q2_k": GgmlType(10, 256, 84),
-    "q3_k": GgmlType(11, 256, 110),
-    "q4_k": GgmlType(12, 256, 144),
-    "q5_k": GgmlType(13, 256, 176),
-    "q6_k": GgmlType(14, 256, 210),
+    "q2_k": GgmlType(10, 256, 84, (80, 84)),
+    "q3_k": GgmlType(11, 256, 110, (108, 110)),
+    "q4_k": GgmlType(12, 256, 144, (0, 4)),
+    "q5_k": GgmlType(13, 256, 176, (0, 4)),
+    "q6_k": GgmlType(14, 256, 210, (208, 210)),
     "iq2_xs": GgmlType(17, 256, 74),
     "iq3_xxs": GgmlType(18, 256, 98),
     "iq4_nl": GgmlType(20, 32, 18),
     "iq3_s": GgmlType(21, 256, 110),
     "iq2_s": GgmlType(22, 256, 82),
     "iq4_xs": GgmlType(23, 256, 136),
-    "bf16": GgmlType(30, 1, 2),
+    "bf16": GgmlType(30, 1, 2, (0, 0)),
 }
 
 
@@ -166,3 +168,14 @@ def dequantize(data: U8, type_name: str, columns: int) -> F32:
     values = np.empty((len(data), columns), np.float32)
     function(data.ctypes.data, values.ctypes.data, values.size)
     return values
+
+
+def overflows(data: U8, type_name: str) -> bool:
+    """Whether a scale is infinite: llama.cpp does not load such a tensor.
+
+    Args:
+        data: u8 [rows, row bytes], contiguous.
+    """
+    kind = TYPES[type_name]
+    scales = data.reshape(-1, kind.bytes)[:, slice(*kind.scales)]
+    return not np.isfinite(np.ascontiguousarray(scales).view(np.float16)).all()

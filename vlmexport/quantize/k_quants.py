@@ -106,7 +106,10 @@ def _encode_with_minimum(
         return None
     both = guess[:2].reshape(2, -1, 8)
     if importance is None:
-        unit, parts = _share(both)
+        shared = _share(both)
+        if shared is None:
+            return None
+        unit, parts = shared
     else:
         unit, parts = np.empty((2, len(blocks)), np.float32), np.empty((2, len(blocks), 8), np.uint8)
         total = w[:, 0].copy()
@@ -125,9 +128,12 @@ def _encode_with_minimum(
     return levels.reshape(-1, 8, 32) if largest < ROUNDED else None
 
 
-def _share(values: F32) -> tuple[F32, U8]:
-    """Groups' scales as 0 to 63 of a block's unit: [n, blocks, 8] → f32 [n, blocks], u8 [n, blocks, 8]."""
+def _share(values: F32) -> tuple[F32, U8] | None:
+    """Groups' scales as 0 to 63 of a block's unit: [n, blocks, 8] → f32 [n, blocks], u8 [n, blocks, 8]. None where
+    the highest is so small that its inverse overflows."""
     highest = np.maximum(values.max(2), np.float32(0))
+    if ((highest > 0) & (highest < np.float32(1e-36))).any():
+        return None
     inverse = np.divide(np.float32(63), highest, out=np.zeros_like(highest), where=highest > 0)
     parts = np.rint(inverse[..., None] * values).astype(np.int32).astype(np.uint8)
     return highest / np.float32(63), np.minimum(parts, 63)

@@ -16,7 +16,7 @@ from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
-from vlmexport.report import bundle
+from vlmexport.report import bundle, library
 
 
 def describe(model: str, vision_tower: str | None = None) -> tuple[RenderableType, dict[str, Any]]:
@@ -30,10 +30,17 @@ def describe(model: str, vision_tower: str | None = None) -> tuple[RenderableTyp
         UsageError: neither a checkpoint nor a bundle.
     """
     if (Path(model) / MANIFEST).is_file():
-        facts = bundle.facts(Path(model), read_manifest(Path(model)))
-        return bundle.table(facts), facts
-    facts = inspection(open_model(model, vision_tower))
-    return table(facts), facts
+        manifest = read_manifest(Path(model))
+        facts = bundle.facts(Path(model), manifest)
+        shown: Table = bundle.table(facts)
+        uses_libmtmd = manifest.kind == "gguf"
+    else:
+        facts = inspection(open_model(model, vision_tower))
+        shown, uses_libmtmd = table(facts), facts["formats"]["gguf"] == "yes"
+    if uses_libmtmd:
+        facts["libmtmd"] = library.facts()
+        shown.caption = f"{shown.caption}\n{facts['libmtmd']['text']}"
+    return shown, facts
 
 
 def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -56,7 +63,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
     try:
         projector_of(spec)
     except Unsupported as error:
-        holds["gguf"] = f"no: {error.what}"
+        holds["gguf"] = f"as a hybrid, with --vision onnx: {error.what}"
     return {
         "name": spec.name,
         "layout": spec.layout,

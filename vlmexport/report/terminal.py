@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmexport.artifact.card import number
-from vlmexport.parity.result import GateResult, ParityResult
+from vlmexport.parity.result import GateResult, ParityResult, StageResult, StockResult
 
 _SHOWN = {
     "pixels": ("max_abs", "cosine"),
@@ -33,6 +33,8 @@ def parity(result: ParityResult) -> RenderableType:
         parts.append(Text(f"  … and {len(different) - _DIFFERENT_SHOWN} more answers that differ", style="dim"))
     parts += [Text(f"  note: {note}", style="dim") for note in result.notes]
     parts.append(verdict(result))
+    if result.stock is not None:
+        parts.append(stock(result.stock, result.strict_stock))
     return Group(*parts)
 
 
@@ -44,6 +46,15 @@ def verdict(result: ParityResult) -> Text:
     return Text(f"FAIL at {result.broken_stage}  {where}", style="bold red")
 
 
+def stock(found: StockResult, strict: bool) -> Text:
+    """One line: what users of an unrepaired library get."""
+    said = "passes" if found.passed else f"FAILS at {found.broken_stage}"
+    text = f"As stock llama.cpp computes it, this bundle {said} ({found.samples} samples)"
+    if strict or found.passed:
+        return Text(text, style="green" if found.passed else "bold red")
+    return Text(f"{text}; see docs/llama-cpp.md, and --strict-stock to gate on it", style="yellow")
+
+
 def _stages(result: ParityResult) -> Table:
     table = Table(title=f"{result.bundle} against {result.reference}", title_justify="left")
     table.add_column("stage")
@@ -51,14 +62,19 @@ def _stages(result: ParityResult) -> Table:
     table.add_column("measured")
     table.add_column("gates")
     for stage in result.stages:
-        gates = [gate for gate in result.gates if gate.stage == stage.stage and gate.mode == stage.mode]
-        ok = all(gate.passed for gate in gates)
-        shown = [f"{name} {number(stage.metrics[name])}" for name in _SHOWN[stage.stage] if name in stage.metrics]
-        measured = stage.error or ", ".join(shown)
-        style = "" if ok else "red"
-        fed = "reference" if stage.mode == "local" else "itself"
-        table.add_row(stage.stage, fed, Text(measured), "pass" if ok else "FAIL", style=style)
+        _row(table, stage, result.gates, "reference" if stage.mode == "local" else "itself", "red")
+    if result.stock is not None:
+        table.add_section()
+        for stage in result.stock.stages:
+            _row(table, stage, result.stock.gates, "itself, stock", "red" if result.strict_stock else "yellow")
     return table
+
+
+def _row(table: Table, stage: StageResult, gates: list[GateResult], fed: str, alarm: str) -> None:
+    ok = all(gate.passed for gate in gates if gate.stage == stage.stage and gate.mode == stage.mode)
+    shown = [f"{name} {number(stage.metrics[name])}" for name in _SHOWN[stage.stage] if name in stage.metrics]
+    measured = stage.error or ", ".join(shown)
+    table.add_row(stage.stage, fed, Text(measured), "pass" if ok else "FAIL", style="" if ok else alarm)
 
 
 def _gate(gate: GateResult) -> str:

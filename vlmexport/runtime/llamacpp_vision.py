@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmexport.errors import Unsupported, VlmExportError
+from vlmexport.model.plugins import HYBRID
 from vlmexport.runtime.llamacpp_tensor import Node
 
 F32 = npt.NDArray[np.float32]
@@ -32,10 +33,9 @@ class _Pass:
     stop: str
     pixels: F32 | None = None
     features: F32 | None = None
-    repair: bool = True
+    repair: bool = False
     entered: bool = False
     class_row: int | None = None
-    wrong: bool = False
     features_name: str = ""
     found: F32 | None = None
     error: BaseException | None = None
@@ -77,22 +77,18 @@ class _Pass:
         return self.stop == "pixels"
 
     def _positions(self, source: Node) -> None:
-        rows = np.arange(source.shape[-1], dtype=np.int32)
+        if not self.repair:
+            return
         if self.class_row is None:
-            raise Unsupported("libmtmd's graph has no class token before its positions", "use an ONNX bundle")
+            raise Unsupported("libmtmd's graph has no class token before its positions", HYBRID)
         # The class token has position 0 wherever it stands, the patches 1, 2, … in their order.
-        right = rows if self.class_row == 0 else np.roll(rows, -1)
-        self._set(source, right)
+        rows = np.arange(source.shape[-1], dtype=np.int32)
+        source.write(rows if self.class_row == 0 else np.roll(rows, -1))
 
     def _patches(self, source: Node) -> None:
-        first = 1 if self.class_row == 0 else 0
-        self._set(source, np.arange(first, first + source.shape[-1], dtype=np.int32))
-
-    def _set(self, source: Node, right: npt.NDArray[np.int32]) -> None:
-        if not np.array_equal(source.read(np.int32).reshape(-1), right):
-            self.wrong = True
-            if self.repair:
-                source.write(right)
+        if self.repair:
+            first = 1 if self.class_row == 0 else 0
+            source.write(np.arange(first, first + source.shape[-1], dtype=np.int32))
 
 
 class Vision:
@@ -102,14 +98,13 @@ class Vision:
         path: the mmproj.
         image_size: side of the image it takes.
         width: of a visual token.
-        repair: set the two index inputs right where the library fills them wrongly.
     """
 
-    def __init__(self, path: Path, image_size: int, width: int, threads: int, repair: bool) -> None:
+    def __init__(self, path: Path, image_size: int, width: int, threads: int) -> None:
         from llama_cpp import llama_cpp, mtmd_cpp
 
         self._mtmd: Any = mtmd_cpp
-        self._image_size, self._width, self._repair = image_size, width, repair
+        self._image_size, self._width = image_size, width
         self._pass = _Pass("tokens")
         self._known = False
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._evaluate)
@@ -128,19 +123,23 @@ class Vision:
         """u8 [height, width, 3] → f32 [1, 3, height, width]: libmtmd's own preprocessing."""
         return self._run(_Pass("pixels"), rgb)
 
-    def features(self, pixels: F32) -> F32:
-        """f32 [1, 3, height, width] → f32 [1, patches, vision width]."""
-        return self._run(_Pass("features", pixels=pixels, repair=self._repair))
+    def features(self, pixels: F32, repair: bool) -> F32:
+        """f32 [1, 3, height, width] → f32 [1, patches, vision width].
+
+        Args:
+            repair: set the two index inputs to what the graph needs; False leaves what the library wrote.
+        """
+        return self._run(_Pass("features", pixels=pixels, repair=repair))
 
     def tokens(self, features: F32) -> F32:
         """f32 [1, patches, vision width] → f32 [1, visual tokens, hidden]."""
-        return self._run(_Pass("tokens", features=features, repair=self._repair))
+        return self._run(_Pass("tokens", features=features))
 
-    def is_wrong(self) -> bool:
-        """Whether this library fills the index inputs wrongly for this mmproj; runs the tower once."""
-        probe = _Pass("features", repair=False)
-        self._run(probe)
-        return probe.wrong
+    def class_row(self, pixels: F32) -> int | None:
+        """The row at which the graph puts the class token, counted among all rows; None where it shows none."""
+        task = _Pass("features", pixels=pixels)
+        self._run(task)
+        return task.class_row
 
     def _evaluate(self, address: int, ask: bool, _: Any) -> bool:
         try:
@@ -177,7 +176,7 @@ class Vision:
                 shape = (1, mtmd.mtmd_input_chunk_get_n_tokens(chunk), self._width)
                 task.found = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context), shape).copy()
             if task.found is None:
-                raise Unsupported(f"libmtmd's graph does not show its {task.stop}", "use an ONNX bundle")
+                raise Unsupported(f"libmtmd's graph does not show its {task.stop}", HYBRID)
             return task.found
         finally:
             mtmd.mtmd_input_chunks_free(chunks)

@@ -36,23 +36,34 @@ class Worker:
         reply: Message = operation(*request.arrays, **body)
         return reply
 
-    def do_open(self, language: str, mmproj: str, image_size: int, width: int, threads: int, repair: bool) -> Message:
-        """Load both files."""
+    def do_open(self, language: str, threads: int) -> Message:
+        """Load the language model."""
         self._silence()
         from llama_cpp import __version__
 
         self.language = Language(Path(language), threads)
-        self.vision = Vision(Path(mmproj), image_size, width, threads, repair)
         facts = {"version": __version__, "eos_token_id": self.language.eos_token_id, "context": self.language.size}
-        return Message({**facts, "wrong": self.vision.is_wrong()})
+        return Message(facts)
+
+    def do_open_vision(self, mmproj: str, image_size: int, width: int, threads: int) -> Message:
+        """Load the mmproj; it needs no language model."""
+        self._silence()
+        from llama_cpp import __version__
+
+        self.vision = Vision(Path(mmproj), image_size, width, threads)
+        return Message({"version": __version__})
+
+    def do_class_token(self, pixels: npt.NDArray[np.float32]) -> Message:
+        """Where this library's graph puts the class token; 0 is the first row, None one that was not found."""
+        return Message({"row": self.vision.class_row(pixels)})
 
     def do_pixels(self, rgb: npt.NDArray[np.uint8]) -> Message:
         """The pixels stage."""
         return Message({}, [self.vision.pixels(rgb)])
 
-    def do_features(self, pixels: npt.NDArray[np.float32]) -> Message:
+    def do_features(self, pixels: npt.NDArray[np.float32], repair: bool) -> Message:
         """The features stage."""
-        return Message({}, [self.vision.features(pixels)])
+        return Message({}, [self.vision.features(pixels, repair)])
 
     def do_tokens(self, features: npt.NDArray[np.float32]) -> Message:
         """The tokens stage."""

@@ -20,6 +20,10 @@ def open_runtime(bundle: Path, manifest: Manifest | None = None) -> Runtime:
         from vlmexport.runtime.ort import OrtRuntime
 
         return OrtRuntime(bundle, manifest)
+    if manifest.kind == "hybrid":
+        from vlmexport.runtime.hybrid import HybridRuntime
+
+        return HybridRuntime(bundle, manifest)
     from vlmexport.runtime.llamacpp import LlamaCppRuntime
 
     return LlamaCppRuntime(bundle, manifest)

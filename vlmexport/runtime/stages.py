@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +63,14 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Release the runtime (sessions, subprocesses)."""
+
+
+@runtime_checkable
+class Repairing(Protocol):
+    """A runtime that mends what its library computes wrongly."""
+
+    def stock(self) -> Runtime | None:
+        """The same bundle as the library computes it by itself; None where that makes no difference."""
 
 
 class Reference(Runtime, Protocol):

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import GgufProjector
+from vlmexport.model.plugins import HYBRID, GgufProjector
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 EXAMPLE = "ldpnet"
+_EPS = 1e-5
 
 
 def squeeze_channels(channels: int) -> int:
@@ -51,9 +52,9 @@ def _inverted_residual(channels: int, stride: int) -> nn.Module:
             depthwise = nn.Conv2d(channels, channels, 3, stride, 1, groups=channels, bias=False)
             pointwise = nn.Conv2d(channels, channels, 1, bias=False)
             self.block = nn.Sequential(
-                nn.Sequential(depthwise, ChannelNorm(channels), nn.Hardswish()),
+                nn.Sequential(depthwise, ChannelNorm(channels, _EPS), nn.Hardswish()),
                 SqueezeExcitation(),
-                nn.Sequential(pointwise, ChannelNorm(channels)),
+                nn.Sequential(pointwise, ChannelNorm(channels, _EPS)),
             )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -128,9 +129,7 @@ def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """``mm.model.mlp`` and ``mm.model.mb_block``; libmtmd hard-codes the 24x24 grid."""
     if spec.grid != 24:
-        raise Unsupported(
-            f"libmtmd hard-codes a 24x24 grid for ldpnet, this one is {spec.grid}x{spec.grid}", "use ONNX"
-        )
+        raise Unsupported(f"libmtmd hard-codes a 24x24 grid for ldpnet, this one is {spec.grid}x{spec.grid}", HYBRID)
     parts = ["weight", "bias"]
     names = [f"model.mlp.{i}.{part}" for i in (1, 3) for part in parts]
     for b in (1, 2):
@@ -138,4 +137,4 @@ def gguf(spec: ProjectorSpec) -> GgufProjector:
         names += [f"{block}.0.0.weight", f"{block}.2.0.weight"]
         names += [f"{block}.{i}.{part}" for i in ("0.1", "1.fc1", "1.fc2", "2.1") for part in parts]
     depthwise = frozenset(f"model.mb_block.{b}.block.0.0.weight" for b in (1, 2))
-    return GgufProjector("ldp", {name: f"mm.{name}" for name in names}, depthwise)
+    return GgufProjector("ldp", {name: f"mm.{name}" for name in names}, depthwise, norm_eps=_EPS)

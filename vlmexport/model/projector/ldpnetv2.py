@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import GgufProjector
+from vlmexport.model.plugins import HYBRID, GgufProjector
 
 if TYPE_CHECKING:
     import torch
@@ -90,9 +90,7 @@ def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """``mm.model.mlp`` and ``mm.model.peg``; libmtmd hard-codes the 24x24 grid."""
     if spec.grid != 24:
-        raise Unsupported(
-            f"libmtmd hard-codes a 24x24 grid for ldpnetv2, this one is {spec.grid}x{spec.grid}", "use ONNX"
-        )
+        raise Unsupported(f"libmtmd hard-codes a 24x24 grid for ldpnetv2, this one is {spec.grid}x{spec.grid}", HYBRID)
     tensors = {f"mlp.mlp.{i}.{part}": f"mm.model.mlp.{i}.{part}" for i in (0, 2) for part in ("weight", "bias")}
     tensors |= {f"peg.peg.0.{part}": f"mm.model.peg.0.{part}" for part in ("weight", "bias")}
     return GgufProjector("ldpv2", tensors, frozenset({"peg.peg.0.weight"}))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import GgufProjector
+from vlmexport.model.plugins import HYBRID, GgufProjector
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,4 +33,4 @@ def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
 
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """libmtmd aborts on it."""
-    raise Unsupported("libmtmd cannot hold a linear projector (it aborts)", "use an ONNX bundle")
+    raise Unsupported("libmtmd cannot hold a linear projector (it aborts)", HYBRID)

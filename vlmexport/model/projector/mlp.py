@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import GgufProjector
+from vlmexport.model.plugins import HYBRID, GgufProjector
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,6 +51,6 @@ def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
 def gguf(spec: ProjectorSpec) -> GgufProjector:
     """``mm.0`` and ``mm.2``; libmtmd silently cuts deeper ones short."""
     if depth(spec) != 2:
-        raise Unsupported(f"libmtmd computes {spec.kind} wrongly (it reads two layers)", "use an ONNX bundle")
+        raise Unsupported(f"libmtmd computes {spec.kind} wrongly (it reads two layers)", HYBRID)
     names = [f"{i}.{part}" for i in (0, 2) for part in ("weight", "bias")]
     return GgufProjector("mlp", {name: f"mm.{name}" for name in names})

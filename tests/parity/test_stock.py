@@ -1,0 +1,95 @@
+"""What an unrepaired llama.cpp makes of a bundle: measured beside the repaired run, gated on request."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tests.parity.test_check import samples
+from tests.test_cli import vlmexport
+from vlmexport.artifact.bundle import read_manifest
+from vlmexport.checkpoint import open_checkpoint
+from vlmexport.parity import ParityResult, check
+from vlmexport.parity.evaluate import run_samples
+from vlmexport.pipeline import export
+from vlmexport.recipe import resolve
+from vlmexport.report.terminal import parity
+from vlmexport.runtime import llamacpp
+from vlmexport.runtime.llamacpp_probe import probe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _wrong_library() -> None:
+    if probe().right:
+        pytest.skip("the installed libmtmd places the class token right: nothing to repair")
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(str(tiny_folder), resolve("gguf-f32", environ={}), tmp_path_factory.mktemp("stock") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def result(bundle: Path) -> ParityResult:
+    return check(bundle, samples=samples(24))
+
+
+def shown(result: ParityResult) -> str:
+    out = io.StringIO()
+    Console(file=out, width=160).print(parity(result))
+    return out.getvalue()
+
+
+def test_both_are_reported(result: ParityResult, bundle: Path) -> None:
+    assert result.passed, [gate for gate in result.gates if not gate.passed]
+    stock = result.stock
+    assert stock is not None
+    assert (stock.samples, stock.passed, stock.broken_stage) == (20, False, "features")
+    assert [(stage.stage, stage.mode) for stage in stock.stages] == [
+        (name, "chained") for name in ("pixels", "features", "tokens", "logits", "answer")
+    ]
+    measured = {stage.stage: stage.metrics for stage in stock.stages}
+    assert measured["features"]["cosine"] < 0.9
+    assert measured["logits"]["kld"] > 10 * (result.metric("logits", "kld") or 0)
+    assert json.loads((bundle / "parity.json").read_text())["stock"]["passed"] is False
+    assert "as stock llama.cpp computes it: **failed** at features, on 20 samples" in (bundle / "README.md").read_text()
+
+
+def test_on_the_terminal(result: ParityResult) -> None:
+    text = shown(result)
+    assert "itself, stock" in text
+    assert "PASS  bundle" in text
+    assert "As stock llama.cpp computes it, this bundle FAILS at features (20 samples); see docs/llama-cpp.md" in text
+
+
+def test_strict_stock_gates_on_it(bundle: Path, tiny_folder: Path) -> None:
+    result = check(bundle, samples=samples(), strict_stock=True)
+    assert (result.passed, result.broken_stage, result.strict_stock) == (False, "features", True)
+    assert all(gate.passed for gate in result.gates)
+    assert "FAIL at features" in shown(result)
+    codes = [
+        vlmexport("check", bundle, "--samples", "20", "-q", *more).returncode for more in ((), ("--strict-stock",))
+    ]
+    assert codes == [0, 1]
+
+
+def test_a_library_that_is_right_runs_once(bundle: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llamacpp, "probe", lambda: replace(probe(), class_token="first", stock=1.0))
+    run = run_samples(bundle, open_checkpoint(tiny_folder), samples(2), stock=2)
+    assert run.stock is None
+    assert any("computed right" in note for note in run.notes)
+
+
+def test_no_more_samples_than_asked_for(bundle: Path, tiny_folder: Path) -> None:
+    run = run_samples(bundle, open_checkpoint(tiny_folder), samples(7), stock=6)
+    assert run.stock is not None
+    assert (run.stock.samples, run.measured.samples) == (6, 7)
+    assert run_samples(bundle, open_checkpoint(tiny_folder), samples(1)).stock is None
+    assert read_manifest(bundle).kind == "gguf"

@@ -1,0 +1,63 @@
+"""A hybrid bundle: vision encoder and projector on ONNX Runtime, the decoder in llama.cpp, joined by visual tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image
+
+from vlmexport.artifact.bundle import Manifest
+from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.runtime.llamacpp import LlamaCppDecoder
+from vlmexport.runtime.ort_vision import OrtVision
+from vlmexport.runtime.stages import F32, Token
+
+
+class HybridRuntime:
+    """The five stages: three of one runtime, two of the other. Tokens go into llama.cpp as embeddings.
+
+    Raises:
+        MissingDependency: llama-cpp-python is not installed.
+        VlmExportError: llama.cpp cannot load the decoder, or it died.
+    """
+
+    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+        self._vision = OrtVision(bundle, manifest)
+        self._decoder = LlamaCppDecoder(bundle, manifest)
+        self.name = f"{self._vision.name} with {self._decoder.name}"
+        self.notes = (*self._vision.notes, *self._decoder.notes)
+        self.eos_token_id = self._decoder.eos_token_id
+
+    def pixels(self, image: Image.Image) -> F32:
+        """RGB image → [1, 3, height, width]."""
+        return self._vision.pixels(image)
+
+    def features(self, pixels: F32) -> F32:
+        """[1, 3, height, width] → [1, patches, vision width]."""
+        return self._vision.features(pixels)
+
+    def tokens(self, features: F32) -> F32:
+        """[1, patches, vision width] → [1, visual tokens, hidden]."""
+        return self._vision.tokens(features)
+
+    def prompt(self, question: str) -> Prompt:
+        """Token ids before and after the image, by llama.cpp's tokenizer."""
+        return self._decoder.prompt(question)
+
+    def logits(self, prompt: Prompt, tokens: F32) -> F32:
+        """[1, sequence, vocabulary]."""
+        return self._decoder.logits(prompt, tokens)
+
+    def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
+        """Greedy decoding, the end-of-sequence token included."""
+        return self._decoder.generate(prompt, tokens, max_new_tokens)
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids."""
+        return self._decoder.decode(ids)
+
+    def close(self) -> None:
+        """Release the sessions, end the worker."""
+        self._vision.close()
+        self._decoder.close()
