@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from measure import Comparison, Figures, compare, run, save
 
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors
@@ -30,7 +31,6 @@ params.nthread, params.ftype = int(sys.argv[4]), int(sys.argv[3])
 sys.exit(llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(params)))
 """
 FILE_TYPES = {"q4_0": 2, "q8_0": 7, "q4_k_s": 14, "q4_k_m": 15, "q5_k_m": 17, "q6_k": 18}
-_VALUES = 1 << 20
 OURS = "vlmexport: language model and mmproj"
 PEER = "llama.cpp: language model alone"
 
@@ -59,8 +59,7 @@ def _write_safetensors(path: Path, tensors: dict[str, LazyTensor]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            for start in range(0, tensor.numel, _VALUES):
-                file.write(tensor.raw(start, min(_VALUES, tensor.numel - start)).data)
+            file.write(tensor.read_into(np.empty(tensor.nbytes, np.uint8)).data)
 
 
 def ours(checkpoint: Path, kind: str, folder: Path) -> Figures:

@@ -16,7 +16,7 @@ from vlmexport.model import plugins
 from vlmexport.recipe import Recipe, gguf_recipe, gguf_type, resolve, shipped
 
 _GB = 10**9
-GGUF_PEAK = 0.12 * _GB
+GGUF_PEAK = 0.25 * _GB
 """Peak of a GGUF export: it holds a few blocks of rows, whatever the model."""
 
 _LIBRARIES = 1.0 * _GB

@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from vlmexport.artifact.gguf_language import importance_names
 from vlmexport.artifact.gguf_rows import ALIGNMENT, Entry
-from vlmexport.artifact.weights import read_rows
 from vlmexport.artifact.workers import cores
-from vlmexport.checkpoint import Checkpoint, LanguageSpec
-from vlmexport.checkpoint.tensors import LazyTensor
+from vlmexport.checkpoint import LanguageSpec
+from vlmexport.checkpoint.tensors import LazyTensor, to_float32
 from vlmexport.console import Console
-from vlmexport.errors import UsageError
+from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.quantize import ggml
 from vlmexport.quantize.allocation import Choice, allocate, candidates, loss
+from vlmexport.quantize.floats import all_finite
+from vlmexport.quantize.ggml import F32
 from vlmexport.quantize.gguf_mix import quantizable
 
 if TYPE_CHECKING:
@@ -63,7 +65,7 @@ def refuse_too_small(entries: list[Entry], given: Mapping[str, str], budget: int
 
 
 def choose(
-    checkpoint: Checkpoint,
+    spec: LanguageSpec,
     entries: list[Entry],
     given: Mapping[str, str],
     sensitivity: Sensitivity,
@@ -82,7 +84,7 @@ def choose(
         CheckpointError: a value is not finite.
     """
     refuse_too_small(entries, given, budget)
-    moments = _moments(checkpoint.spec.language, sensitivity)
+    moments = _moments(spec, sensitivity)
     free = [entry for entry in entries if quantizable(entry.name, entry.shape)]
     with console.progress("measuring types", len(free)) as advance, ThreadPoolExecutor(cores()) as pool:
         rows = list(pool.map(lambda entry: _choices(entry, _types(entry, given), moments[entry.name], advance), free))
@@ -128,7 +130,7 @@ def _choices(
     assert isinstance(source, LazyTensor)
     step = max(1, -(-source.numel // SAMPLED))
     index = np.arange(0, entry.rows, step)
-    values = read_rows(source, index)
+    values = _rows(source, index)
     choices = []
     for kind in types:
         data = ggml.quantize(values, kind, entry.importance)
@@ -143,6 +145,18 @@ def _choices(
         choices.append(Choice(kind, _bytes(entry, kind), total * entry.rows / len(index)))
     advance()
     return choices
+
+
+def _rows(tensor: LazyTensor, index: npt.NDArray[np.int64]) -> F32:
+    """f32 [rows, columns] of some rows."""
+    whole = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (tensor.nbytes,))
+    raw = whole.reshape(tensor.numel // tensor.columns, -1)[index].reshape(-1)
+    if not all_finite(raw, tensor.dtype):
+        raise CheckpointError(
+            f"{tensor.path}: tensor {tensor.name} holds NaN or infinity",
+            "the checkpoint is damaged: download or train it again",
+        )
+    return to_float32(raw, tensor.dtype).reshape(-1, tensor.columns)
 
 
 def _types(entry: Entry, given: Mapping[str, str]) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ from vlmexport.artifact import gguf_budget, gguf_language, imatrix, imatrix_file
 from vlmexport.artifact.gguf_budget import Budget
 from vlmexport.artifact.gguf_file import GgufFile
 from vlmexport.artifact.imatrix import ImportanceMatrix
-from vlmexport.artifact.onnx_sizes import vision_sizes
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
@@ -66,7 +65,9 @@ def build(
     if sensitivity is None:
         raise UsageError("a budget needs sensitivities", "calibrate with them first")
     entries, room = list(files[LANGUAGE].tensors), budget_bytes(checkpoint, recipe, files[LANGUAGE])
-    budget = gguf_budget.choose(checkpoint, entries, _given(checkpoint, settings), sensitivity, room, console)
+    budget = gguf_budget.choose(
+        checkpoint.spec.language, entries, _given(checkpoint, settings), sensitivity, room, console
+    )
     files, mix = _files(checkpoint, settings, importance, budget.types)
     return Decoder(files, settings.budget, mix.default, budget)
 
@@ -114,6 +115,8 @@ def unlike(file: GgufFile, default: str) -> dict[str, str]:
 def _vision_bytes(checkpoint: Checkpoint, recipe: Recipe) -> int:
     if recipe.gguf.vision == "mmproj":
         return mmproj.file(checkpoint, recipe.gguf.mmproj_type).size
+    from vlmexport.artifact.onnx_sizes import vision_sizes  # it needs onnx, which a GGUF bundle does not
+
     return vision_sizes(checkpoint, recipe.onnx)["vision_encoder"]
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 
 from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.tensors import DTYPES, LazyTensor, to_float32
+from vlmexport.checkpoint.tensors import DTYPES, LazyTensor
 from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.quantize.floats import all_finite, first_bad, widen
 
@@ -65,18 +65,6 @@ def read(tensor: LazyTensor) -> F32:
     for first, block in rows(tensor):
         values[first : first + len(block)] = block
     return values.reshape(tensor.shape)
-
-
-def read_rows(tensor: LazyTensor, index: npt.NDArray[np.int64]) -> F32:
-    """f32 [rows, columns] of some rows, in order.
-
-    Raises:
-        CheckpointError: a value of them is not finite.
-    """
-    whole = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (tensor.nbytes,))
-    raw = whole.reshape(tensor.numel // tensor.columns, -1)[index].reshape(-1)
-    _refuse_bad(tensor, raw, int(index[0]))
-    return to_float32(raw, tensor.dtype).reshape(-1, tensor.columns)
 
 
 def read_raw(tensor: LazyTensor) -> U8:

@@ -7,7 +7,7 @@ divergence that the error causes (see ``quantize.allocation``). Moments add up l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,37 +82,59 @@ class Sensitivity:
         return found
 
 
-def measure(
-    vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None
-) -> Sensitivity:
-    """Sensitivity of every ``Linear`` of the decoder and of its token embedding.
+@dataclass
+class Sequence:
+    """What goes through the decoder: ``embeds`` f32 [1, tokens, hidden], the last ``decided`` of which foretell a token
+    of the answer; ``is_text`` bool [tokens] tells embeddings of tokens from those of an image."""
 
-    ``advance`` is called twice a sample. The same tokens are drawn in every run. Activations are computed anew layer by
-    layer on the way back, so memory holds those of one layer, and a mapped weight is converted when it is needed.
+    embeds: torch.Tensor
+    decided: int
+    is_text: torch.Tensor
+
+
+def measure(
+    vlm: VLM, tokenizer: Tokenizer, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None
+) -> Sensitivity:
+    """Sensitivity of every ``Linear`` of the decoder and of its token embedding. ``advance`` is called twice a sample.
+
+    A sequence is prompt, image and answer: the sample's own where it has one, else the model's.
     """
-    found = Sensitivity(samples=tuple(sample.id for sample in samples))
-    generator = torch.Generator().manual_seed(0)
-    sequences = []
+    found, sequences = Sensitivity(), []
     for sample in samples:
         sequences.append(_sequence(vlm, tokenizer, sample))
+        found.samples += (sample.id,)
         advance()
-    with _watched(vlm, found), _recomputing(vlm.language):
-        for embeds, decided, is_text in sequences:
-            embeds.requires_grad_(True)
-            logits = vlm.language(inputs_embeds=embeds, use_cache=False, logits_to_keep=decided).logits[0]
+    accumulate(vlm.language, sequences, found, advance)
+    return found
+
+
+def accumulate(
+    language: Any, sequences: Iterable[Sequence], found: Sensitivity, advance: Callable[[], None] = lambda: None
+) -> None:
+    """Add the moments of sequences to ``found``.
+
+    The same tokens are drawn in every run. Activations are computed anew layer by layer on the way back, so memory
+    holds those of one layer, and a mapped weight is converted when it is needed.
+
+    Args:
+        language: a Llama of transformers.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with _watched(language, found), _recomputing(language):
+        for sequence in sequences:
+            embeds = sequence.embeds.clone().requires_grad_(True)
+            logits = language(inputs_embeds=embeds, use_cache=False, logits_to_keep=sequence.decided).logits[0]
             likely = logits.log_softmax(-1)
             drawn = torch.multinomial(likely.detach().exp(), 1, generator=generator)
             likely.gather(1, drawn).sum().backward()
             assert embeds.grad is not None
-            squared = embeds.grad[0].double().square()[is_text].sum(0)
-            found.add(EMBEDDING, squared.numpy(), np.full(1, float(squared.sum()) / vlm.spec.language.vocab_size))
-            found.positions += decided
+            squared = embeds.grad[0].double().square()[sequence.is_text].sum(0)
+            found.add(EMBEDDING, squared.numpy(), np.full(1, float(squared.sum()) / logits.shape[-1]))
+            found.positions += sequence.decided
             advance()
-    return found
 
 
-def _sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> tuple[torch.Tensor, int, torch.Tensor]:
-    """Embeddings [1, tokens, hidden] of prompt, image and answer; positions that decide it; bool [tokens] of text."""
+def _sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Sequence:
     with torch.no_grad():
         tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
         prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
@@ -124,11 +146,11 @@ def _sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> tuple[torch.Ten
         whole = torch.cat([embeds, vlm.embed(answer)], 1)
     is_text = torch.ones(whole.shape[1], dtype=torch.bool)
     is_text[len(prompt.before) : len(prompt.before) + tokens.shape[-2]] = False
-    return whole.clone(), len(answer) + 1, is_text
+    return Sequence(whole, len(answer) + 1, is_text)
 
 
 @contextmanager
-def _watched(vlm: VLM, found: Sensitivity) -> Iterator[None]:
+def _watched(language: nn.Module, found: Sensitivity) -> Iterator[None]:
     """Hooks that add each layer's moments when the gradient of its output is there."""
 
     def hook(path: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
@@ -144,8 +166,8 @@ def _watched(vlm: VLM, found: Sensitivity) -> Iterator[None]:
         inputs = squared.sum(1) @ x[-len(squared) :].square()
         found.add(path, squared.sum(0).double().numpy(), inputs.double().numpy())
 
-    linear = [(name, layer) for name, layer in vlm.named_modules() if isinstance(layer, nn.Linear)]
-    handles = [layer.register_forward_hook(hook(name)) for name, layer in linear if name.startswith("language.")]
+    linear = [(name, layer) for name, layer in language.named_modules() if isinstance(layer, nn.Linear)]
+    handles = [layer.register_forward_hook(hook(f"language.{name}")) for name, layer in linear]
     try:
         yield
     finally:
