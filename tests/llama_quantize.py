@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,14 @@ import numpy.typing as npt
 from vlmexport.quantize.ggml import TYPES, library_path
 
 F32 = npt.NDArray[np.float32]
+
+
+@cache
+def _silent() -> Any:
+    """A log that nobody reads; llama.cpp keeps its address, so it must stay."""
+    from llama_cpp import llama_cpp
+
+    return llama_cpp.llama_log_callback(lambda *_: None)
 
 
 def llama_quantize(
@@ -28,12 +37,9 @@ def llama_quantize(
         means: GGUF name → f32 [columns] mean x²; None for no importance matrix.
         tensor_types: ``REGEX=TYPE`` each, as ``llama-quantize --tensor-type``.
     """
-    from llama_cpp import _utils, llama_cpp
+    from llama_cpp import llama_cpp
 
-    for null in (_utils.outnull_file, _utils.errnull_file):
-        null.close()  # opened at import and never closed
-    silent = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silent, None)
+    llama_cpp.llama_log_set(_silent(), None)
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread, params.ftype = 2, file_type
     data = (llama_cpp.llama_model_imatrix_data * (len(means or {}) + 1))()

@@ -17,6 +17,7 @@ from vlmexport.artifact.gguf_rows import ALIGNMENT, Entry
 from vlmexport.artifact.workers import cores, in_order
 from vlmexport.console import Advance, no_advance
 from vlmexport.errors import MissingDependency
+from vlmexport.quantize import ggml
 from vlmexport.quantize.ggml import INSTALL, TYPES
 
 Field = tuple[str, Any]
@@ -77,6 +78,8 @@ class GgufFile:
         Args:
             advance: called with the bytes of each block.
         """
+        for kind in sorted({tensor.type for tensor in self.tensors}):
+            ggml.prepare(kind)  # here, where Ctrl-C is heard: threads that compile end when they are done
         jobs = (block.encode for tensor in self.tensors for block in tensor.blocks())
         digest = hashlib.sha256(self.header)
         with (folder / self.name).open("wb") as file, closing(in_order(jobs, threads or cores())) as results:

@@ -115,6 +115,11 @@ def _kernel() -> Callable[..., int]:
     return function
 
 
+def prepare(type_name: str) -> None:
+    """Load, or compile, what quantizing to a type takes."""
+    k_quants.encoder(type_name, by_libggml)
+
+
 def quantize(rows: F32, type_name: str, importance: F32 | None = None, out: U8 | None = None) -> U8:
     """Quantize a matrix row by row; any number of threads may do so at a time (ctypes releases the GIL).
 
