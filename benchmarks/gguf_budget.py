@@ -57,7 +57,8 @@ def _checked(options: list[str], samples: int, bundle: Path) -> dict[str, Any]:
     check = subprocess.run(
         [*tool, "check", str(bundle), "--samples", str(samples), "--quiet", "--json"], stdout=subprocess.PIPE, text=True
     )
-    logits = json.loads(check.stdout)["stages"]["logits"]
+    stages = json.loads(check.stdout)["stages"]
+    logits = next(s["metrics"] for s in stages if (s["stage"], s["mode"]) == ("logits", "chained"))
     details = json.loads((bundle / "vlmexport.json").read_text(encoding="utf-8"))["details"]
     size = sum((bundle / details[part]).stat().st_size for part in ("language", "mmproj"))
     return {"bytes": size, "kld": logits["kld"], "top1": logits["top1"]}
