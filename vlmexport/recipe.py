@@ -23,8 +23,6 @@ _GGUF_BITS = {
 }  # fmt: skip
 _ONNX_VISION, _Q8_VISION = "onnx-x86", "gguf-q8_0-mmproj"
 _NO_IMPORTANCE = ("f32", "f16", "bf16", "q8_0")
-
-
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -38,6 +36,12 @@ def parse_size(text: str) -> int:
     if match is None or match[2] not in _UNITS:
         raise ValueError(f"{text!r} is no size: write it like 850MB or 0.9GB")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def _budget_label(max_size: str | None, bpw: float | None) -> str | None:
+    if max_size is not None:
+        return max_size.replace(" ", "")
+    return None if bpw is None else f"{bpw:g}bpw"
 
 
 class _Frozen(BaseModel):
@@ -107,9 +111,7 @@ class Gguf(_Frozen):
     @property
     def budget(self) -> str | None:
         """The budget as names of files show it; None where a type decides."""
-        if self.max_size is not None:
-            return self.max_size.replace(" ", "")
-        return None if self.bpw is None else f"{self.bpw:g}bpw"
+        return _budget_label(self.max_size, self.bpw)
 
     @property
     def max_bytes(self) -> int | None:
@@ -120,9 +122,8 @@ class Gguf(_Frozen):
     def uses_importance(self) -> bool:
         """Whether an importance matrix is asked for, and changes the bytes of a type that is named."""
         types = [self.type, *(text.rpartition("=")[2].strip() for text in self.tensor_types)]
-        if self.budget:
-            return self.imatrix != "none"
-        return self.imatrix != "none" and any(name.lower() not in _NO_IMPORTANCE for name in types)
+        of_use = self.budget is not None or any(name.lower() not in _NO_IMPORTANCE for name in types)
+        return self.imatrix != "none" and of_use
 
 
 class Gates(_Frozen):
@@ -238,8 +239,7 @@ def budget_flags(kind: str | None, max_size: str | None, bpw: float | None) -> d
         return {}
     if kind is not None or (max_size is not None and bpw is not None):
         raise UsageError("--type, --bits, --max-size and --bpw exclude each other", "pass one of them")
-    label = max_size.replace(" ", "") if max_size is not None else f"{bpw:g}bpw"
-    return {"gguf.max_size": max_size, "gguf.bpw": bpw, "name": f"gguf-{label}"}
+    return {"gguf.max_size": max_size, "gguf.bpw": bpw, "name": f"gguf-{_budget_label(max_size, bpw)}"}
 
 
 def gguf_recipe(kind: str | None) -> tuple[str, dict[str, str]]:

@@ -52,7 +52,7 @@ def test_every_linear_layer_of_the_decoder_and_the_embedding(checkpoint: Checkpo
     vlm = load(checkpoint)
     linear = {f"language.{name}" for name, layer in vlm.language.named_modules() if isinstance(layer, nn.Linear)}
     assert set(found.gradients) == linear | {EMBEDDING}
-    for path in linear:
+    for path in linear | {EMBEDDING}:
         moments, layer = found.of(path), vlm.get_submodule(path)
         assert moments is not None
         assert (moments.rows.size, moments.columns.size) == layer.weight.shape
@@ -60,12 +60,15 @@ def test_every_linear_layer_of_the_decoder_and_the_embedding(checkpoint: Checkpo
         assert moments.rows.any()
 
 
-@pytest.mark.parametrize("part", ["self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"])
-def test_foretells_the_divergence(checkpoint: Checkpoint, samples: list[Sample], found: Sensitivity, part: str) -> None:
+@pytest.mark.parametrize(
+    "path",
+    [EMBEDDING, "language.lm_head"]
+    + [f"language.model.layers.0.{part}" for part in ("self_attn.v_proj", "self_attn.o_proj", "mlp.down_proj")],
+)
+def test_foretells_the_divergence(checkpoint: Checkpoint, samples: list[Sample], found: Sensitivity, path: str) -> None:
     """Within a factor of four, for noise in a layer's weights: it is one draw of the Fisher information."""
     vlm = load(checkpoint)
     before = log_probabilities(vlm, checkpoint, samples)
-    path = f"language.model.layers.0.{part}"
     weight = vlm.get_submodule(path).weight
     noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * weight.std() * 0.05
     weight.data += noise

@@ -17,10 +17,10 @@ from vlmexport.artifact.workers import cores
 from vlmexport.checkpoint import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor, to_float32
 from vlmexport.console import Console
-from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.errors import UsageError
 from vlmexport.quantize import ggml
 from vlmexport.quantize.allocation import Choice, allocate, candidates, loss
-from vlmexport.quantize.floats import all_finite
+from vlmexport.quantize.floats import all_finite, refuse_not_finite
 from vlmexport.quantize.ggml import F32
 from vlmexport.quantize.gguf_mix import quantizable
 
@@ -45,18 +45,14 @@ class Budget:
         return {"tensor_bytes": self.bytes, "predicted_kld": self.loss, "tensors": self.table}
 
 
-def smallest(entries: list[Entry], given: Mapping[str, str]) -> int:
-    """The least bytes that the tensors can take."""
-    return sum(min(_bytes(entry, kind) for kind in _types(entry, given)) for entry in entries)
-
-
 def refuse_too_small(entries: list[Entry], given: Mapping[str, str], budget: int) -> None:
     """Raise where not even the smallest types fit.
 
     Raises:
         UsageError: says by how much.
     """
-    missing = smallest(entries, given) - budget
+    smallest = sum(min(_bytes(entry, kind) for kind in _types(entry, given)) for entry in entries)
+    missing = smallest - budget
     if missing > 0:
         raise UsageError(
             f"the smallest types of the language model are {missing / 1e6:.2f} MB larger than the budget",
@@ -110,22 +106,20 @@ def _mostly(found: Mapping[str, Choice]) -> str:
     return ", ".join(kind for kind, _ in sizes.most_common(3))
 
 
-def _moments(spec: LanguageSpec, sensitivity: Sensitivity) -> dict[str, list[tuple[Moments, bool]]]:
-    """GGUF name → moments of its uses, and whether it is used as a table: a tied embedding is both."""
+def _moments(spec: LanguageSpec, sensitivity: Sensitivity) -> dict[str, list[Moments]]:
+    """GGUF name → moments of its uses: a tied embedding has two."""
     from vlmexport.calibrate.sensitivity import EMBEDDING
 
-    found: dict[str, list[tuple[Moments, bool]]] = {}
+    found: dict[str, list[Moments]] = {}
     for path, name in [*importance_names(spec).items(), (EMBEDDING, "token_embd.weight")]:
         moments = sensitivity.of(path)
         if moments is None:
             raise UsageError(f"sensitivities lack {path}", "they are of another model: calibrate this one")
-        found.setdefault(name, []).append((moments, path == EMBEDDING))
+        found.setdefault(name, []).append(moments)
     return found
 
 
-def _choices(
-    entry: Entry, types: tuple[str, ...], uses: list[tuple[Moments, bool]], advance: Callable[[], None]
-) -> list[Choice]:
+def _choices(entry: Entry, types: tuple[str, ...], uses: list[Moments], advance: Callable[[], None]) -> list[Choice]:
     source, columns = entry.source, entry.columns
     assert isinstance(source, LazyTensor)
     step = max(1, -(-source.numel // SAMPLED))
@@ -135,13 +129,7 @@ def _choices(
     for kind in types:
         data = ggml.quantize(values, kind, entry.importance)
         difference = ggml.dequantize(data, kind, columns) - values
-        total = 0.0
-        for moments, is_table in uses:
-            if is_table:  # which row is asked for is not known: all alike
-                rows, weights = np.full(len(index), moments.columns[0]), moments.rows
-            else:
-                rows, weights = moments.rows[index], moments.columns
-            total += loss(difference, rows, weights)
+        total = sum(loss(difference, moments.rows[index], moments.columns) for moments in uses)
         choices.append(Choice(kind, _bytes(entry, kind), total * entry.rows / len(index)))
     advance()
     return choices
@@ -152,10 +140,7 @@ def _rows(tensor: LazyTensor, index: npt.NDArray[np.int64]) -> F32:
     whole = np.memmap(tensor.path, np.uint8, "r", tensor.offset, (tensor.nbytes,))
     raw = whole.reshape(tensor.numel // tensor.columns, -1)[index].reshape(-1)
     if not all_finite(raw, tensor.dtype):
-        raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} holds NaN or infinity",
-            "the checkpoint is damaged: download or train it again",
-        )
+        refuse_not_finite(tensor, whole)  # its first bad row, which need not be one of these
     return to_float32(raw, tensor.dtype).reshape(-1, tensor.columns)
 
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from vlmexport.artifact.workers import Buffers
 from vlmexport.checkpoint.tensors import DTYPES, LazyTensor
-from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.errors import Unsupported
 from vlmexport.quantize import ggml
-from vlmexport.quantize.floats import all_finite, first_bad, widen
+from vlmexport.quantize.floats import refuse_not_finite, widen
 from vlmexport.quantize.ggml import F32, U8, row_bytes
 
 ALIGNMENT = 32
@@ -116,14 +116,8 @@ class Block:
             self._check_range(source, result)
 
     def _read(self, source: LazyTensor, raw: U8) -> None:
-        flat = raw.reshape(-1)
-        source.read_into(flat, self.first * self.entry.columns)
-        if not all_finite(flat, source.dtype):
-            row = self.first + first_bad(flat, source.dtype) // self.entry.columns
-            raise CheckpointError(
-                f"{source.path}: tensor {source.name} holds NaN or infinity, first in row {row}",
-                "the checkpoint is damaged: download or train it again",
-            )
+        start = self.first * self.entry.columns
+        refuse_not_finite(source, source.read_into(raw.reshape(-1), start), start)
 
     def _check_range(self, source: LazyTensor, result: U8) -> None:
         if ggml.overflows(result, self.entry.type):

@@ -12,7 +12,7 @@ import torch
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.tensors import DTYPES, LazyTensor
 from vlmexport.errors import CheckpointError, VlmExportError
-from vlmexport.quantize.floats import all_finite, first_bad, widen
+from vlmexport.quantize.floats import refuse_not_finite, widen
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
@@ -51,7 +51,7 @@ def rows(tensor: LazyTensor) -> Iterator[tuple[int, F32]]:
     for first in range(0, count, step):
         taken = min(step, count - first) * columns
         block = tensor.read_into(raw[: taken * size], first * columns)
-        _refuse_bad(tensor, block, first)
+        refuse_not_finite(tensor, block, first * columns)
         yield first, widen(block, tensor.dtype, values[:taken]).reshape(-1, columns)
 
 
@@ -74,17 +74,8 @@ def read_raw(tensor: LazyTensor) -> U8:
         CheckpointError: a value is not finite.
     """
     raw = tensor.read_into(np.empty(tensor.nbytes, np.uint8))
-    _refuse_bad(tensor, raw, 0)
+    refuse_not_finite(tensor, raw)
     return raw
-
-
-def _refuse_bad(tensor: LazyTensor, raw: U8, first_row: int) -> None:
-    if not all_finite(raw, tensor.dtype):
-        row = first_row + first_bad(raw, tensor.dtype) // tensor.columns
-        raise CheckpointError(
-            f"{tensor.path}: tensor {tensor.name} holds NaN or infinity, first in row {row}",
-            "the checkpoint is damaged: download or train it again",
-        )
 
 
 class CheckpointWeight(ir.LazyTensor):

@@ -29,8 +29,7 @@ SENSITIVE = 24
 """Samples of a calibration set that are run: a backward pass costs as much as three forward ones."""
 
 EMBEDDING = "language.model.embed_tokens"
-"""Its ``rows`` are the hidden dimensions, its ``columns`` the share of one token: all alike, for which ones will be
-asked for is not known."""
+"""A table [tokens, hidden]: each token counts alike, for which ones will be asked for is not known."""
 
 
 @dataclass
@@ -129,7 +128,8 @@ def accumulate(
             likely.gather(1, drawn).sum().backward()
             assert embeds.grad is not None
             squared = embeds.grad[0].double().square()[sequence.is_text].sum(0)
-            found.add(EMBEDDING, squared.numpy(), np.full(1, float(squared.sum()) / logits.shape[-1]))
+            tokens = language.get_input_embeddings().weight.shape[0]
+            found.add(EMBEDDING, np.full(tokens, float(squared.sum()) / tokens), squared.numpy())
             found.positions += sequence.decided
             advance()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vlmexport.checkpoint.tensors import to_float32
+from vlmexport.checkpoint.tensors import LazyTensor, to_float32
+from vlmexport.errors import CheckpointError
 from vlmexport.quantize.ggml import F32, U8
 
 _INFINITY: dict[str, tuple[npt.DTypeLike, npt.DTypeLike, int, int]] = {
@@ -33,6 +34,20 @@ def all_finite(raw: U8, dtype: str) -> bool:
 def first_bad(raw: U8, dtype: str) -> int:
     """Index of the first value that is NaN or infinite; there must be one."""
     return int(np.isfinite(to_float32(raw, dtype)).argmin())
+
+
+def refuse_not_finite(tensor: LazyTensor, raw: U8, start: int = 0) -> None:
+    """Look at bytes of a tensor, from value ``start`` on.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite.
+    """
+    if not all_finite(raw, tensor.dtype):
+        row = (start + first_bad(raw, tensor.dtype)) // tensor.columns
+        raise CheckpointError(
+            f"{tensor.path}: tensor {tensor.name} holds NaN or infinity, first in row {row}",
+            "the checkpoint is damaged: download or train it again",
+        )
 
 
 def widen(raw: U8, dtype: str, out: F32) -> F32:

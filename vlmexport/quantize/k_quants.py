@@ -1,4 +1,4 @@
-"""llama.cpp's K-quants with its own bytes, several times as fast: ``scale_search`` for the scales, NumPy for the rest.
+"""llama.cpp's K-quants with its own bytes, two to four times as fast: ``scale_search`` for scales, NumPy for the rest.
 
 libggml stays the judge: where a sample does not come out byte for byte as libggml makes it (a library compiled with
 fused multiplication, as on arm64), ``encoder`` gives nothing and libggml does the work.
