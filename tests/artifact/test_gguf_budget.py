@@ -53,6 +53,16 @@ def test_kept_to_and_spent(model: Path, tmp_path: Path) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
+def test_the_card_shows_the_table(model: Path, tmp_path: Path) -> None:
+    types, _, budget = make(model, tmp_path / "out", bpw=5.0)
+    rows = [line.split(" | ") for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "`blk." in line]
+    shown = {row[0].strip("| `"): row[1] for row in rows}
+    assert shown.items() <= types.items()
+    losses = [float(row[3]) for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    assert max(losses) <= budget["predicted_kld"]
+
+
 def test_types_given_by_hand_stay(model: Path, tmp_path: Path) -> None:
     types, _, budget = make(model, tmp_path / "out", bpw=5.0, tensor_types=("output.weight=q8_0",))
     assert types["output.weight"] == "q8_0"

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vlmexport.calibrate import Histogram, LayerStatistics, Statistics
+from vlmexport.calibrate import LayerStatistics, Statistics
 
 values = arrays(
     np.float32,
@@ -24,7 +24,7 @@ def of(*parts: np.ndarray) -> LayerStatistics:
     return layer
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 @given(values, values)
 def test_addition_equals_one_pass(a: np.ndarray, b: np.ndarray) -> None:
     together, summed, swapped = of(a, b), of(a) + of(b), of(b, a)
@@ -36,11 +36,10 @@ def test_addition_equals_one_pass(a: np.ndarray, b: np.ndarray) -> None:
         assert other.count_image == len(a) + len(b)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(values)
 def test_a_histogram_holds_every_value_in_its_bin(a: np.ndarray) -> None:
-    histogram = Histogram()
-    histogram.widen(float(np.abs(a).max()))
-    histogram.count(a)
+    histogram = of(a).histogram
     assert histogram.counts.sum() == a.size
     assert histogram.edges[0] <= a.min()
     assert a.max() <= histogram.edges[-1]

@@ -53,6 +53,8 @@ def card(manifest: Manifest) -> str:
         "|---|---|---|---|",
         *(f"| {f.path} | {f.component or ''} | {f.bytes:,} | `{f.sha256[:16]}…` |" for f in manifest.files),
     ]
+    if "budget" in manifest.details:
+        lines += ["", "## Types under the budget", "", *_budget(manifest.details["budget"])]
     if manifest.notes:
         lines += ["", "## Notes", "", *(f"- {note}" for note in manifest.notes)]
     return "\n".join(lines) + "\n"
@@ -83,3 +85,21 @@ def _stock(stock: dict[str, Any] | None) -> list[str]:
     shown = [f"{name} {number(value)}" for name, value in measures.items() if value is not None]
     verdict = "passed" if stock["passed"] else f"**failed** at {stock['broken_stage']}"
     return [f"- as stock llama.cpp computes it: {verdict}, on {stock['samples']} samples ({', '.join(shown)})"]
+
+
+def _budget(budget: dict[str, Any]) -> list[str]:
+    """What each tensor got, the dearest first, with what the next smaller and the next larger type would have cost."""
+    lines = [
+        f"{budget['tensor_bytes']:,} bytes of tensors; predicted KL divergence {number(budget['predicted_kld'])} nats.",
+        "",
+        "| tensor | type | bytes | predicted loss | one type smaller | one type larger |",
+        "|---|---|---:|---:|---|---|",
+    ]
+    for row in sorted(budget["tensors"], key=lambda row: -row["tried"][row["type"]][1]):
+        tried = sorted(row["tried"].items(), key=lambda item: item[1][0])
+        place = [kind for kind, _ in tried].index(row["type"])
+        beside = [tried[place - 1] if place else None, tried[place + 1] if place + 1 < len(tried) else None]
+        shown = [f"{one[0]}: {number(one[1][1])}" if one else "" for one in beside]
+        loss = number(row["tried"][row["type"]][1])
+        lines.append(f"| `{row['tensor']}` | {row['type']} | {row['bytes']:,} | {loss} | {shown[0]} | {shown[1]} |")
+    return lines

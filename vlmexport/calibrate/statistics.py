@@ -12,13 +12,16 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vlmexport.compiled import compiled
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+U32 = npt.NDArray[np.uint32]
 Bool = npt.NDArray[np.bool_]
 BINS = 4096
 _FINEST = -100  # of the exponents of bins: their reciprocals stay within float32
-_BLOCK = 2**15  # values at a time: what is made of them stays in the processor's cache
+_LANES = 4  # histograms filled in turn: values that follow each other often fall into one bin
 
 
 @dataclass
@@ -54,12 +57,6 @@ class Histogram:
             self.coarsen(self.exponent if self.exponent is not None else _FINEST)
         else:
             self.coarsen(max(math.floor(math.log2(largest / (BINS // 2))) + 1, _FINEST))
-
-    def count(self, values: F32) -> None:
-        """Count values that the bins are wide enough for; a value on an edge belongs to the bin above it."""
-        scaled = values.reshape(-1) * np.float32(1 / self.width)  # times a power of two is exact
-        index = np.floor(scaled, out=scaled).astype(np.intp)
-        self.counts += np.bincount(index + BINS // 2, minlength=BINS)
 
     def coarsen(self, exponent: int) -> None:
         """Make bins at least 2**exponent wide."""
@@ -113,7 +110,7 @@ class LayerStatistics:
         Raises:
             ValueError: not finite.
         """
-        values = np.asarray(rows, np.float32)
+        values = np.ascontiguousarray(rows, np.float32)
         of_image = np.ones(len(values), np.bool_) if is_image is None else np.asarray(is_image, np.bool_)
         low, high = values.min(0), values.max(0)
         if not (np.isfinite(low).all() and np.isfinite(high).all()):
@@ -122,18 +119,9 @@ class LayerStatistics:
         self.maximum = max(self.maximum, float(high.max()))
         self.abs_max = np.maximum(self.abs_max, np.maximum(-low, high).astype(np.float64))
         self.histogram.widen(float(max(-low.min(), high.max())))
-        image, text = np.zeros(self.columns), np.zeros(self.columns)
-        step = max(1, _BLOCK // self.columns)
-        for start in range(0, len(values), step):
-            block, mask = values[start : start + step], of_image[start : start + step]
-            self.histogram.count(block)
-            if mask.all():
-                image += _sum_sq(block)
-            else:
-                image += _sum_sq(block[mask])
-                text += _sum_sq(block[~mask])
-        self.sum_sq_image = self.sum_sq_image + image
-        self.sum_sq_text = self.sum_sq_text + text
+        counts = np.zeros((_LANES, BINS), np.uint32)
+        _tally(values, np.float32(1 / self.histogram.width), of_image, counts, self.sum_sq_image, self.sum_sq_text)
+        self.histogram.counts += counts.sum(0, dtype=np.int64)
         self.count_image += int(of_image.sum())
         self.count_text += int((~of_image).sum())
 
@@ -158,10 +146,44 @@ class LayerStatistics:
         )
 
 
-def _sum_sq(rows: F32) -> F32:
-    """f32 [rows, columns], a few rows → f32 [columns] Σx²."""
-    total: F32 = np.einsum("ij,ij->j", rows, rows)
-    return total
+@compiled
+def _tally(values: F32, scale: np.float32, of_image: Bool, counts: U32, image: F64, text: F64) -> None:
+    """Add every value to its bin and its square to its column. A value on an edge belongs to the bin above it.
+
+    Args:
+        scale: 1 / width of a bin; times a power of two is exact.
+        counts: u32 [_LANES, BINS].
+        image, text: f64 [columns] Σx² of image and of text positions.
+    """
+    index = np.empty(values.shape[1], np.uint32)
+    for r in range(values.shape[0]):
+        _add_squares(values[r], image if of_image[r] else text)
+        _bins_of(values[r], scale, np.int32(counts.shape[1] // 2), index)
+        _count(index, counts)
+
+
+@compiled
+def _add_squares(row: F32, total: F64) -> None:
+    for c in range(row.size):
+        total[c] += np.float64(row[c]) * np.float64(row[c])
+
+
+@compiled
+def _bins_of(row: F32, scale: np.float32, half: np.int32, index: U32) -> None:
+    for c in range(row.size):
+        scaled = row[c] * scale
+        whole = np.int32(scaled)
+        index[c] = np.uint32(whole - np.int32(scaled < np.float32(whole)) + half)  # floor, in vectors
+
+
+@compiled
+def _count(index: U32, counts: U32) -> None:
+    even = index.size // _LANES * _LANES
+    for c in range(0, even, _LANES):
+        for lane in range(_LANES):
+            counts[lane, index[c + lane]] += np.uint32(1)
+    for c in range(even, index.size):
+        counts[0, index[c]] += np.uint32(1)
 
 
 @dataclass

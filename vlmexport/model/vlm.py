@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 from torch.nn import functional
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from vlmexport.checkpoint import Checkpoint, Spec
 from vlmexport.checkpoint.expected import check_shapes
@@ -116,4 +116,6 @@ def load(
         fill(module, found, stays)
         if tied:
             module.tie_weights()  # type: ignore[operator]
+        if component == "vision" and isinstance(module, PreTrainedModel):
+            module.set_attn_implementation("sdpa")  # fused: an eighth of the tower's time; graphs are traced without
     return vlm.eval().requires_grad_(False)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmexport.checkpoint.tensors import to_float32
-from vlmexport.quantize.compiled import compiled_for_finite
+from vlmexport.compiled import compiled_for_finite
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from vlmexport.quantize.compiled import compiled
+from vlmexport.compiled import compiled
 
 F32 = npt.NDArray[np.float32]
 U8 = npt.NDArray[np.uint8]
