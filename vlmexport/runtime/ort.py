@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -14,10 +13,10 @@ from tokenizers import Tokenizer
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.session import THREADS, run
 from vlmexport.artifact.tokenizer_json import encode
-from vlmexport.artifact.verify import empty_cache
 from vlmexport.checkpoint import PromptSpec
 from vlmexport.checkpoint.tokenizer import Prompt, split_prompt
 from vlmexport.errors import CheckpointError
+from vlmexport.runtime.ort_cache import open_cache
 from vlmexport.runtime.ort_vision import OrtVision
 from vlmexport.runtime.stages import F32, Token
 
@@ -45,13 +44,15 @@ class OrtRuntime(OrtVision):
 
     def logits(self, prompt: Prompt, tokens: F32) -> F32:
         """[1, sequence, vocabulary]."""
-        return self._step(self._embeds(prompt, tokens), empty_cache(self._decoder))[0]
+        embeds = self._embeds(prompt, tokens)
+        return open_cache(self._decoder, embeds.shape[1]).step(embeds)
 
     def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
         """Greedy decoding, the end-of-sequence token included."""
-        embeds, cache = self._embeds(prompt, tokens), empty_cache(self._decoder)
+        embeds = self._embeds(prompt, tokens)
+        cache = open_cache(self._decoder, embeds.shape[1] + max_new_tokens)
         for _ in range(max_new_tokens):
-            logits, cache = self._step(embeds, cache)
+            logits = cache.step(embeds)
             second, best = np.partition(logits[0, -1], -2)[-2:]
             token = int(logits[0, -1].argmax())
             yield Token(token, float(best - second))
@@ -78,10 +79,6 @@ class OrtRuntime(OrtVision):
     def _decoder(self) -> onnxruntime.InferenceSession:
         return self._open("decoder_model_merged")
 
-    @cached_property
-    def _takes_positions(self) -> bool:
-        return any(value.name == "position_ids" for value in self._decoder.get_inputs())
-
     def _embed(self, ids: tuple[int, ...]) -> F32:
         outputs = run(self._embedding, {"input_ids": np.array([ids], np.int64).reshape(1, -1)})
         return outputs["inputs_embeds"]
@@ -89,13 +86,3 @@ class OrtRuntime(OrtVision):
     def _embeds(self, prompt: Prompt, tokens: F32) -> F32:
         image = tokens.reshape(1, -1, tokens.shape[-1])
         return np.concatenate([self._embed(prompt.before), image, self._embed(prompt.after)], 1)
-
-    def _step(self, embeds: F32, cache: dict[str, Any]) -> tuple[F32, dict[str, Any]]:
-        past = next(iter(cache.values())).shape[2]
-        total = past + embeds.shape[1]
-        given = {"inputs_embeds": embeds, "attention_mask": np.ones((1, total), np.int64), **cache}
-        if self._takes_positions:
-            given["position_ids"] = np.arange(past, total)[None]
-        outputs = run(self._decoder, given)
-        logits = outputs.pop("logits")
-        return logits, {name.replace("present", "past_key_values"): value for name, value in outputs.items()}

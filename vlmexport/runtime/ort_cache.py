@@ -1,0 +1,66 @@
+"""Decoding step by step on ONNX Runtime, with keys and values that stay where they are."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime
+
+from vlmexport.artifact.session import run
+from vlmexport.artifact.verify import empty_cache
+from vlmexport.runtime.stages import F32
+
+_PAST = "past_key_values"
+
+
+class GrowingCache:
+    """Keys and values as a traced decoder has them: each step returns them longer by what it was given."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session, self._cache = session, empty_cache(session)
+
+    def step(self, embeds: F32) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
+        past = next(iter(self._cache.values())).shape[2]
+        total = past + embeds.shape[1]
+        given = {"inputs_embeds": embeds, "attention_mask": np.ones((1, total), np.int64), **self._cache}
+        given["position_ids"] = np.arange(past, total)[None]
+        outputs = run(self._session, given)
+        logits = outputs.pop("logits")
+        self._cache = {name.replace("present", _PAST): value for name, value in outputs.items()}
+        return logits
+
+
+class FixedCache:
+    """Keys and values of fused attention, in buffers of their final length that each step writes into: nothing is
+    copied. A decoder with fused attention takes no ``position_ids``.
+
+    Args:
+        length: positions of prompt and answer.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession, length: int) -> None:
+        self._session, self._length, self._done = session, length, 0
+        self._binding = session.io_binding()
+        for value in session.get_inputs():
+            if value.name.startswith(_PAST):
+                heads, width = value.shape[1], value.shape[3]
+                buffer = onnxruntime.OrtValue.ortvalue_from_shape_and_type((1, heads, length, width), np.float32)
+                self._binding.bind_ortvalue_input(value.name, buffer)
+                self._binding.bind_ortvalue_output(value.name.replace(_PAST, "present"), buffer)
+        self._binding.bind_output("logits")
+
+    def step(self, embeds: F32) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
+        self._done += embeds.shape[1]
+        assert self._done <= self._length
+        self._binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds))
+        self._binding.bind_cpu_input("attention_mask", np.ones((1, self._done), np.int64))
+        self._session.run_with_iobinding(self._binding)
+        logits: F32 = self._binding.get_outputs()[-1].numpy()
+        return logits
+
+
+def open_cache(session: onnxruntime.InferenceSession, length: int) -> GrowingCache | FixedCache:
+    """The cache that a decoder takes, empty."""
+    takes_positions = any(value.name == "position_ids" for value in session.get_inputs())
+    return GrowingCache(session) if takes_positions else FixedCache(session, length)
