@@ -62,6 +62,11 @@ class Onnx(_Frozen):
         "int8", description="Precision of the decoder; int4 needs ONNX Runtime's fused operators."
     )
     block: Literal[16, 32, 64, 128] = Field(32, description="Values of an int4 weight that share a scale.")
+    rounding: Literal["nearest", "search"] = Field(
+        "nearest",
+        description="int4 scales: from the largest value, or searched by importance, which needs calibration.",
+    )
+    image_weight: float = Field(0.3, ge=0, description="Weight of image positions in that importance.")
     head_bits: Literal[4, 8] = Field(8, description="Bits of the output layer of an int4 decoder.")
     scheme: Literal["fbgemm", "qnnpack", "qnnpack-per-tensor"] = Field(
         "fbgemm", description="Static int8 scheme: fbgemm U8xS8 per channel, qnnpack S8xS8 per channel."
@@ -92,7 +97,7 @@ class Gguf(_Frozen):
     )
     mmproj_type: Literal["f16", "q8_0", "f32"] = Field("f16", description="Type of the mmproj.")
     imatrix: str = Field("auto", description="auto (from the calibration set), none, or an imatrix file.")
-    image_weight: float = Field(1.0, ge=0, description="Weight of image positions in the importance matrix.")
+    image_weight: float = Field(0.3, ge=0, description="Weight of image positions in the importance matrix.")
 
     @field_validator("tensor_types", mode="before")
     @classmethod
@@ -160,7 +165,7 @@ class Recipe(_Frozen):
     def statistics_components(self) -> tuple[str, ...]:
         """Components whose statistics quantize a tensor of this recipe; the decoder's come with the others'."""
         if self.format == "onnx":
-            if self.onnx.decoder == "int8":
+            if self.onnx.decoder == "int8" or (self.onnx.decoder, self.onnx.rounding) == ("int4", "search"):
                 return COMPONENTS
             return COMPONENTS[:2] if self.onnx.vision == "int8" else ()
         quantizes = self.gguf.imatrix == "auto" and self.gguf.uses_importance

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
 
@@ -49,6 +49,29 @@ def test_no_value_is_further_off_than_half_a_step(rows: int, columns: int, bits:
     # The opposite end of the range has one level less: a value there may be a whole step off.
     assert (np.abs(back - weight.numpy()) <= steps * 1.0001).all()
     assert np.median(np.abs(back - weight.numpy()) / np.maximum(steps, 1e-30)) <= 0.5
+
+
+@given(st.integers(1, 5), st.integers(1, 200), st.sampled_from([16, 32, 128]), st.integers(0, 99))
+@settings(deadline=None)  # the first call compiles
+def test_a_search_never_loses(rows: int, columns: int, block: int, seed: int) -> None:
+    weight = random(rows, columns, seed) ** 3
+    importance = (random(1, columns, seed + 1)[0] ** 4).numpy()
+    raw = weight.reshape(-1).view(torch.uint8).numpy()
+    errors = []
+    for given_ in (None, importance):
+        back = blocks.dequantize(*blocks.quantize(raw, "f32", columns, 4, block, given_), 4, columns)
+        errors.append(float((importance * (back - weight.numpy()).astype(np.float64) ** 2).sum()))
+    assert errors[1] <= errors[0] * 1.0001 + 1e-12
+
+
+def test_a_search_gains() -> None:
+    weight, importance = random(64, 512, 1), np.exp(2 * random(1, 512, 2)[0].numpy())
+    raw = weight.reshape(-1).view(torch.uint8).numpy()
+    errors = []
+    for given_ in (None, importance):
+        back = blocks.dequantize(*blocks.quantize(raw, "f32", 512, 4, 32, given_), 4, 512)
+        errors.append(float((importance * (back - weight.numpy()) ** 2).sum()))
+    assert errors[1] < 0.75 * errors[0]
 
 
 def test_a_block_of_zeros() -> None:

@@ -6,7 +6,7 @@ The contract is that of the traced decoder, but for ``position_ids``: positions 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -22,6 +22,7 @@ from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported
 from vlmexport.quantize import blocks
+from vlmexport.quantize.blocks import F32
 
 _MS = "com.microsoft"
 
@@ -39,8 +40,11 @@ class Weights:
     accuracy: int = 4
 
 
-def build(checkpoint: Checkpoint, weights: Weights) -> ir.Model:
+def build(checkpoint: Checkpoint, weights: Weights, importance: Mapping[str, F32] | None = None) -> ir.Model:
     """The decoder of a checkpoint; its weights are read and quantized when they are written.
+
+    Args:
+        importance: layer path → f32 [columns] mean x² of its input, to search 4-bit scales with; None: no search.
 
     Raises:
         Unsupported: not a Llama.
@@ -49,12 +53,13 @@ def build(checkpoint: Checkpoint, weights: Weights) -> ir.Model:
     spec = checkpoint.spec.language
     if spec.kind != "llama":
         raise Unsupported(f"a decoder with int4 weights is not known for {spec.kind!r}", "use --decoder fp32 or int8")
-    return _Builder(checkpoint, weights).model()
+    return _Builder(checkpoint, weights, importance or {}).model()
 
 
 class _Builder:
-    def __init__(self, checkpoint: Checkpoint, weights: Weights) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: Weights, importance: Mapping[str, F32]) -> None:
         self.checkpoint, self.spec, self.weights = checkpoint, checkpoint.spec.language, weights
+        self.importance = importance
         self.op = tape.Tape()
         self.initializers: list[ir.Value] = []
         self._scales: list[ir.Value] = []
@@ -122,7 +127,9 @@ class _Builder:
 
     def _product(self, paths: list[str], x: ir.Value, bits: int) -> ir.Value:
         """x times the weights of linear layers, their outputs side by side."""
-        held = _Quantized([find(self.checkpoint, f"{path}.weight") for path in paths], bits, self.weights.block)
+        sources = [find(self.checkpoint, f"{path}.weight") for path in paths]
+        importance = self.importance.get(paths[0]) if bits == 4 else None
+        held = _Quantized(sources, bits, self.weights.block, importance)
         name = paths[0] if len(paths) == 1 else f"{paths[0].rpartition('.')[0]}.qkv_proj"
         levels, scales = held.levels(f"{name}.weight_int{bits}"), held.scales(f"{name}.scales")
         operands = [x, _initializer(levels), _initializer(scales)]
@@ -170,8 +177,8 @@ class _Builder:
 class _Quantized:
     """Levels and scales of one weight: whichever is asked for first computes both, the other one takes what is left."""
 
-    def __init__(self, sources: list[LazyTensor], bits: int, block: int) -> None:
-        self._sources, self._bits, self._block = sources, bits, block
+    def __init__(self, sources: list[LazyTensor], bits: int, block: int, importance: F32 | None) -> None:
+        self._sources, self._bits, self._block, self._importance = sources, bits, block, importance
         self.rows, self.columns = sum(source.shape[0] for source in sources), sources[0].shape[1]
         self.blocks = -(-self.columns // block)
         self._left: dict[str, np.ndarray] = {}
@@ -199,7 +206,9 @@ class _Quantized:
         for source in self._sources:
             part = slice(done, done + source.shape[0])
             values = read_raw(source)
-            levels[part], scales[part] = blocks.quantize(values, source.dtype, self.columns, self._bits, self._block)
+            levels[part], scales[part] = blocks.quantize(
+                values, source.dtype, self.columns, self._bits, self._block, self._importance
+            )
             done = part.stop
         self._left = {"levels": levels, "scales": scales}
 

@@ -16,7 +16,6 @@ from vlmexport.artifact.bundle import (
     tool_versions,
     write_manifest,
 )
-from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_graphs import COMPONENT_OF, write_graphs
 from vlmexport.artifact.onnx_sizes import sizes
 from vlmexport.artifact.staging import staged
@@ -54,15 +53,14 @@ def export_onnx(
         UsageError: the destination exists, or there are no statistics to quantize with.
     """
     settings = recipe.onnx
-    if statistics is None and "int8" in (settings.vision, settings.decoder):
-        raise UsageError("int8 needs calibration statistics", "calibrate first, or pass --precision fp32")
+    if statistics is None and recipe.needs_statistics:
+        raise UsageError("this recipe needs calibration statistics", "calibrate first, or pass --precision fp32")
     tokenizer = tokenizer_json.build(checkpoint)
     image_token = tokenizer_json.image_token_id(checkpoint)
-    int8 = Int8(settings, statistics) if statistics is not None else None
     needed = sum(sizes(checkpoint, settings).values())
     with staged(destination, force, needed) as folder, ThreadPoolExecutor(1) as pool:
         source = pool.submit(source_of, checkpoint)
-        written = write_graphs(checkpoint, image_token, settings, int8, folder, console)
+        written = write_graphs(checkpoint, image_token, settings, statistics, folder, console)
         layout = onnx_layout.Layout(
             checkpoint.spec, image_token, plugins.projector(checkpoint.spec.projector).num_tokens(
                 checkpoint.spec.projector), _special(checkpoint), written.suffixes, written.external,

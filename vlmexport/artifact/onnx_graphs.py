@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from threading import Event, Lock
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from vlmexport.artifact import embedding, fused_decoder, layers, trace, verify, weights
@@ -23,6 +24,7 @@ from vlmexport.artifact.bundle import sha256
 from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_sizes import sizes, vision_sizes
+from vlmexport.calibrate.statistics import F32, Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Advance, Console, no_advance
@@ -61,13 +63,18 @@ class Written:
 
 
 def write_graphs(
-    checkpoint: Checkpoint, image_token: int, settings: Onnx, int8: Int8 | None, folder: Path, console: Console
+    checkpoint: Checkpoint,
+    image_token: int,
+    settings: Onnx,
+    statistics: Statistics | None,
+    folder: Path,
+    console: Console,
 ) -> Written:
     """Write all graphs of a bundle.
 
     Args:
         image_token: id of ``<image>``.
-        int8: needed where a part is int8.
+        statistics: needed where a part is int8, or int4 with scales that are searched.
 
     Raises:
         ParityFailed: a traced graph is not the float model.
@@ -76,7 +83,7 @@ def write_graphs(
     """
     totals = {COMPONENT_OF[name]: size for name, size in sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars:
-        graphs = _Graphs(checkpoint, settings, int8, folder, bars)
+        graphs = _Graphs(checkpoint, settings, statistics, folder, bars)
         fused = settings.decoder == "int4"
         with TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(2) as pool, graphs.stopping():
             # Tracing holds the interpreter; what else there is to do mostly does not, and runs beside it.
@@ -93,11 +100,13 @@ def write_graphs(
     return graphs.written.in_order()
 
 
-def write_vision(checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, folder: Path, console: Console) -> Written:
+def write_vision(
+    checkpoint: Checkpoint, settings: Onnx, statistics: Statistics | None, folder: Path, console: Console
+) -> Written:
     """Write the tower with its projector, and the projector alone; errors as ``write_graphs``."""
     totals = {COMPONENT_OF[name]: size for name, size in vision_sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars, TemporaryDirectory(dir=folder) as scratch:
-        graphs = _Graphs(checkpoint, settings, int8, folder, bars)
+        graphs = _Graphs(checkpoint, settings, statistics, folder, bars)
         graphs.trace_parts(("vision", "projector"), Path(scratch))
         graphs.compare()
         graphs.tower()
@@ -107,9 +116,16 @@ def write_vision(checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, fold
 
 class _Graphs:
     def __init__(
-        self, checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, folder: Path, bars: dict[str, Advance]
+        self,
+        checkpoint: Checkpoint,
+        settings: Onnx,
+        statistics: Statistics | None,
+        folder: Path,
+        bars: dict[str, Advance],
     ) -> None:
-        self.checkpoint, self.settings, self.int8, self.folder = checkpoint, settings, int8, folder
+        self.checkpoint, self.settings, self.folder = checkpoint, settings, folder
+        self.int8 = Int8(settings, statistics) if statistics is not None else None
+        self._statistics = statistics
         self.written = Written()
         self._bars, self._stop, self._quantizing = bars, Event(), Lock()
 
@@ -168,7 +184,11 @@ class _Graphs:
     def fused_decoder(self) -> None:
         """The same with int4 weights, in ONNX Runtime's own operators."""
         held = fused_decoder.Weights(self.settings.block, head_bits=self.settings.head_bits)
-        self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held), "int4")
+        importance: dict[str, F32] = {}
+        if self._statistics is not None and self.settings.rounding == "search":
+            known, weight = self._statistics.layers, self.settings.image_weight
+            importance = {path: layer.importance(weight).astype(np.float32) for path, layer in known.items()}
+        self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held, importance), "int4")
 
     def _finish(self, part: str, precision: str, count: int = 0) -> None:
         """Put in the checkpoint's weights and all ``count`` layers of a stack, quantize, save."""

@@ -1,7 +1,8 @@
 """Weights in blocks along the input, as ONNX Runtime's MatMulNBits holds them: 4 or 8 bits and one scale a block.
 
-Round to nearest around a fixed zero point; the scale maps the value of largest magnitude, with its sign, to the lowest
-level, so that this value is exact. ONNX Runtime's own quantizer gives the same bytes.
+Round to nearest around a fixed zero point. By itself the scale maps the value of largest magnitude, with its sign, to
+the lowest level, so that this value is exact; ONNX Runtime's own quantizer gives the same bytes. With importance, the
+scale of least weighted squared error is looked for around it, as libggml does for its types with one scale.
 
 A matrix is quantized from the checkpoint's own bytes in one pass, compiled by Numba: no float32 copy, no lock held.
 """
@@ -19,11 +20,12 @@ U8 = npt.NDArray[np.uint8]
 
 _F16, _BF16, _F32 = 0, 1, 2
 _KINDS = {"f16": _F16, "bf16": _BF16, "f32": _F32}
+_TRIALS, _TRIAL_STEP = 16, np.float32(0.015)
 _F16_SCALE = np.float32(2.0**112)
 """What is left to multiply once the bits of an f16 lie where f32 has them: the exponents' difference."""
 
 
-def quantize(raw: U8, dtype: str, columns: int, bits: int, block: int) -> tuple[U8, F32]:
+def quantize(raw: U8, dtype: str, columns: int, bits: int, block: int, importance: F32 | None = None) -> tuple[U8, F32]:
     """Quantize a matrix. NaN and infinity must have been ruled out (``floats.all_finite``).
 
     Args:
@@ -32,6 +34,7 @@ def quantize(raw: U8, dtype: str, columns: int, bits: int, block: int) -> tuple[
         columns: inputs; rows that are no multiple of ``block`` are filled up with zeros.
         bits: 4 or 8.
         block: values that share a scale: 16, 32, 64 or 128.
+        importance: f32 [columns] mean x² of what goes into each column; None: round to nearest without a search.
 
     Returns:
         u8 [outputs, blocks, block * bits / 8] levels, the even one of two in the low half, and
@@ -43,16 +46,17 @@ def quantize(raw: U8, dtype: str, columns: int, bits: int, block: int) -> tuple[
     count = -(-columns // block)
     levels = np.empty((len(words) // columns, count, block * bits // 8), np.uint8)
     scales = np.empty((len(words) // columns, count), np.float32)
-    _quantize(words.reshape(-1, columns), _KINDS[dtype], bits, block, levels, scales)
+    weights = np.empty(0, np.float32) if importance is None else importance.astype(np.float32, copy=False)
+    _quantize(words.reshape(-1, columns), _KINDS[dtype], bits, block, weights, levels, scales)
     return levels, scales
 
 
 @compiled_for_finite
 def _quantize(
-    words: npt.NDArray[np.unsignedinteger], kind: int, bits: int, block: int, levels: U8, scales: F32
+    words: npt.NDArray[np.unsignedinteger], kind: int, bits: int, block: int, importance: F32, levels: U8, scales: F32
 ) -> None:
     rows, columns = words.shape
-    values = np.zeros(block, np.float32)
+    values, weights = np.zeros(block, np.float32), np.zeros(block, np.float32)
     middle = np.float32(1 << bits - 1)
     # Plus a half, then cut off: rounds like ONNX Runtime, halves upwards. Only the upper end can be a level too high.
     shift, top, one, zero = middle + np.float32(0.5), 2 * middle - np.float32(1), np.float32(1), np.float32(0)
@@ -75,15 +79,52 @@ def _quantize(
             furthest = high if high > -low else low
             scale = -furthest / middle if furthest != zero else zero
             inverse = one / scale if furthest != zero else zero
+            if importance.size and furthest != zero:
+                weights[:size] = importance[start : start + size]
+                weights[size:] = zero
+                scale, inverse = _search(values, weights, scale, middle)
             scales[row, j] = scale
             if bits == 4:
                 for i in range(block // 2):
-                    even = np.uint8(min(values[2 * i] * inverse + shift, top))
-                    odd = np.uint8(min(values[2 * i + 1] * inverse + shift, top))
+                    even = np.uint8(max(min(values[2 * i] * inverse + shift, top), zero))
+                    odd = np.uint8(max(min(values[2 * i + 1] * inverse + shift, top), zero))
                     levels[row, j, i] = even | odd << 4
             else:
                 for i in range(block):
-                    levels[row, j, i] = np.uint8(min(values[i] * inverse + shift, top))
+                    levels[row, j, i] = np.uint8(max(min(values[i] * inverse + shift, top), zero))
+
+
+@compiled_for_finite
+def _search(values: F32, weights: F32, scale: np.float32, middle: np.float32) -> tuple[np.float32, np.float32]:
+    """The scale of least weighted squared error, and the factor that its levels are rounded with.
+
+    For given levels the best scale is Σwxl / Σwl², and it leaves Σwx² − (Σwxl)² / Σwl². So factors around 1 / scale are
+    tried, and the one with the largest second term is kept.
+    """
+    inverse = np.float32(1) / scale
+    factors, products, powers = (
+        np.empty(_TRIALS, np.float32),
+        np.zeros(_TRIALS, np.float32),
+        np.zeros(_TRIALS, np.float32),
+    )
+    for t in range(_TRIALS):
+        factors[t] = inverse * (np.float32(1) + np.float32(t - _TRIALS // 2) * _TRIAL_STEP)
+    top = middle - np.float32(1)
+    for i in range(values.size):
+        value, weight = values[i], weights[i]
+        for t in range(_TRIALS):  # side by side in one vector
+            level = min(max(np.floor(value * factors[t] + np.float32(0.5)), -middle), top)
+            products[t] += weight * level * value
+            powers[t] += weight * level * level
+    best = -1
+    for t in range(_TRIALS):
+        if powers[t] > 0 and (
+            best < 0 or products[t] * products[t] * powers[best] > products[best] * products[best] * powers[t]
+        ):
+            best = t
+    if best < 0:
+        return scale, inverse
+    return products[best] / powers[best], factors[best]
 
 
 def dequantize(levels: U8, scales: F32, bits: int, columns: int) -> F32:

@@ -1,0 +1,229 @@
+"""Speed of an ONNX bundle beside its peers: the image, a prompt, decoding, and opening; two threads each.
+
+    python benchmarks/onnx_speed.py CHECKPOINT --work DIR --repeat 3 --json onnx-speed.json
+
+Peers: our own float32 graphs, ONNX Runtime's ``quantize_static`` at its defaults, libmtmd with an F16 mmproj, llama.cpp
+with Q4_0, onnxruntime-genai's builder at its defaults. Everything is made once in DIR and kept there. Each measurement
+is a process of its own that opens its file, warms up and measures; contenders take turns, and ratios are taken turn by
+turn. A checkpoint of random weights is as fast as any other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from onnx_export import builder, llama_folder
+
+THREADS, PROMPT, IMAGE, STEPS = 2, 256, 144, 32
+BLOCKS = (32, 64, 128)
+VISION = ("int8", "float32", "quantize_static", "libmtmd F16")
+PROJECTOR = ("projector int8", "projector float32")
+LANGUAGE = (*(f"int4, block {block}" for block in BLOCKS), "llama.cpp Q4_0", "genai builder int4")
+Times = dict[str, float]
+
+
+def make(checkpoint: Path, work: Path) -> None:
+    """Every file that is measured, where it is not there yet."""
+    work.mkdir(parents=True, exist_ok=True)
+    tool = [sys.executable, "-m", "vlmexport"]
+    onnx = ["onnx", str(checkpoint), "--decoder", "int4"]
+    jobs: dict[str, tuple[list[str], dict[str, str]]] = {
+        "int8": ([*onnx, "--samples", "8"], {"VLMEXPORT_ONNX_BLOCK": str(BLOCKS[0])}),
+        "gguf": (["gguf", str(checkpoint), "--type", "q4_0", "--imatrix", "none"], {}),
+    }
+    for block in BLOCKS[1:]:
+        jobs[f"block-{block}"] = ([*onnx, "--precision", "fp32"], {"VLMEXPORT_ONNX_BLOCK": str(block)})
+    for name, (command, settings) in jobs.items():
+        if not (work / name).exists():
+            subprocess.run([*tool, *command, "-o", str(work / name)], check=True, env=os.environ | settings)
+    if not (work / "static.onnx").exists():
+        static(work / f"block-{BLOCKS[1]}" / "onnx" / "vision_encoder.onnx", work / "static.onnx")
+    if not (work / "genai").exists():
+        builder(llama_folder(checkpoint, work / "llama"), work / "genai")
+
+
+def static(source: Path, target: Path) -> None:
+    """The tower by ONNX Runtime's own tool: preprocessed, Q/DQ, minima and maxima of four images."""
+    from onnxruntime.quantization import CalibrationDataReader, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            random = np.random.default_rng(0)
+            self._left = [random.standard_normal((1, 3, 336, 336), np.float32) for _ in range(4)]
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            return {"pixel_values": self._left.pop()} if self._left else None
+
+    ready = target.with_suffix(".float.onnx")
+    quant_pre_process(source, ready, save_as_external_data=True, skip_symbolic_shape=True)
+    quantize_static(ready, target, Images(), use_external_data_format=True, per_channel=True)
+
+
+def best(call: Callable[[], object], times: int = 3) -> float:
+    """Seconds of the fastest of a few calls, after one that warms up."""
+    call()
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def vision(name: str, work: Path) -> Times:
+    """Seconds from pixels to visual tokens (or, of the projector, from features)."""
+    random = np.random.default_rng(0)
+    pixels = random.standard_normal((1, 3, 336, 336), np.float32)
+    if name == "libmtmd F16":
+        from vlmexport.artifact.bundle import read_manifest
+        from vlmexport.runtime.llamacpp import LlamaCppRuntime
+
+        runtime = LlamaCppRuntime(work / "gguf", read_manifest(work / "gguf"), threads=THREADS)
+        return {"image": best(lambda: runtime.features(pixels))}
+    from vlmexport.artifact.session import open_session
+
+    fp32 = work / f"block-{BLOCKS[1]}"
+    path = {
+        "int8": work / "int8" / "onnx" / "vision_encoder_int8.onnx",
+        "float32": fp32 / "onnx" / "vision_encoder.onnx",
+        "quantize_static": work / "static.onnx",
+        "projector int8": work / "int8" / "components" / "projector_int8.onnx",
+        "projector float32": fp32 / "components" / "projector.onnx",
+    }[name]
+    session = open_session(path, THREADS)
+    given = session.get_inputs()[0].name
+    values = pixels if given == "pixel_values" else random.standard_normal((1, 576, 1024), np.float32)
+    return {"image": best(lambda: session.run(None, {given: values}))}
+
+
+def language(name: str, work: Path) -> Times:
+    """Seconds of opening, of a prompt of ``PROMPT`` + ``IMAGE`` positions, and of one decoded token after it."""
+    step, opening = _decoder(name, work)
+    step(np.arange(16) + 1, True)
+    start = time.perf_counter()
+    step(np.arange(PROMPT + IMAGE) % 1000 + 1, True)
+    prompt = time.perf_counter() - start
+    step(np.array([5]), False)
+    start = time.perf_counter()
+    for token in range(STEPS):
+        step(np.array([token + 1]), False)
+    return {"opening": opening, "prompt": prompt, "token": (time.perf_counter() - start) / STEPS}
+
+
+def _decoder(name: str, work: Path) -> tuple[Callable[[np.ndarray, bool], object], float]:
+    """What decodes token ids (from an empty cache where it is told to), and the seconds that opening took."""
+    if name == "llama.cpp Q4_0":
+        from llama_cpp import Llama
+
+        path = next(p for p in (work / "gguf").glob("*.gguf") if not p.name.startswith("mmproj"))
+        size, start = PROMPT + IMAGE + STEPS + 8, time.perf_counter()
+        model = Llama(str(path), n_ctx=size, n_batch=size, n_ubatch=size, n_threads=THREADS, n_threads_batch=THREADS,
+                      verbose=False)  # fmt: skip
+        opened = time.perf_counter() - start
+
+        def evaluate(ids: np.ndarray, anew: bool) -> None:
+            if anew:
+                model.reset()
+            model.eval(ids.tolist())
+
+        return evaluate, opened
+    if name == "genai builder int4":
+        import onnxruntime_genai
+
+        settings = onnxruntime_genai.Config(str(work / "genai"))
+        settings.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": THREADS}}}}))
+        start = time.perf_counter()
+        found = onnxruntime_genai.Model(settings)
+        opened = time.perf_counter() - start
+        held: list[Any] = []
+
+        def generate(ids: np.ndarray, anew: bool) -> None:
+            if anew:
+                params = onnxruntime_genai.GeneratorParams(found)
+                params.set_search_options(max_length=PROMPT + IMAGE + STEPS + 8)
+                held[:] = [onnxruntime_genai.Generator(found, params)]
+            held[0].append_tokens(ids.astype(np.int32))
+
+        return generate, opened
+    from vlmexport.artifact.session import open_session
+    from vlmexport.runtime.ort_cache import FixedCache
+
+    block = name.rpartition(" ")[2]
+    folder = work / ("int8" if block == str(BLOCKS[0]) else f"block-{block}") / "onnx"
+    embedding = open_session(folder / "embed_tokens.onnx", THREADS)
+    start = time.perf_counter()
+    decoder = open_session(folder / "decoder_model_merged_q4.onnx", THREADS)
+    opened = time.perf_counter() - start
+    caches: list[FixedCache] = []
+
+    def step(ids: np.ndarray, anew: bool) -> None:
+        if anew:
+            caches[:] = [FixedCache(decoder, PROMPT + IMAGE + STEPS + 8)]
+        (embeds,) = embedding.run(None, {"input_ids": ids[None].astype(np.int64)})
+        caches[0].step(embeds)
+
+    return step, opened
+
+
+def turns(names: tuple[str, ...], work: Path, repeat: int) -> dict[str, list[Times]]:
+    """Name → times of every turn."""
+    found: dict[str, list[Times]] = {name: [] for name in names}
+    for _ in range(repeat):
+        for name in names:
+            command = [sys.executable, __file__, "--one", name, "--work", str(work)]
+            found[name].append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+            print(f"{name}: {found[name][-1]}", file=sys.stderr, flush=True)
+    return found
+
+
+def ratio(found: dict[str, list[Times]], key: str, ours: str, peer: str) -> float:
+    """Median over the turns of our time divided by the peer's."""
+    return median(a[key] / b[key] for a, b in zip(found[ours], found[peer], strict=True))
+
+
+def table(found: dict[str, list[Times]], key: str) -> list[str]:
+    """Markdown: milliseconds, and those of every other contender divided into them."""
+    names = [name for name, times in found.items() if key in times[0]]
+    lines = [f"| {key} | ms |" + "".join(f" ÷ {name} |" for name in names), "|---|---:|" + "---:|" * len(names)]
+    for name in names:
+        ratios = "".join(f" {ratio(found, key, name, peer):.3f} |" for peer in names)
+        lines.append(f"| {name} | {1000 * median(one[key] for one in found[name]):.1f} |{ratios}")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, nargs="?")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    if arguments.one:
+        times = language(arguments.one, work) if arguments.one in LANGUAGE else vision(arguments.one, work)
+        print(json.dumps(times))
+        return
+    make(arguments.checkpoint, work)
+    found: dict[str, Any] = turns(VISION + PROJECTOR, work, arguments.repeat)
+    found |= turns(LANGUAGE, work, arguments.repeat)
+    for key in ("image", "opening", "prompt", "token"):
+        print("\n".join(table(found, key)))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
