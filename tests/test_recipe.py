@@ -69,6 +69,18 @@ def test_bits_pick_a_type_with_a_recipe_of_its_own() -> None:
         gguf_type(None, 7)
 
 
+@pytest.mark.parametrize("section", ["calibration", "onnx", "gguf", "gates"])
+def test_every_key_from_the_environment(section: str) -> None:
+    recipe = resolve("onnx-x86", environ={})
+    for key, value in getattr(recipe, section):
+        text = " ".join(value) if isinstance(value, tuple) else "0.5" if value is None else str(value)
+        text = {"max_size": "8MB"}.get(key, text)
+        found = getattr(
+            getattr(resolve("onnx-x86", environ={f"VLMEXPORT_{section}_{key}".upper(): text}), section), key
+        )
+        assert found == value or (value is None and str(found) == text)
+
+
 def test_tensor_types_from_file_environment_and_flags(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('format = "gguf"\n[gguf]\ntype = "q8_0"\ntensor_types = ["attn_v=f16", "ffn_up=bf16"]\n')

@@ -81,6 +81,18 @@ class Onnx(_Frozen):
         (), description="Patterns (fnmatch) of layers that stay in float, as in the float model's module paths."
     )
 
+    @field_validator("float_layers", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """In an environment variable they stand between blanks."""
+        return value.split() if isinstance(value, str) else value
+
+    @field_validator("block", "head_bits", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        """In an environment variable they are text, of which pydantic makes a number but no literal."""
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
 
 class Gguf(_Frozen):
     """The GGUF bundle."""

@@ -6,7 +6,7 @@ The contract is that of the traced decoder, but for ``position_ids``: positions 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
@@ -18,10 +18,11 @@ from onnx_ir import tape
 
 from vlmexport.artifact.trace import OPSET
 from vlmexport.artifact.weights import find, read, read_raw
+from vlmexport.calibrate.hessians import Hessians
 from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported
-from vlmexport.quantize import blocks
+from vlmexport.quantize import blocks, gptq
 from vlmexport.quantize.blocks import F32
 
 _MS = "com.microsoft"
@@ -40,11 +41,17 @@ class Weights:
     accuracy: int = 4
 
 
-def build(checkpoint: Checkpoint, weights: Weights, importance: Mapping[str, F32] | None = None) -> ir.Model:
+def build(
+    checkpoint: Checkpoint,
+    weights: Weights,
+    importance: Mapping[str, F32] | None = None,
+    hessians: Hessians | None = None,
+) -> ir.Model:
     """The decoder of a checkpoint; its weights are read and quantized when they are written.
 
     Args:
         importance: layer path → f32 [columns] mean x² of its input, to search 4-bit scales with; None: no search.
+        hessians: of the layers that GPTQ is to round.
 
     Raises:
         Unsupported: not a Llama.
@@ -53,13 +60,15 @@ def build(checkpoint: Checkpoint, weights: Weights, importance: Mapping[str, F32
     spec = checkpoint.spec.language
     if spec.kind != "llama":
         raise Unsupported(f"a decoder with int4 weights is not known for {spec.kind!r}", "use --decoder fp32 or int8")
-    return _Builder(checkpoint, weights, importance or {}).model()
+    return _Builder(checkpoint, weights, importance or {}, hessians or Hessians()).model()
 
 
 class _Builder:
-    def __init__(self, checkpoint: Checkpoint, weights: Weights, importance: Mapping[str, F32]) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, weights: Weights, importance: Mapping[str, F32], hessians: Hessians
+    ) -> None:
         self.checkpoint, self.spec, self.weights = checkpoint, checkpoint.spec.language, weights
-        self.importance = importance
+        self.importance, self.hessians = importance, hessians
         self.op = tape.Tape()
         self.initializers: list[ir.Value] = []
         self._scales: list[ir.Value] = []
@@ -128,8 +137,9 @@ class _Builder:
     def _product(self, paths: list[str], x: ir.Value, bits: int) -> ir.Value:
         """x times the weights of linear layers, their outputs side by side."""
         sources = [find(self.checkpoint, f"{path}.weight") for path in paths]
-        importance = self.importance.get(paths[0]) if bits == 4 else None
-        held = _Quantized(sources, bits, self.weights.block, importance)
+        held = _Quantized(sources, bits, self.weights.block)
+        if bits == 4:
+            held.importance, held.hessian = self.importance.get(paths[0]), partial(self.hessians.of, paths[0])
         name = paths[0] if len(paths) == 1 else f"{paths[0].rpartition('.')[0]}.qkv_proj"
         levels, scales = held.levels(f"{name}.weight_int{bits}"), held.scales(f"{name}.scales")
         operands = [x, _initializer(levels), _initializer(scales)]
@@ -177,8 +187,11 @@ class _Builder:
 class _Quantized:
     """Levels and scales of one weight: whichever is asked for first computes both, the other one takes what is left."""
 
-    def __init__(self, sources: list[LazyTensor], bits: int, block: int, importance: F32 | None) -> None:
-        self._sources, self._bits, self._block, self._importance = sources, bits, block, importance
+    importance: F32 | None = None
+    hessian: Callable[[], F32 | None] = staticmethod(lambda: None)
+
+    def __init__(self, sources: list[LazyTensor], bits: int, block: int) -> None:
+        self._sources, self._bits, self._block = sources, bits, block
         self.rows, self.columns = sum(source.shape[0] for source in sources), sources[0].shape[1]
         self.blocks = -(-self.columns // block)
         self._left: dict[str, np.ndarray] = {}
@@ -203,12 +216,15 @@ class _Quantized:
     def _compute(self) -> None:
         levels = np.empty((self.rows, self.blocks, self._block * self._bits // 8), np.uint8)
         scales, done = np.empty((self.rows, self.blocks), np.float32), 0
+        hessian = self.hessian()
         for source in self._sources:
             part = slice(done, done + source.shape[0])
-            values = read_raw(source)
-            levels[part], scales[part] = blocks.quantize(
-                values, source.dtype, self.columns, self._bits, self._block, self._importance
-            )
+            if hessian is None:
+                levels[part], scales[part] = blocks.quantize(
+                    read_raw(source), source.dtype, self.columns, self._bits, self._block, self.importance
+                )
+            else:
+                levels[part], scales[part] = gptq.quantize(read(source), hessian, self._block)
             done = part.stop
         self._left = {"levels": levels, "scales": scales}
 

@@ -6,6 +6,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from vlmexport.artifact import onnx_layout, tokenizer_json, trace
 from vlmexport.artifact.bundle import (
@@ -19,11 +20,13 @@ from vlmexport.artifact.bundle import (
 from vlmexport.artifact.onnx_graphs import COMPONENT_OF, write_graphs
 from vlmexport.artifact.onnx_sizes import sizes
 from vlmexport.artifact.staging import staged
+from vlmexport.calibrate import calibration_samples
+from vlmexport.calibrate.hessians import SAMPLES, Hessians, measure
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
-from vlmexport.model import plugins
+from vlmexport.model import load, plugins
 from vlmexport.recipe import Recipe
 
 TOKENIZER = "tokenizer.json"
@@ -60,7 +63,9 @@ def export_onnx(
     needed = sum(sizes(checkpoint, settings).values())
     with staged(destination, force, needed) as folder, ThreadPoolExecutor(1) as pool:
         source = pool.submit(source_of, checkpoint)
-        written = write_graphs(checkpoint, image_token, settings, statistics, folder, console)
+        with TemporaryDirectory(dir=folder) as scratch:
+            hessians = _hessians(checkpoint, recipe, Path(scratch), console)
+            written = write_graphs(checkpoint, image_token, settings, statistics, folder, console, hessians)
         layout = onnx_layout.Layout(
             checkpoint.spec, image_token, plugins.projector(checkpoint.spec.projector).num_tokens(
                 checkpoint.spec.projector), _special(checkpoint), written.suffixes, written.external,
@@ -90,6 +95,15 @@ def export_onnx(
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def _hessians(checkpoint: Checkpoint, recipe: Recipe, folder: Path, console: Console) -> Hessians | None:
+    """What GPTQ needs; too large to be kept, so it is measured within the export."""
+    if (recipe.onnx.decoder, recipe.onnx.rounding) != ("int4", "gptq"):
+        return None
+    samples = calibration_samples(recipe.calibration.samples)[:SAMPLES]
+    with console.progress("measuring for GPTQ", len(samples)) as advance:
+        return measure(load(checkpoint), checkpoint.tokenizer, samples, folder, recipe.onnx.image_weight, advance)
 
 
 def _special(checkpoint: Checkpoint) -> dict[str, str]:

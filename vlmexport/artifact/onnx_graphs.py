@@ -24,6 +24,7 @@ from vlmexport.artifact.bundle import sha256
 from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_sizes import sizes, vision_sizes
+from vlmexport.calibrate.hessians import Hessians
 from vlmexport.calibrate.statistics import F32, Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
@@ -69,12 +70,14 @@ def write_graphs(
     statistics: Statistics | None,
     folder: Path,
     console: Console,
+    hessians: Hessians | None = None,
 ) -> Written:
     """Write all graphs of a bundle.
 
     Args:
         image_token: id of ``<image>``.
         statistics: needed where a part is int8, or int4 with scales that are searched.
+        hessians: needed where int4 weights are rounded by GPTQ.
 
     Raises:
         ParityFailed: a traced graph is not the float model.
@@ -83,7 +86,7 @@ def write_graphs(
     """
     totals = {COMPONENT_OF[name]: size for name, size in sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars:
-        graphs = _Graphs(checkpoint, settings, statistics, folder, bars)
+        graphs = _Graphs(checkpoint, settings, statistics, folder, bars, hessians)
         fused = settings.decoder == "int4"
         with TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(2) as pool, graphs.stopping():
             # Tracing holds the interpreter; what else there is to do mostly does not, and runs beside it.
@@ -122,10 +125,11 @@ class _Graphs:
         statistics: Statistics | None,
         folder: Path,
         bars: dict[str, Advance],
+        hessians: Hessians | None = None,
     ) -> None:
         self.checkpoint, self.settings, self.folder = checkpoint, settings, folder
         self.int8 = Int8(settings, statistics) if statistics is not None else None
-        self._statistics = statistics
+        self._statistics, self._hessians = statistics, hessians
         self.written = Written()
         self._bars, self._stop, self._quantizing = bars, Event(), Lock()
 
@@ -188,7 +192,9 @@ class _Graphs:
         if self._statistics is not None and self.settings.rounding == "search":
             known, weight = self._statistics.layers, self.settings.image_weight
             importance = {path: layer.importance(weight).astype(np.float32) for path, layer in known.items()}
-        self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held, importance), "int4")
+        self._save(
+            "decoder_model_merged", fused_decoder.build(self.checkpoint, held, importance, self._hessians), "int4"
+        )
 
     def _finish(self, part: str, precision: str, count: int = 0) -> None:
         """Put in the checkpoint's weights and all ``count`` layers of a stack, quantize, save."""

@@ -100,7 +100,7 @@ def measure(
     """
     found, sequences = Sensitivity(), []
     for sample in samples:
-        sequences.append(_sequence(vlm, tokenizer, sample))
+        sequences.append(sequence(vlm, tokenizer, sample))
         found.samples += (sample.id,)
         advance()
     accumulate(vlm.language, sequences, found, advance)
@@ -134,7 +134,8 @@ def accumulate(
             advance()
 
 
-def _sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Sequence:
+def sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Sequence:
+    """A sample as the decoder reads it: prompt, image, and its own answer or, where it has none, the model's."""
     with torch.no_grad():
         tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
         prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)

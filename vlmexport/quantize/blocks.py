@@ -82,7 +82,7 @@ def _quantize(
             if importance.size and furthest != zero:
                 weights[:size] = importance[start : start + size]
                 weights[size:] = zero
-                scale, inverse = _search(values, weights, scale, middle)
+                scale, inverse = search(values, weights, scale, middle)
             scales[row, j] = scale
             if bits == 4:
                 for i in range(block // 2):
@@ -95,7 +95,7 @@ def _quantize(
 
 
 @compiled_for_finite
-def _search(values: F32, weights: F32, scale: np.float32, middle: np.float32) -> tuple[np.float32, np.float32]:
+def search(values: F32, weights: F32, scale: np.float32, middle: np.float32) -> tuple[np.float32, np.float32]:
     """The scale of least weighted squared error, and the factor that its levels are rounded with.
 
     For given levels the best scale is Σwxl / Σwl², and it leaves Σwx² − (Σwxl)² / Σwl². So factors around 1 / scale are
