@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from data import GRID, IGNORE, normalized, render
 from language import CELLS, VISION_WIDTH
-from stage_tower import SHARD, load_shard
+from stage_tower import load_shard
 from torch import Tensor
 from tower import Tower
 
@@ -57,7 +57,7 @@ def load_tower(work: Path) -> Tower:
     return tower
 
 
-def compute_features(work: Path, scenes: int, validation: int, log: Callable[[str], None]) -> None:
+def compute_features(work: Path, scenes: int, validation: int, shard: int, log: Callable[[str], None]) -> None:
     """Fill work/features.npy shard by shard; resumes after the last whole shard."""
     tower = load_tower(work)
     kind = "r+" if (work / "features.npy").exists() else "w+"
@@ -65,9 +65,9 @@ def compute_features(work: Path, scenes: int, validation: int, log: Callable[[st
     kept = np.lib.format.open_memmap(work / "features.npy", kind, np.float16, shape)
     cells_path = work / "cells.npy"
     cells = np.load(cells_path) if cells_path.exists() else np.zeros((0, CELLS * CELLS), np.int16)
-    for at in range(len(cells), scenes, SHARD):
+    for at in range(len(cells), scenes, shard):
         pictures, labels = load_shard(work / "train", TRAIN_SEEDS.start + at)
-        kept[at : at + SHARD] = tower_features(tower, pictures)
+        kept[at : at + shard] = tower_features(tower, pictures)
         kept.flush()
         cells = np.concatenate([cells, cell_labels(labels)])
         np.save(cells_path, cells)

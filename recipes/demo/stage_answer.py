@@ -47,6 +47,7 @@ class Plan:
     """Counts are steps and pictures per step."""
 
     scenes: int = 4000  # per round
+    shard: int = 250  # scenes that are rendered at a time
     validation: int = 160
     align_steps: int = 200
     align_batch: int = 32

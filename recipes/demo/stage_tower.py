@@ -18,7 +18,6 @@ from tower import PATCH, Heads, Tower
 from vlmexport.demo.scenes import TOWER_SEEDS, VALIDATION_SEEDS, Difficulty
 from vlmexport.demo.sprites import sprite_names
 
-SHARD = 250  # scenes
 SPRITES = len(sprite_names())
 
 
@@ -32,6 +31,7 @@ class Plan:
     whole_steps: int = 300
     whole_batch: int = 12
     scenes: int = 8000
+    shard: int = 250  # scenes that are rendered at a time
     rate: float = 1.5e-3
     whole_rate: float = 5e-4
     warmup: int = 60
@@ -82,7 +82,7 @@ def batches(folder: Path, plan: Plan, whole: bool) -> Iterator[Batch]:
     """Endless; every epoch takes other windows."""
     rng = np.random.default_rng([plan.seed, int(whole)])
     size = plan.whole_batch if whole else plan.window_batch
-    starts = np.arange(TOWER_SEEDS.start, TOWER_SEEDS.start + plan.scenes, SHARD)
+    starts = np.arange(TOWER_SEEDS.start, TOWER_SEEDS.start + plan.scenes, plan.shard)
     epoch = 0
     while True:
         for start in starts if epoch == 0 else rng.permutation(starts):

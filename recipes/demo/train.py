@@ -50,11 +50,11 @@ def run_tower(work: Path, smoke: bool) -> None:
     import stage_tower as stage
 
     plan = (
-        stage.Plan(window_steps=2, whole_steps=1, window_batch=4, whole_batch=2, scenes=250, unseen=4)
+        stage.Plan(window_steps=2, whole_steps=1, window_batch=4, whole_batch=2, scenes=20, shard=20, unseen=4)
         if smoke
         else stage.Plan()
     )
-    renderer = render_beside(work / "tower", stage.TOWER_SEEDS[: plan.scenes], stage.SHARD)
+    renderer = render_beside(work / "tower", stage.TOWER_SEEDS[: plan.scenes], plan.shard)
     try:
         stage.train_tower(work, plan, log)
     finally:
@@ -67,7 +67,7 @@ def answer_plan(smoke: bool) -> stage_answer.Plan:
     if not smoke:
         return stage_answer.Plan()
     return stage_answer.Plan(
-        scenes=250, validation=4, align_steps=2, rounds=(3, 2), first_steps=1, batch=2, check_every=2
+        scenes=40, shard=20, validation=4, align_steps=2, rounds=(3, 2), first_steps=1, batch=2, check_every=2
     )
 
 
@@ -79,9 +79,9 @@ def run_features(work: Path, smoke: bool) -> None:
     scenes = plan.scenes * len(plan.rounds)
     if not (work / "tokenizer.model").exists():
         train_tokenizer(work / "tokenizer.model")
-    renderer = render_beside(work / "train", features.TRAIN_SEEDS[:scenes], features.SHARD)
+    renderer = render_beside(work / "train", features.TRAIN_SEEDS[:scenes], plan.shard)
     try:
-        features.compute_features(work, scenes, plan.validation, log)
+        features.compute_features(work, scenes, plan.validation, plan.shard, log)
     finally:
         renderer.terminate()
 
