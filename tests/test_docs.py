@@ -1,0 +1,32 @@
+"""The code that documentation shows does what it says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.onnx_bundles import Bundles, picture
+from vlmexport.runtime.opening import open_runtime
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+@pytest.mark.slow
+def test_plain_onnxruntime(onnx_bundle: Bundles, tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "onnx.md").read_text(encoding="utf-8"), re.DOTALL)
+    bundle, question, photo = onnx_bundle("fp32"), "what is the image ?", tmp_path / "photo.png"
+    picture(1).save(photo)
+    own = code.replace('"out/demo-x86"', repr(str(bundle))).replace('"what is in the picture ?"', repr(question))
+    assert own.count(str(bundle)) == own.count(question) == 1
+    command = [sys.executable, "-W", "error", "-c", f"{own}\nprint(answer)"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with closing(open_runtime(bundle)) as runtime:
+        tokens = runtime.tokens(runtime.features(runtime.pixels(picture(1))))
+        ids = [token.id for token in runtime.generate(runtime.prompt(question), tokens, 64)]
+        assert done.stdout.strip().endswith(f"{runtime.decode(ids)}\n{ids}")
