@@ -8,6 +8,7 @@ import pytest
 from tests.onnx_bundles import Bundles, picture
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError
 from vlmexport.runtime.ort import OrtRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -63,6 +64,18 @@ def test_int8_stages(onnx_bundle: Bundles, reference: ReferenceRuntime) -> None:
         cosine = (got * want).sum(-1) / np.linalg.norm(got, axis=-1) / np.linalg.norm(want, axis=-1)
         assert cosine.mean() > 0.999
         assert not np.array_equal(got, want)
+
+
+def test_decoding_with_fused_attention_is_what_one_pass_gives(onnx_bundle: Bundles) -> None:
+    """The cache is a buffer of fixed length: a long prompt, then token by token; twice, as in two questions."""
+    runtime = opened(onnx_bundle, "int4")
+    tokens = runtime.tokens(runtime.features(runtime.pixels(picture(3))))
+    prompt = runtime.prompt("what is polite?")
+    for length in (9, 5):
+        ids = [token.id for token in runtime.generate(prompt, tokens, length)]
+        assert len(ids) == length
+        whole = Prompt(prompt.text, prompt.before, (*prompt.after, *ids[:-1]))
+        assert runtime.logits(whole, tokens)[0, -length:].argmax(-1).tolist() == ids
 
 
 def test_a_bundle_for_another_machine_says_so(onnx_bundle: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,6 @@ class FixedCache:
                 buffer = onnxruntime.OrtValue.ortvalue_from_shape_and_type((1, heads, length, width), np.float32)
                 self._binding.bind_ortvalue_input(value.name, buffer)
                 self._binding.bind_ortvalue_output(value.name.replace(_PAST, "present"), buffer)
-        self._binding.bind_output("logits")
 
     def step(self, embeds: F32) -> F32:
         """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
@@ -55,6 +54,7 @@ class FixedCache:
         assert self._done <= self._length
         self._binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds))
         self._binding.bind_cpu_input("attention_mask", np.ones((1, self._done), np.int64))
+        self._binding.bind_output("logits")  # anew: what a run has put there has that run's shape
         self._session.run_with_iobinding(self._binding)
         logits: F32 = self._binding.get_outputs()[-1].numpy()
         return logits
