@@ -107,7 +107,7 @@ def asked(bundle: Path, questions: Iterable[Question]) -> dict[str, Any]:
         "drop": drop,
         "drop_ci95": interval,
         "bytes": (bundle / manifest.details["language"]).stat().st_size,
-        "kld_each": np.concatenate(measure.kld).tolist(),
+        "kld_each": [float(f"{value:.3g}") for value in np.concatenate(measure.kld)],
     }
 
 
