@@ -235,28 +235,26 @@ def show(results: Path, docs: Path) -> None:
         rows = sorted((row for row in found if row["from"] == way and row["type"] != "f16"), key=lambda r: r["bytes"])
         sizes, klds = [row["bytes"] / 1e6 for row in rows], [row["kld"] for row in rows]
         left.plot(sizes, klds, marker=marker, markersize=5, linewidth=1, label=label)
-    for row in found:
-        if row["from"] == "none" and row["type"] != "f16":
-            left.annotate(
-                row["type"], (row["bytes"] / 1e6, row["kld"]), fontsize=7, xytext=(3, 4), textcoords="offset points"
-            )
+    _label(left, [row for row in found if row["from"] == "none" and row["type"] != "f16"], "kld", ((4, 5), (4, -9)))
     left.set(
         xlabel="language model, MB", ylabel="KL divergence, nats", yscale="log", title="demo, held-out image questions"
     )
     left.legend(fontsize=8)
-    for row in speeds:
-        right.plot(row["bytes"] / 1e6, row["against_q4_0"], "o", color="tab:blue", markersize=5)
-        right.annotate(
-            row["type"],
-            (row["bytes"] / 1e6, row["against_q4_0"]),
-            fontsize=7,
-            xytext=(3, 4),
-            textcoords="offset points",
-        )
+    right.plot([row["bytes"] / 1e6 for row in speeds], [row["against_q4_0"] for row in speeds], "o", markersize=5)
+    _label(right, speeds, "against_q4_0", ((6, -3), (-6, -3)))
     right.set(xlabel="language model, MB", ylabel="tokens a second ÷ q4_0", title="1.7B, decoding on two x86 cores")
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(docs / "gguf-types.svg", metadata={"Date": None})
+
+
+def _label(axes: Any, rows: list[dict[str, Any]], key: str, offsets: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    """Names of types beside their points, on two sides by turns."""
+    for number, row in enumerate(sorted(rows, key=lambda row: int(row["bytes"]))):
+        x, y = offsets[number % 2]
+        side = "right" if x < 0 else "left"
+        place = (row["bytes"] / 1e6, row[key])
+        axes.annotate(row["type"], place, fontsize=7, xytext=(x, y), textcoords="offset points", ha=side)
 
 
 def main() -> None:
