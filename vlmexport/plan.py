@@ -17,6 +17,7 @@ from vlmexport.recipe import Recipe, gguf_recipe, gguf_type, resolve, shipped
 
 _GB = 10**9
 GGUF_PEAK = 0.25 * _GB
+HESSIANS_PEAK = 2.5 * _GB
 """Peak of a GGUF export: it holds a few blocks of rows, whatever the model."""
 
 _LIBRARIES = 1.0 * _GB
@@ -104,6 +105,8 @@ def _plan(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -
         return Plan(recipe.name, refused=error.what)
     if calibrates:
         peak = max(peak, _calibration(checkpoint, calibrates))
+    if recipe.uses_gptq:
+        peak = max(peak, _calibration(checkpoint, COMPONENTS)) + HESSIANS_PEAK
     return Plan(recipe.name, parts, calibrates, int(peak))
 
 

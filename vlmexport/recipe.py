@@ -186,6 +186,11 @@ class Recipe(_Frozen):
         return COMPONENTS if quantizes else ()
 
     @property
+    def uses_gptq(self) -> bool:
+        """Whether the float decoder is run within the export, for GPTQ."""
+        return self.format == "onnx" and (self.onnx.decoder, self.onnx.rounding) == ("int4", "gptq")
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether any tensor of this recipe is quantized by what calibration saw."""
         return bool(self.statistics_components)

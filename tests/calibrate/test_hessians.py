@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.calibrate.pictures import samples
-from vlmexport.calibrate.hessians import measure
+from vlmexport.calibrate.hessians import file_bytes, measure
 from vlmexport.calibrate.sensitivity import sequence
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.model import load
@@ -19,7 +19,9 @@ from vlmexport.model import load
 def test_sums(tiny: Checkpoint, tmp_path: Path, memory: int) -> None:
     vlm, chosen = load(tiny), samples(2, tmp_path / "log")
     found = measure(vlm, tiny.tokenizer, chosen, tmp_path, 0.5, memory=memory)
-    assert len(list(tmp_path.glob("*.safetensors"))) == (vlm.spec.language.num_layers if memory == 0 else 1)
+    files = list(tmp_path.glob("*.safetensors"))
+    assert len(files) == (vlm.spec.language.num_layers if memory == 0 else 1)
+    assert sum(file.stat().st_size for file in files) == pytest.approx(file_bytes(vlm.spec.language), rel=0.05)
     layers = [f"language.model.layers.{i}" for i in range(vlm.spec.language.num_layers)]
     assert set(found.places) == {
         f"{layer}.{part}_proj" for layer in layers

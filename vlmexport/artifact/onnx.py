@@ -21,7 +21,7 @@ from vlmexport.artifact.onnx_graphs import COMPONENT_OF, write_graphs
 from vlmexport.artifact.onnx_sizes import sizes
 from vlmexport.artifact.staging import staged
 from vlmexport.calibrate import calibration_samples
-from vlmexport.calibrate.hessians import SAMPLES, Hessians, measure
+from vlmexport.calibrate.hessians import SAMPLES, Hessians, file_bytes, measure
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
@@ -60,7 +60,9 @@ def export_onnx(
         raise UsageError("this recipe needs calibration statistics", "calibrate first, or pass --precision fp32")
     tokenizer = tokenizer_json.build(checkpoint)
     image_token = tokenizer_json.image_token_id(checkpoint)
-    needed = sum(sizes(checkpoint, settings).values())
+    needed = sum(sizes(checkpoint, settings).values()) + (
+        file_bytes(checkpoint.spec.language) if recipe.uses_gptq else 0
+    )
     with staged(destination, force, needed) as folder, ThreadPoolExecutor(1) as pool:
         source = pool.submit(source_of, checkpoint)
         with TemporaryDirectory(dir=folder) as scratch:
@@ -99,7 +101,7 @@ def export_onnx(
 
 def _hessians(checkpoint: Checkpoint, recipe: Recipe, folder: Path, console: Console) -> Hessians | None:
     """What GPTQ needs; too large to be kept, so it is measured within the export."""
-    if (recipe.onnx.decoder, recipe.onnx.rounding) != ("int4", "gptq"):
+    if not recipe.uses_gptq:
         return None
     samples = calibration_samples(recipe.calibration.samples)[:SAMPLES]
     with console.progress("measuring for GPTQ", len(samples)) as advance:

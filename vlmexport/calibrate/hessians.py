@@ -21,7 +21,7 @@ from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.sensitivity import Sequence as Tokens
 from vlmexport.calibrate.sensitivity import sequence
 from vlmexport.calibrate.statistics import F32
-from vlmexport.checkpoint import Tokenizer
+from vlmexport.checkpoint import LanguageSpec, Tokenizer
 from vlmexport.model import VLM
 
 SAMPLES = 24
@@ -75,6 +75,12 @@ def measure(
         save_file(watched.sums, file)
         found.places.update({path: (file, key) for path, key in watched.shared.items()})
     return found
+
+
+def file_bytes(spec: LanguageSpec) -> int:
+    """Bytes of the files that ``measure`` writes, to a percent: four inputs a layer are read by linear layers."""
+    columns = (spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
+    return spec.num_layers * sum(4 * size * size for size in columns)
 
 
 def _parts(paths: list[str], linear: dict[str, nn.Linear], memory: int) -> list[list[str]]:
