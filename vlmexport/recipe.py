@@ -62,9 +62,10 @@ class Onnx(_Frozen):
         "int8", description="Precision of the decoder; int4 needs ONNX Runtime's fused operators."
     )
     block: Literal[16, 32, 64, 128] = Field(32, description="Values of an int4 weight that share a scale.")
-    rounding: Literal["nearest", "search"] = Field(
+    rounding: Literal["nearest", "search", "gptq"] = Field(
         "nearest",
-        description="int4 scales: from the largest value, or searched by importance, which needs calibration.",
+        description="int4 weights: to the nearest level; with scales searched by importance; by GPTQ. The last two run "
+        "the float decoder over the calibration set.",
     )
     image_weight: float = Field(0.3, ge=0, description="Weight of image positions in that importance.")
     head_bits: Literal[4, 8] = Field(8, description="Bits of the output layer of an int4 decoder.")

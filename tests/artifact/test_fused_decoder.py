@@ -10,14 +10,20 @@ import torch
 from torch import nn
 
 from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.onnx_bundles import picture
 from vlmexport.artifact import fused_decoder
+from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.graph import save
 from vlmexport.artifact.session import open_session, run
 from vlmexport.artifact.verify import empty_cache
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import CheckpointError
 from vlmexport.model import VLM, load
+from vlmexport.pipeline import export
 from vlmexport.quantize import blocks
+from vlmexport.recipe import resolve
+from vlmexport.runtime.ort import OrtRuntime
+from vlmexport.runtime.reference import ReferenceRuntime
 
 IDS = [1, *range(3, 14)]
 
@@ -93,3 +99,20 @@ def test_weights_that_are_not_finite_are_refused(tiny: Checkpoint, tmp_path: Pat
         file.write(np.array([np.nan], np.float16).tobytes())
     with pytest.raises(CheckpointError, match=r"lm_head\.weight holds NaN or infinity, first in row 1"):
         save(fused_decoder.build(open_checkpoint(folder), fused_decoder.Weights(32)), tmp_path / "decoder.onnx")
+
+
+@pytest.mark.slow
+def test_rounding(short: Checkpoint, tmp_path: Path) -> None:
+    """Three ways to round: other levels, each nearer to the float model's products than the one before."""
+    errors = {}
+    for rounding in ("nearest", "search", "gptq"):
+        flags = {"onnx.rounding": rounding, "calibration.samples": 8}
+        folder = export(str(short.path), resolve("onnx-fp32-int4", flags), tmp_path / rounding)
+        assert not [path for path in folder.rglob("*") if "hessian" in path.name]
+        runtime, reference = OrtRuntime(folder, read_manifest(folder)), ReferenceRuntime(short)
+        prompt = runtime.prompt("what is polite?")
+        tokens = reference.tokens(reference.features(reference.pixels(picture(1))))
+        difference = runtime.logits(prompt, tokens) - reference.logits(prompt, tokens)
+        errors[rounding] = float(np.square(difference, dtype=np.float64).mean())
+        runtime.close()
+    assert errors["gptq"] < errors["search"] < errors["nearest"]
