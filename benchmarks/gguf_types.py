@@ -3,7 +3,7 @@
     python benchmarks/gguf_types.py quality --samples 500 --json benchmarks/results/gguf-types.json
     python benchmarks/gguf_types.py weights --json benchmarks/results/gguf-image-weight.json
     python benchmarks/gguf_types.py speed CHECKPOINT --json benchmarks/results/gguf-speed.json
-    python benchmarks/gguf_types.py show benchmarks/results docs
+    python benchmarks/gguf_types.py show benchmarks/results docs     # plots need pip install 'vlmexport[bench]'
 
 quality: the demo, each type made four times at one size: by llama.cpp's quantizer from F16 (its users have no matrix
 that fits a model with eyes), by us with an importance matrix of text positions alone, with one of images and text,
@@ -112,9 +112,9 @@ def asked(bundle: Path, questions: Iterable[Question]) -> dict[str, Any]:
 
 
 def recipe(kind: str, **changes: Any) -> Recipe:
-    """The shipped recipe of a type, with changes in its GGUF section."""
-    found = resolve(*gguf_recipe(kind))
-    return found.model_copy(update={"gguf": found.gguf.model_copy(update=changes)})
+    """The shipped recipe of a type, with changes: keys with ``__`` for the dot."""
+    name, flags = gguf_recipe(kind)
+    return resolve(name, flags | {key.replace("__", "."): value for key, value in changes.items()})
 
 
 def llama_quantized(half: Path, bundle: Path, kind: str) -> None:
@@ -133,9 +133,9 @@ def quality(kinds: list[str], count: int, scratch: Path) -> list[dict[str, Any]]
     half = export("demo", recipe("f16"), scratch / "f16")
     rows = [{"type": "f16", "from": "none"} | asked(half, asking)]
     for kind in kinds:
-        ways: dict[str, dict[str, Any]] = {"none": {"imatrix": "none"}}
+        ways: dict[str, dict[str, Any]] = {"none": {"gguf__imatrix": "none"}}
         if recipe(kind).gguf.uses_importance:
-            ways |= {"text": {"image_weight": 0.0}, "images": {}}
+            ways |= {"text": {"calibration__image_weight": 0.0}, "images": {}}
         for way, changes in ways.items():
             bundle = export("demo", recipe(kind, **changes), scratch / f"{kind}-{way}")
             if way == "none":
@@ -144,7 +144,9 @@ def quality(kinds: list[str], count: int, scratch: Path) -> list[dict[str, Any]]
             print(line(rows[-1]), file=sys.stderr, flush=True)
         details = read_manifest(bundle).details
         size = sum((bundle / details[part]).stat().st_size for part in ("language", "mmproj"))
-        bundle = export("demo", recipe(kind, imatrix="auto", max_size=f"{size}B"), scratch / f"{kind}-budget")
+        bundle = export(
+            "demo", recipe(kind, gguf__imatrix="auto", gguf__max_size=f"{size}B"), scratch / f"{kind}-budget"
+        )
         rows.append({"type": kind, "from": "budget"} | asked(bundle, asking))
         print(line(rows[-1]), file=sys.stderr, flush=True)
     return rows
@@ -155,7 +157,7 @@ def weights(kinds: list[str], count: int, scratch: Path) -> list[dict[str, Any]]
     asking, rows = questions(count, odd=False), []
     for kind in kinds:
         for weight in WEIGHTS:
-            bundle = export("demo", recipe(kind, image_weight=weight), scratch / f"{kind}-{weight}")
+            bundle = export("demo", recipe(kind, calibration__image_weight=weight), scratch / f"{kind}-{weight}")
             rows.append({"type": kind, "from": f"{weight:g}"} | asked(bundle, asking))
             print(line(rows[-1]), file=sys.stderr, flush=True)
     return rows

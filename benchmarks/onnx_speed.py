@@ -46,8 +46,9 @@ def make(checkpoint: Path, work: Path) -> None:
     for name, (command, settings) in jobs.items():
         if not (work / name).exists():
             subprocess.run([*tool, *command, "-o", str(work / name)], check=True, env=os.environ | settings)
-    if not (work / "static.onnx").exists():
-        static(work / f"block-{BLOCKS[1]}" / "onnx" / "vision_encoder.onnx", work / "static.onnx")
+    if not (work / "static" / "model.onnx").exists():
+        (work / "static").mkdir(exist_ok=True)  # the tool leaves hundreds of files beside it
+        static(work / f"block-{BLOCKS[1]}" / "onnx" / "vision_encoder.onnx", work / "static" / "model.onnx")
     if not (work / "genai").exists():
         builder(llama_folder(checkpoint, work / "llama"), work / "genai")
 
@@ -99,7 +100,7 @@ def vision(name: str, work: Path) -> Times:
     path = {
         "int8": work / "int8" / "onnx" / "vision_encoder_int8.onnx",
         "float32": fp32 / "onnx" / "vision_encoder.onnx",
-        "quantize_static": work / "static.onnx",
+        "quantize_static": work / "static" / "model.onnx",
         "projector int8": work / "int8" / "components" / "projector_int8.onnx",
         "projector float32": fp32 / "components" / "projector.onnx",
     }[name]

@@ -21,11 +21,17 @@ from vlmexport.recipe import parse
 
 
 def export(
-    checkpoint: Checkpoint, folder: Path, statistics: Statistics | None = None, force: bool = False, **settings: Any
+    checkpoint: Checkpoint,
+    folder: Path,
+    statistics: Statistics | None = None,
+    force: bool = False,
+    image_weight: float = 0.3,
+    **settings: Any,
 ) -> Manifest:
     """A bundle with the recipe's ``gguf`` section given; no importance matrix unless one is asked for."""
     section = {"imatrix": "none", **settings}
-    recipe = parse({"name": "test", "format": "gguf", "gguf": section}, "test")
+    calibration = {"image_weight": image_weight}
+    recipe = parse({"name": "test", "format": "gguf", "gguf": section, "calibration": calibration}, "test")
     return export_gguf(checkpoint, recipe, statistics, folder, force=force, console=QUIET)
 
 

@@ -19,11 +19,11 @@ def test_every_shipped_recipe_resolves(name: str) -> None:
 
 def test_precedence(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('format = "gguf"\n[gguf]\ntype = "q8_0"\nimage_weight = 2.0\n')
+    file.write_text('format = "gguf"\n[gguf]\ntype = "q8_0"\n[calibration]\nimage_weight = 2.0\n')
     assert resolve(str(file), environ={}).gguf.type == "q8_0"
-    environ = {"VLMEXPORT_GGUF_TYPE": "f16", "VLMEXPORT_GGUF_IMAGE_WEIGHT": "3"}
+    environ = {"VLMEXPORT_GGUF_TYPE": "f16", "VLMEXPORT_CALIBRATION_IMAGE_WEIGHT": "3"}
     recipe = resolve(str(file), environ=environ)
-    assert (recipe.gguf.type, recipe.gguf.image_weight) == ("f16", 3.0)
+    assert (recipe.gguf.type, recipe.calibration.image_weight) == ("f16", 3.0)
     assert resolve(str(file), {"gguf.type": "q4_0", "target": None}, environ).gguf.type == "q4_0"
 
 
@@ -69,16 +69,23 @@ def test_bits_pick_a_type_with_a_recipe_of_its_own() -> None:
         gguf_type(None, 7)
 
 
+OTHER = {
+    "vision": "fp32", "decoder": "int4", "rounding": "gptq", "scheme": "qnnpack", "observer": "minmax", "type": "q8_0",
+    "max_size": "8MB", "imatrix": "none", "mmproj_type": "q8_0", "block": "128", "head_bits": "4", "smooth": "false",
+    "float_layers": "a.* b", "tensor_types": "a=f16 b=f16",
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("section", ["calibration", "onnx", "gguf", "gates"])
 def test_every_key_from_the_environment(section: str) -> None:
-    recipe = resolve("onnx-x86", environ={})
-    for key, value in getattr(recipe, section):
-        text = " ".join(value) if isinstance(value, tuple) else "0.5" if value is None else str(value)
-        text = {"max_size": "8MB"}.get(key, text)
-        found = getattr(
-            getattr(resolve("onnx-x86", environ={f"VLMEXPORT_{section}_{key}".upper(): text}), section), key
-        )
-        assert found == value or (value is None and str(found) == text)
+    """Text of another value than the default's; a number is given where the key is not listed."""
+    for key, default in getattr(resolve("onnx-x86", environ={}), section):
+        text = OTHER.get(key, "7") if (section, key) != ("gguf", "vision") else "onnx"
+        environ = {f"VLMEXPORT_{section}_{key}".upper(): text}
+        found = getattr(getattr(resolve("onnx-x86", environ=environ), section), key)
+        assert found != default
+        shown = " ".join(found) if isinstance(found, tuple) else str(found).lower().removesuffix(".0")
+        assert shown == text.lower()
 
 
 def test_tensor_types_from_file_environment_and_flags(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], flo
 
     gguf.refuse_gguf(checkpoint, recipe)
     settings, weights = recipe.gguf, _weights(checkpoint)
-    files = gguf_decoder.planned(checkpoint, settings)
+    files = gguf_decoder.planned(checkpoint, recipe)
     total = {name: file.size for name, file in files.items()}
     if settings.budget:  # it is spent but for a part of the smallest step
         language = files[gguf_decoder.LANGUAGE]

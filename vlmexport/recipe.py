@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vlmexport.errors import UsageError
 
@@ -23,6 +23,9 @@ _GGUF_BITS = {
 }  # fmt: skip
 _ONNX_VISION, _Q8_VISION = "onnx-x86", "gguf-q8_0-mmproj"
 _NO_IMPORTANCE = ("f32", "f16", "bf16", "q8_0")
+# Environment variables are text: lists stand between blanks there, and pydantic makes numbers of text but no literals.
+_WORDS = BeforeValidator(lambda value: value.split() if isinstance(value, str) else value)
+_NUMBER = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value)
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -52,6 +55,9 @@ class Calibration(_Frozen):
     """The samples that statistics are taken from."""
 
     samples: int = Field(72, ge=1, description="Samples of the calibration set to use, in its order.")
+    image_weight: float = Field(
+        0.3, ge=0, description="What an image position counts against one of text in the importance of columns."
+    )
 
 
 class Onnx(_Frozen):
@@ -61,14 +67,15 @@ class Onnx(_Frozen):
     decoder: Literal["int8", "int4", "fp32"] = Field(
         "int8", description="Precision of the decoder; int4 needs ONNX Runtime's fused operators."
     )
-    block: Literal[16, 32, 64, 128] = Field(32, description="Values of an int4 weight that share a scale.")
+    block: Annotated[Literal[16, 32, 64, 128], _NUMBER] = Field(
+        32, description="Values of an int4 weight that share a scale."
+    )
     rounding: Literal["nearest", "search", "gptq"] = Field(
         "nearest",
         description="int4 weights: to the nearest level; with scales searched by importance; by GPTQ. The last two run "
         "the float decoder over the calibration set.",
     )
-    image_weight: float = Field(0.3, ge=0, description="Weight of image positions in that importance.")
-    head_bits: Literal[4, 8] = Field(8, description="Bits of the output layer of an int4 decoder.")
+    head_bits: Annotated[Literal[4, 8], _NUMBER] = Field(8, description="Bits of the output layer of an int4 decoder.")
     scheme: Literal["fbgemm", "qnnpack", "qnnpack-per-tensor"] = Field(
         "fbgemm", description="Static int8 scheme: fbgemm U8xS8 per channel, qnnpack S8xS8 per channel."
     )
@@ -78,21 +85,9 @@ class Onnx(_Frozen):
         32.0, description="Layers whose predicted signal to noise ratio is lower read their input as two int8 terms."
     )
     float_below_db: float = Field(16.0, description="Layers for which even two terms predict less stay in float.")
-    float_layers: tuple[str, ...] = Field(
+    float_layers: Annotated[tuple[str, ...], _WORDS] = Field(
         (), description="Patterns (fnmatch) of layers that stay in float, as in the float model's module paths."
     )
-
-    @field_validator("float_layers", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        """In an environment variable they stand between blanks."""
-        return value.split() if isinstance(value, str) else value
-
-    @field_validator("block", "head_bits", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        """In an environment variable they are text, of which pydantic makes a number but no literal."""
-        return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 class Gguf(_Frozen):
@@ -101,7 +96,7 @@ class Gguf(_Frozen):
     type: str = Field("q4_k_m", description="Type of the language model; a budget takes its place.")
     max_size: str | None = Field(None, description="Budget: size of the GGUF files that run, such as 850MB.")
     bpw: float | None = Field(None, gt=0, description="Budget: bits per weight of the language model.")
-    tensor_types: tuple[str, ...] = Field(
+    tensor_types: Annotated[tuple[str, ...], _WORDS] = Field(
         (), description="REGEX=TYPE: the type of its tensors whose names match; the first that matches wins."
     )
     vision: Literal["mmproj", "onnx"] = Field(
@@ -110,13 +105,6 @@ class Gguf(_Frozen):
     )
     mmproj_type: Literal["f16", "q8_0", "f32"] = Field("f16", description="Type of the mmproj.")
     imatrix: str = Field("auto", description="auto (from the calibration set), none, or an imatrix file.")
-    image_weight: float = Field(0.3, ge=0, description="Weight of image positions in the importance matrix.")
-
-    @field_validator("tensor_types", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        """In an environment variable they stand between blanks."""
-        return value.split() if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _one_budget(self) -> Gguf:

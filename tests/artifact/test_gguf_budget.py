@@ -55,12 +55,22 @@ def test_kept_to_and_spent(model: Path, tmp_path: Path) -> None:
 
 def test_the_card_shows_the_table(model: Path, tmp_path: Path) -> None:
     types, _, budget = make(model, tmp_path / "out", bpw=5.0)
-    rows = [line.split(" | ") for line in (tmp_path / "out" / "README.md").read_text().splitlines() if "`blk." in line]
-    shown = {row[0].strip("| `"): row[1] for row in rows}
-    assert shown.items() <= types.items()
+    text = (tmp_path / "out" / "README.md").read_text()
+    rows = [
+        [cell.strip("` ") for cell in line.strip("|").split("|")] for line in text.splitlines() if "weight`" in line
+    ]
+    table = {line["tensor"]: line for line in budget["tensors"]}
+    assert {row[0]: (row[1], row[2]) for row in rows} == {
+        name: (types[name], f"{line['bytes']:,}") for name, line in table.items()
+    }
     losses = [float(row[3]) for row in rows]
     assert losses == sorted(losses, reverse=True)
-    assert max(losses) <= budget["predicted_kld"]
+    assert sum(losses) == pytest.approx(budget["predicted_kld"], rel=1e-3)
+    for name, kind, _, _, smaller, larger in rows:
+        ladder = sorted(table[name]["tried"], key=lambda other: table[name]["tried"][other][0])
+        place = ladder.index(kind)
+        assert smaller.partition(":")[0] == (ladder[place - 1] if place else "")
+        assert larger.partition(":")[0] == (ladder[place + 1] if place + 1 < len(ladder) else "")
 
 
 def test_types_given_by_hand_stay(model: Path, tmp_path: Path) -> None:

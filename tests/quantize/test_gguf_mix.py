@@ -20,7 +20,7 @@ from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import UsageError
 from vlmexport.quantize.gguf_mix import find_mix, in_order, mixes, needs_importance, tensor_types
 from vlmexport.quantize.gguf_rules import Decoder
-from vlmexport.recipe import Gguf
+from vlmexport.recipe import Calibration
 
 PROMISED = ("q4_0", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "iq4_xs")
 DEMANDING = ("iq2_s", "iq3_xxs")
@@ -51,7 +51,7 @@ def case_of(checkpoint: Checkpoint, folder: Path) -> Case:
     export(checkpoint, folder, type="f16")
     language = checkpoint.spec.language
     statistics = random_statistics(language)
-    columns = from_statistics(statistics, importance_names(language), Gguf().image_weight).columns
+    columns = from_statistics(statistics, importance_names(language), Calibration().image_weight).columns
     means = {name: column.mean for name, column in columns.items()}
     return Case(checkpoint, folder / f"{checkpoint.spec.name}-F16.gguf", statistics, means)
 

@@ -6,8 +6,8 @@ The contract is that of the traced decoder, but for ``position_ids``: positions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 
@@ -41,17 +41,20 @@ class Weights:
     accuracy: int = 4
 
 
-def build(
-    checkpoint: Checkpoint,
-    weights: Weights,
-    importance: Mapping[str, F32] | None = None,
-    hessians: Hessians | None = None,
-) -> ir.Model:
-    """The decoder of a checkpoint; its weights are read and quantized when they are written.
+@dataclass(frozen=True)
+class Rounding:
+    """What 4-bit levels are chosen by, by layer path: Hessians for GPTQ, else f32 [columns] mean x² of a layer's input
+    to search scales with. A layer that neither knows is rounded to nearest."""
 
-    Args:
-        importance: layer path → f32 [columns] mean x² of its input, to search 4-bit scales with; None: no search.
-        hessians: of the layers that GPTQ is to round.
+    importance: Mapping[str, F32] = field(default_factory=dict)
+    hessians: Hessians = field(default_factory=Hessians)
+
+
+NEAREST = Rounding()
+
+
+def build(checkpoint: Checkpoint, weights: Weights, rounding: Rounding = NEAREST) -> ir.Model:
+    """The decoder of a checkpoint; its weights are read and quantized when they are written.
 
     Raises:
         Unsupported: not a Llama.
@@ -60,15 +63,13 @@ def build(
     spec = checkpoint.spec.language
     if spec.kind != "llama":
         raise Unsupported(f"a decoder with int4 weights is not known for {spec.kind!r}", "use --decoder fp32 or int8")
-    return _Builder(checkpoint, weights, importance or {}, hessians or Hessians()).model()
+    return _Builder(checkpoint, weights, rounding).model()
 
 
 class _Builder:
-    def __init__(
-        self, checkpoint: Checkpoint, weights: Weights, importance: Mapping[str, F32], hessians: Hessians
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, weights: Weights, rounding: Rounding) -> None:
         self.checkpoint, self.spec, self.weights = checkpoint, checkpoint.spec.language, weights
-        self.importance, self.hessians = importance, hessians
+        self.rounding = rounding
         self.op = tape.Tape()
         self.initializers: list[ir.Value] = []
         self._scales: list[ir.Value] = []
@@ -137,9 +138,8 @@ class _Builder:
     def _product(self, paths: list[str], x: ir.Value, bits: int) -> ir.Value:
         """x times the weights of linear layers, their outputs side by side."""
         sources = [find(self.checkpoint, f"{path}.weight") for path in paths]
-        held = _Quantized(sources, bits, self.weights.block)
-        if bits == 4:
-            held.importance, held.hessian = self.importance.get(paths[0]), partial(self.hessians.of, paths[0])
+        # Query, key and value read one input, so the first one's statistics are those of all.
+        held = _Quantized(sources, paths[0], bits, self.weights.block, self.rounding if bits == 4 else NEAREST)
         name = paths[0] if len(paths) == 1 else f"{paths[0].rpartition('.')[0]}.qkv_proj"
         levels, scales = held.levels(f"{name}.weight_int{bits}"), held.scales(f"{name}.scales")
         operands = [x, _initializer(levels), _initializer(scales)]
@@ -187,11 +187,9 @@ class _Builder:
 class _Quantized:
     """Levels and scales of one weight: whichever is asked for first computes both, the other one takes what is left."""
 
-    importance: F32 | None = None
-    hessian: Callable[[], F32 | None] = staticmethod(lambda: None)
-
-    def __init__(self, sources: list[LazyTensor], bits: int, block: int) -> None:
-        self._sources, self._bits, self._block = sources, bits, block
+    def __init__(self, sources: list[LazyTensor], path: str, bits: int, block: int, rounding: Rounding) -> None:
+        self._sources, self._path, self._bits, self._block = sources, path, bits, block
+        self._rounding = rounding
         self.rows, self.columns = sum(source.shape[0] for source in sources), sources[0].shape[1]
         self.blocks = -(-self.columns // block)
         self._left: dict[str, np.ndarray] = {}
@@ -216,12 +214,12 @@ class _Quantized:
     def _compute(self) -> None:
         levels = np.empty((self.rows, self.blocks, self._block * self._bits // 8), np.uint8)
         scales, done = np.empty((self.rows, self.blocks), np.float32), 0
-        hessian = self.hessian()
+        importance, hessian = self._rounding.importance.get(self._path), self._rounding.hessians.of(self._path)
         for source in self._sources:
             part = slice(done, done + source.shape[0])
             if hessian is None:
                 levels[part], scales[part] = blocks.quantize(
-                    read_raw(source), source.dtype, self.columns, self._bits, self._block, self.importance
+                    read_raw(source), source.dtype, self.columns, self._bits, self._block, importance
                 )
             else:
                 levels[part], scales[part] = gptq.quantize(read(source), hessian, self._block)

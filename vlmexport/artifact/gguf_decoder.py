@@ -58,7 +58,7 @@ def build(
         UsageError: there is no importance matrix to take, or a budget is too small.
     """
     settings = recipe.gguf
-    importance = _importance(checkpoint, settings, statistics)
+    importance = _importance(checkpoint, recipe, statistics)
     files, mix = _files(checkpoint, settings, importance)
     if not settings.budget:
         return Decoder(files, mix.name, mix.default)
@@ -72,7 +72,7 @@ def build(
     return Decoder(files, settings.budget, mix.default, budget)
 
 
-def planned(checkpoint: Checkpoint, settings: Gguf) -> dict[str, GgufFile]:
+def planned(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, GgufFile]:
     """Files of the size that an export would write, before anything is measured. With a budget, those of the type that
     it takes the place of.
 
@@ -80,7 +80,7 @@ def planned(checkpoint: Checkpoint, settings: Gguf) -> dict[str, GgufFile]:
         Unsupported: GGUF cannot hold the model.
         UsageError: a type is unknown, does not fit, or needs an importance matrix.
     """
-    return _files(checkpoint, settings, _importance(checkpoint, settings, None, planned=True))[0]
+    return _files(checkpoint, recipe.gguf, _importance(checkpoint, recipe, None, planned=True))[0]
 
 
 def refuse(checkpoint: Checkpoint, recipe: Recipe) -> None:
@@ -90,7 +90,7 @@ def refuse(checkpoint: Checkpoint, recipe: Recipe) -> None:
         Unsupported: GGUF cannot hold the model.
         UsageError: a type is unknown, does not fit, or needs an importance matrix; a file of one is of no use.
     """
-    language = planned(checkpoint, recipe.gguf)[LANGUAGE]
+    language = planned(checkpoint, recipe)[LANGUAGE]
     if recipe.gguf.budget:
         room = budget_bytes(checkpoint, recipe, language)
         gguf_budget.refuse_too_small(list(language.tensors), _given(checkpoint, recipe.gguf), room)
@@ -147,9 +147,10 @@ def _given(checkpoint: Checkpoint, settings: Gguf) -> dict[str, str]:
 
 
 def _importance(
-    checkpoint: Checkpoint, settings: Gguf, statistics: Statistics | None, planned: bool = False
+    checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics | None, planned: bool = False
 ) -> ImportanceMatrix | None:
     """The importance matrix that a recipe asks for; ``planned``: one of the same shapes where it is yet to measure."""
+    settings, weight = recipe.gguf, recipe.calibration.image_weight
     if not settings.uses_importance:
         return None
     names = gguf_language.importance_names(checkpoint.spec.language)
@@ -159,10 +160,10 @@ def _importance(
         return found
     if planned:
         columns = {name: tensor.columns for name, tensor in gguf_language.tensors_of(checkpoint).items()}
-        return imatrix.unmeasured({name: columns[name] for name in names.values()}, settings.image_weight)
+        return imatrix.unmeasured({name: columns[name] for name in names.values()}, weight)
     if statistics is None:
         raise UsageError(
             f"{settings.type} with imatrix = auto needs calibration statistics",
             "calibrate first, or pass --imatrix none",
         )
-    return imatrix.from_statistics(statistics, names, settings.image_weight)
+    return imatrix.from_statistics(statistics, names, weight)

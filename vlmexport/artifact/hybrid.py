@@ -21,6 +21,7 @@ from vlmexport.artifact.bundle import (
 )
 from vlmexport.artifact.gguf import JINJA, refuse_gguf, write_files
 from vlmexport.artifact.gguf_decoder import LANGUAGE, Decoder
+from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_graphs import COMPONENT_OF, Written, write_vision
 from vlmexport.artifact.onnx_sizes import vision_sizes
 from vlmexport.calibrate.sensitivity import Sensitivity
@@ -66,9 +67,10 @@ def export_hybrid(
         raise UsageError("int8 vision needs calibration statistics", "calibrate first, or pass --vision onnx-fp32")
     decoder = gguf_decoder.build(checkpoint, recipe, statistics, sensitivity, console)
     files = decoder.files
+    int8 = Int8(recipe.onnx, statistics) if statistics is not None else None
     needed = sum(file.size for file in files.values()) + sum(vision_sizes(checkpoint, recipe.onnx).values())
     with staged(destination, force, needed) as folder:
-        written = write_vision(checkpoint, recipe.onnx, statistics, folder, console)
+        written = write_vision(checkpoint, recipe.onnx, int8, folder, console)
         hashes = written.hashes | write_files(files, folder, console)
         document = json.dumps(onnx_layout.preprocessor(checkpoint.spec), indent=2, ensure_ascii=False) + "\n"
         (folder / PREPROCESSOR).write_text(document, encoding="utf-8", newline="\n")

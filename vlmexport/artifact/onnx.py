@@ -17,11 +17,13 @@ from vlmexport.artifact.bundle import (
     tool_versions,
     write_manifest,
 )
+from vlmexport.artifact.fused_decoder import NEAREST, Rounding
+from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_graphs import COMPONENT_OF, write_graphs
 from vlmexport.artifact.onnx_sizes import sizes
 from vlmexport.artifact.staging import staged
 from vlmexport.calibrate import calibration_samples
-from vlmexport.calibrate.hessians import SAMPLES, Hessians, file_bytes, measure
+from vlmexport.calibrate.hessians import SAMPLES, file_bytes, measure
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
@@ -44,7 +46,7 @@ def export_onnx(
     """Export a checkpoint to a folder that onnxruntime, onnxruntime-genai and transformers.js load.
 
     Args:
-        statistics: of a calibration pass; needed where a part is int8.
+        statistics: of a calibration pass; needed where a part is int8, or int4 with scales that are searched.
         force: replace a bundle that is there.
 
     Returns:
@@ -60,14 +62,15 @@ def export_onnx(
         raise UsageError("this recipe needs calibration statistics", "calibrate first, or pass --precision fp32")
     tokenizer = tokenizer_json.build(checkpoint)
     image_token = tokenizer_json.image_token_id(checkpoint)
+    int8 = Int8(settings, statistics) if statistics is not None else None
     needed = sum(sizes(checkpoint, settings).values()) + (
         file_bytes(checkpoint.spec.language) if recipe.uses_gptq else 0
     )
     with staged(destination, force, needed) as folder, ThreadPoolExecutor(1) as pool:
         source = pool.submit(source_of, checkpoint)
         with TemporaryDirectory(dir=folder) as scratch:
-            hessians = _hessians(checkpoint, recipe, Path(scratch), console)
-            written = write_graphs(checkpoint, image_token, settings, statistics, folder, console, hessians)
+            rounding = _rounding(checkpoint, recipe, statistics, Path(scratch), console)
+            written = write_graphs(checkpoint, image_token, settings, int8, folder, console, rounding)
         layout = onnx_layout.Layout(
             checkpoint.spec, image_token, plugins.projector(checkpoint.spec.projector).num_tokens(
                 checkpoint.spec.projector), _special(checkpoint), written.suffixes, written.external,
@@ -99,13 +102,20 @@ def export_onnx(
     return manifest
 
 
-def _hessians(checkpoint: Checkpoint, recipe: Recipe, folder: Path, console: Console) -> Hessians | None:
-    """What GPTQ needs; too large to be kept, so it is measured within the export."""
-    if not recipe.uses_gptq:
-        return None
-    samples = calibration_samples(recipe.calibration.samples)[:SAMPLES]
-    with console.progress("measuring for GPTQ", len(samples)) as advance:
-        return measure(load(checkpoint), checkpoint.tokenizer, samples, folder, recipe.onnx.image_weight, advance)
+def _rounding(
+    checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics | None, folder: Path, console: Console
+) -> Rounding:
+    """What an int4 decoder is rounded by. Hessians are too large to be kept, so they are measured within the export."""
+    settings = recipe.calibration
+    if recipe.uses_gptq:
+        samples = calibration_samples(settings.samples)[:SAMPLES]
+        with console.progress("measuring for GPTQ", len(samples)) as advance:
+            vlm, tokenizer = load(checkpoint), checkpoint.tokenizer
+            return Rounding(hessians=measure(vlm, tokenizer, samples, folder, settings.image_weight, advance))
+    if recipe.onnx.rounding == "search" and statistics is not None:
+        layers = statistics.only(("language",)).layers
+        return Rounding({p: layer.importance(settings.image_weight).astype("f4") for p, layer in layers.items()})
+    return NEAREST
 
 
 def _special(checkpoint: Checkpoint) -> dict[str, str]:

@@ -16,16 +16,14 @@ from tempfile import TemporaryDirectory
 from threading import Event, Lock
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from vlmexport.artifact import embedding, fused_decoder, layers, trace, verify, weights
 from vlmexport.artifact.bundle import sha256
+from vlmexport.artifact.fused_decoder import NEAREST, Rounding
 from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_sizes import sizes, vision_sizes
-from vlmexport.calibrate.hessians import Hessians
-from vlmexport.calibrate.statistics import F32, Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Advance, Console, no_advance
@@ -67,17 +65,17 @@ def write_graphs(
     checkpoint: Checkpoint,
     image_token: int,
     settings: Onnx,
-    statistics: Statistics | None,
+    int8: Int8 | None,
     folder: Path,
     console: Console,
-    hessians: Hessians | None = None,
+    rounding: Rounding = NEAREST,
 ) -> Written:
     """Write all graphs of a bundle.
 
     Args:
         image_token: id of ``<image>``.
-        statistics: needed where a part is int8, or int4 with scales that are searched.
-        hessians: needed where int4 weights are rounded by GPTQ.
+        int8: needed where a part is int8.
+        rounding: of an int4 decoder.
 
     Raises:
         ParityFailed: a traced graph is not the float model.
@@ -86,11 +84,11 @@ def write_graphs(
     """
     totals = {COMPONENT_OF[name]: size for name, size in sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars:
-        graphs = _Graphs(checkpoint, settings, statistics, folder, bars, hessians)
+        graphs = _Graphs(checkpoint, settings, int8, folder, bars)
         fused = settings.decoder == "int4"
         with TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(2) as pool, graphs.stopping():
             # Tracing holds the interpreter; what else there is to do mostly does not, and runs beside it.
-            beside = [pool.submit(graphs.fused_decoder)] if fused else []
+            beside = [pool.submit(graphs.fused_decoder, rounding)] if fused else []
             graphs.trace_parts(("vision", "projector") if fused else COMPONENTS, Path(scratch))
             beside.append(pool.submit(graphs.tower))
             graphs.compare()
@@ -103,13 +101,11 @@ def write_graphs(
     return graphs.written.in_order()
 
 
-def write_vision(
-    checkpoint: Checkpoint, settings: Onnx, statistics: Statistics | None, folder: Path, console: Console
-) -> Written:
+def write_vision(checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, folder: Path, console: Console) -> Written:
     """Write the tower with its projector, and the projector alone; errors as ``write_graphs``."""
     totals = {COMPONENT_OF[name]: size for name, size in vision_sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars, TemporaryDirectory(dir=folder) as scratch:
-        graphs = _Graphs(checkpoint, settings, statistics, folder, bars)
+        graphs = _Graphs(checkpoint, settings, int8, folder, bars)
         graphs.trace_parts(("vision", "projector"), Path(scratch))
         graphs.compare()
         graphs.tower()
@@ -119,17 +115,9 @@ def write_vision(
 
 class _Graphs:
     def __init__(
-        self,
-        checkpoint: Checkpoint,
-        settings: Onnx,
-        statistics: Statistics | None,
-        folder: Path,
-        bars: dict[str, Advance],
-        hessians: Hessians | None = None,
+        self, checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, folder: Path, bars: dict[str, Advance]
     ) -> None:
-        self.checkpoint, self.settings, self.folder = checkpoint, settings, folder
-        self.int8 = Int8(settings, statistics) if statistics is not None else None
-        self._statistics, self._hessians = statistics, hessians
+        self.checkpoint, self.settings, self.int8, self.folder = checkpoint, settings, int8, folder
         self.written = Written()
         self._bars, self._stop, self._quantizing = bars, Event(), Lock()
 
@@ -185,16 +173,10 @@ class _Graphs:
         trace.name_logits(self._parts["language"].model, spec.vocab_size)
         self._finish("language", self.settings.decoder, spec.num_layers)
 
-    def fused_decoder(self) -> None:
+    def fused_decoder(self, rounding: Rounding) -> None:
         """The same with int4 weights, in ONNX Runtime's own operators."""
         held = fused_decoder.Weights(self.settings.block, head_bits=self.settings.head_bits)
-        importance: dict[str, F32] = {}
-        if self._statistics is not None and self.settings.rounding == "search":
-            known, weight = self._statistics.layers, self.settings.image_weight
-            importance = {path: layer.importance(weight).astype(np.float32) for path, layer in known.items()}
-        self._save(
-            "decoder_model_merged", fused_decoder.build(self.checkpoint, held, importance, self._hessians), "int4"
-        )
+        self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held, rounding), "int4")
 
     def _finish(self, part: str, precision: str, count: int = 0) -> None:
         """Put in the checkpoint's weights and all ``count`` layers of a stack, quantize, save."""

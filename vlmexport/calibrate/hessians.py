@@ -6,20 +6,18 @@ over the samples, and are not kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from vlmexport.calibrate.samples import Sample
-from vlmexport.calibrate.sensitivity import Sequence as Tokens
-from vlmexport.calibrate.sensitivity import sequence
+from vlmexport.calibrate.sensitivity import Sequence, sequence
 from vlmexport.calibrate.statistics import F32
 from vlmexport.checkpoint import LanguageSpec, Tokenizer
 from vlmexport.model import VLM
@@ -50,7 +48,7 @@ class Hessians:
 def measure(
     vlm: VLM,
     tokenizer: Tokenizer,
-    samples: Sequence[Sample],
+    samples: Iterable[Sample],
     folder: Path,
     image_weight: float,
     advance: Callable[[], None] = lambda: None,
@@ -67,13 +65,19 @@ def measure(
     for sample in samples:
         sequences.append(sequence(vlm, tokenizer, sample))
         advance()
-    linear = {f"language.{name}": m for name, m in vlm.language.named_modules() if isinstance(m, nn.Linear)}
-    found = Hessians()
-    for number, paths in enumerate(_parts([path for path in linear if ".layers." in path], linear, memory)):
-        file = folder / f"hessians-{number}.safetensors"
-        watched = _run(vlm.language, {path: linear[path] for path in paths}, sequences, image_weight)
-        save_file(watched.sums, file)
-        found.places.update({path: (file, key) for path, key in watched.shared.items()})
+    layers: Any = vlm.language.get_submodule("model.layers")
+    step, found = max(1, memory * len(layers) // file_bytes(vlm.spec.language)), Hessians()
+    for first in range(0, len(layers), step):
+        file = folder / f"hessians-{first}.safetensors"
+        watched = {
+            f"language.model.layers.{index}.{name}": module
+            for index in range(first, min(first + step, len(layers)))
+            for name, module in layers[index].named_modules()
+            if isinstance(module, nn.Linear)
+        }
+        inputs = _run(vlm.language, watched, sequences, image_weight)
+        save_file(inputs.sums, file)
+        found.places.update({path: (file, key) for path, key in inputs.shared.items()})
     return found
 
 
@@ -83,22 +87,7 @@ def file_bytes(spec: LanguageSpec) -> int:
     return spec.num_layers * sum(4 * size * size for size in columns)
 
 
-def _parts(paths: list[str], linear: dict[str, nn.Linear], memory: int) -> list[list[str]]:
-    """Whole decoder layers, as many at a time as fit."""
-    parts: list[list[str]] = [[]]
-    held, last = 0, ""
-    for path in paths:
-        layer = path.split(".layers.")[1].split(".")[0]
-        held += 4 * linear[path].in_features ** 2
-        if held > memory and layer != last and parts[-1]:
-            parts.append([])
-            held = 4 * linear[path].in_features ** 2
-        parts[-1].append(path)
-        last = layer
-    return parts
-
-
-class _Watched:
+class _Inputs:
     """Sums by the first layer that reads a value, and which layer that is for the others."""
 
     def __init__(self, image_weight: float) -> None:
@@ -126,18 +115,18 @@ class _Watched:
         return add
 
 
-def _run(language: Any, layers: dict[str, nn.Linear], sequences: list[Tokens], image_weight: float) -> _Watched:
-    watched = _Watched(image_weight)
-    handles = [layer.register_forward_pre_hook(watched.hook(path)) for path, layer in layers.items()]
+def _run(language: Any, layers: dict[str, nn.Linear], sequences: list[Sequence], image_weight: float) -> _Inputs:
+    inputs = _Inputs(image_weight)
+    handles = [layer.register_forward_pre_hook(inputs.hook(path)) for path, layer in layers.items()]
     try:
         with torch.no_grad():
             for tokens in sequences:
-                watched.is_text = tokens.is_text
+                inputs.is_text = tokens.is_text
                 language(inputs_embeds=tokens.embeds, use_cache=False, logits_to_keep=1)
     finally:
         for handle in handles:
             handle.remove()
-    total = float(sum(np.where(tokens.is_text, 1.0, image_weight).sum() for tokens in sequences))
-    for matrix in watched.sums.values():
+    total = sum(float(torch.where(tokens.is_text, 1.0, image_weight).sum()) for tokens in sequences)
+    for matrix in inputs.sums.values():
         matrix /= total
-    return watched
+    return inputs

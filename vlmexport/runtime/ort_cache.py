@@ -1,4 +1,4 @@
-"""Decoding step by step on ONNX Runtime, with keys and values that stay where they are."""
+"""Decoding step by step on ONNX Runtime: keys and values that grow, or that stay in one place."""
 
 from __future__ import annotations
 
@@ -41,12 +41,11 @@ class FixedCache:
     def __init__(self, session: onnxruntime.InferenceSession, length: int) -> None:
         self._session, self._length, self._done = session, length, 0
         self._binding = session.io_binding()
-        for value in session.get_inputs():
-            if value.name.startswith(_PAST):
-                heads, width = value.shape[1], value.shape[3]
-                buffer = onnxruntime.OrtValue.ortvalue_from_shape_and_type((1, heads, length, width), np.float32)
-                self._binding.bind_ortvalue_input(value.name, buffer)
-                self._binding.bind_ortvalue_output(value.name.replace(_PAST, "present"), buffer)
+        for name, empty in empty_cache(session).items():
+            _, heads, _, width = empty.shape
+            buffer = onnxruntime.OrtValue.ortvalue_from_shape_and_type((1, heads, length, width), np.float32)
+            self._binding.bind_ortvalue_input(name, buffer)
+            self._binding.bind_ortvalue_output(name.replace(_PAST, "present"), buffer)
 
     def step(self, embeds: F32) -> F32:
         """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
