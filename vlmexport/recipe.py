@@ -79,8 +79,23 @@ class Onnx(_Frozen):
     scheme: Literal["fbgemm", "qnnpack", "qnnpack-per-tensor"] = Field(
         "fbgemm", description="Static int8 scheme: fbgemm U8xS8 per channel, qnnpack S8xS8 per channel."
     )
-    observer: Literal["minmax", "mse"] = Field("mse", description="How activation ranges come from statistics.")
+    observer: Literal["minmax", "percentile", "histogram", "mse", "cosine"] = Field(
+        "mse",
+        description="How activation ranges come from statistics: extremes, 99.99 % of the values, the search of torch's "
+        "HistogramObserver, or the least squared error or highest cosine.",
+    )
     smooth: bool = Field(True, description="Fold outlier columns into the norm or layer before (SmoothQuant).")
+    fuse: bool = Field(
+        True,
+        description="Attention, and residual sums with the norm after them, as ONNX Runtime's own operators in the tower.",
+    )
+    bias_correction: bool = Field(
+        False, description="Take the shift that int8 weights give to a layer's mean output out of its bias."
+    )
+    saturation: Literal["none", "avx2"] = Field(
+        "none",
+        description="avx2: half the levels for inputs of layers that would lose more on processors without VNNI.",
+    )
     twice_below_db: float = Field(
         32.0, description="Layers whose predicted signal to noise ratio is lower read their input as two int8 terms."
     )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from vlmexport.calibrate import LayerStatistics, Statistics
+from vlmexport.calibrate.statistics import ROWS
 
 values = arrays(
     np.float32,
@@ -33,7 +34,24 @@ def test_addition_equals_one_pass(a: np.ndarray, b: np.ndarray) -> None:
         assert other.histogram.exponent == together.histogram.exponent
         assert (other.histogram.counts == together.histogram.counts).all()
         assert other.sum_sq_image == pytest.approx(together.sum_sq_image)
+        assert other.mean == pytest.approx(np.concatenate([a, b]).mean(0, np.float64), rel=1e-6, abs=1e-6)
+        assert (other.keys == together.keys).all()
+        assert (other.rows == together.rows).all()
         assert other.count_image == len(a) + len(b)
+
+
+def test_kept_rows_are_a_fair_draw_of_different_rows() -> None:
+    random = np.random.default_rng(0)
+    rows = random.standard_normal((4000, 4)).astype(np.float32)
+    rows[:, 0] = np.arange(4000)
+    rows[:3000, 1:] = 0  # as after a ReLU
+    layer = of(rows, rows)
+    assert layer.rows.shape == (ROWS, 4)
+    places = layer.rows[:, 0].astype(int)
+    assert len(set(places)) == ROWS
+    assert (rows[places] == layer.rows).all()
+    draws = [of(rows[random.permutation(4000)[:200]]).rows[:, 0] for _ in range(20)]
+    assert np.mean(draws) == pytest.approx(2000, abs=300)
 
 
 @settings(deadline=None)  # the first call compiles
@@ -65,3 +83,6 @@ def test_save_and_load(tmp_path: Path) -> None:
     assert (loaded.histogram.counts == layer.histogram.counts).all()
     assert (loaded.minimum, loaded.maximum, loaded.count_image) == (0.0, 7.0, 2)
     assert loaded.abs_max.tolist() == [4, 5, 6, 7]
+    assert loaded.mean.tolist() == [2, 3, 4, 5]
+    assert loaded.rows.tolist() == layer.rows.tolist()
+    assert (loaded + loaded).rows.tolist() == layer.rows.tolist()

@@ -17,8 +17,9 @@ from vlmexport.calibrate import Statistics
 from vlmexport.errors import NotEnoughData, UsageError, VlmExportError
 from vlmexport.quantize.choice import Limits, choose
 from vlmexport.quantize.noise import decibels
+from vlmexport.quantize.observers import activation_range, squared_error
 from vlmexport.quantize.products import products
-from vlmexport.quantize.ranges import Range, activation_range, quantize_weight, squared_error, weight_scales
+from vlmexport.quantize.ranges import Range, quantize_weight, weight_scales
 from vlmexport.quantize.schemes import find_scheme
 from vlmexport.quantize.smooth import fold, groups
 from vlmexport.quantize.static_int8 import kept_by_kind, quantize

@@ -1,19 +1,33 @@
-"""What a recipe's int8 settings make of a float graph: ranges from the statistics, layers kept in float, Q/DQ pairs."""
+"""What a recipe's int8 settings make of a float graph: how each layer takes its input, then Q/DQ pairs."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.quantize.choice import Limits, choose
+from vlmexport.errors import NotEnoughData
+from vlmexport.quantize.bias import correct
+from vlmexport.quantize.choice import Choice, Limits, choose, choose_for_avx2
+from vlmexport.quantize.observers import activation_range
 from vlmexport.quantize.products import Product, products
-from vlmexport.quantize.ranges import Range, activation_range
+from vlmexport.quantize.ranges import Range
 from vlmexport.quantize.schemes import find_scheme
-from vlmexport.quantize.smooth import fold, groups
+from vlmexport.quantize.smooth import Group, fold, groups
 from vlmexport.quantize.static_int8 import Coverage, kept_by_kind, quantize
 from vlmexport.recipe import Onnx
+
+
+@dataclass
+class Decisions:
+    """Of one graph, by layer path: how its input is taken, or why it stays in float."""
+
+    choices: dict[str, Choice] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+    """Layers that read one value and so take it in one way."""
 
 
 class Int8:
@@ -21,45 +35,72 @@ class Int8:
 
     def __init__(self, settings: Onnx, statistics: Statistics) -> None:
         self.scheme = find_scheme(settings.scheme)
-        self.smoothed: list[str] = []
-        """Layers that were smoothed in the graph quantized last."""
+        self.measured: dict[str, str] = {}
+        """Layers that stay in float because of what was measured with them in int8 (``parity.fallback``), and why."""
         self._settings = settings
         self._layers = statistics.layers
         self._ranges: dict[str, Range] = {}
 
-    def quantize(self, model: ir.Model) -> Coverage:
-        """Quantize a clean float graph in place.
+    def decide(self, model: ir.Model) -> Decisions:
+        """How each layer of a clean float graph is to take its input; the graph stays as it is.
 
         Raises:
             NotEnoughData: a layer has no statistics.
         """
-        settings = self._settings
+        settings, found = self._settings, Decisions()
         limits = Limits(settings.twice_below_db, settings.float_below_db)
-        ranges = {p.path: self._range(p.path) for p in products(model) if p.path in self._layers}
-        kept: dict[str, str] = {}
-        twice: dict[str, str] = {}
-        self.smoothed = []
-        for group in list(groups(model, self._asked)):
+        pick = choose_for_avx2 if settings.saturation == "avx2" else choose
+        for product in products(model):
+            if reason := self._asked(product):
+                found.kept[product.path] = reason
+            elif product.path not in self._layers:
+                raise NotEnoughData(f"{product.path} has no activation range",
+                                    "calibrate with this checkpoint, or list it in float_layers")  # fmt: skip
+            else:
+                found.choices[product.path] = Choice(self._range(product.path), None, 1, 0.0, self.scheme)
+        found.groups = list(groups(model, self._asked))
+        for group in found.groups:
             paths = [member.path for member in group.members]
-            if paths[0] not in ranges:
-                continue
-            layer, foldable = self._layers[paths[0]], settings.smooth and bool(group.makers)
-            choice = choose(group.weights, layer, ranges[paths[0]], self.scheme, foldable, limits)
-            if choice is None:
-                kept |= dict.fromkeys(paths, "its signal would drown in int8")
-                continue
-            if choice.scales is not None:
-                fold(group, choice.scales)
-                self.smoothed += paths
-            if choice.terms == 2:
-                twice |= dict.fromkeys(paths, f"predicted {choice.ratio:.1f} dB")
-            ranges |= dict.fromkeys(paths, choice.span)
-        return quantize(model, ranges, self.scheme, lambda p: self._asked(p) or kept.get(p.path), twice)
+            foldable = settings.smooth and bool(group.makers)
+            choice = pick(group.weights, self._layers[paths[0]], self._range(paths[0]), self.scheme, foldable, limits)
+            for path in paths:
+                if choice is not None:
+                    found.choices[path] = choice
+                else:
+                    found.kept[path] = "its signal would drown in int8"
+                    found.choices.pop(path)
+        return found
+
+    def apply(self, model: ir.Model, decisions: Decisions) -> tuple[Coverage, dict[str, list[str]]]:
+        """Quantize the graph that was decided about, in place; what became of its weights, and which layers were
+        ``smoothed`` and ``bias_corrected``."""
+        kept = decisions.kept | {path: why for path, why in self.measured.items() if path in decisions.choices}
+        choices = {path: choice for path, choice in decisions.choices.items() if path not in kept}
+        done: dict[str, list[str]] = {"smoothed": [], "bias_corrected": []}
+        for group in decisions.groups:
+            paths = [member.path for member in group.members if member.path in choices]
+            scales = choices[paths[0]].scales if len(paths) == len(group.members) else None
+            if scales is not None:
+                fold(group, scales)
+                done["smoothed"] += paths
+            for member in group.members if self._settings.bias_correction else ():
+                mean = self._layers[member.path].mean
+                if member.path in choices and correct(member, mean if scales is None else mean / scales, self.scheme):
+                    done["bias_corrected"].append(member.path)
+        return quantize(
+            model, {path: choice.span for path, choice in choices.items()}, self.scheme,
+            lambda product: kept.get(product.path),
+            {path: f"predicted {c.ratio:.1f} dB" for path, c in choices.items() if c.terms == 2},
+            {path: f"{c.saturates:.2%} of pairs saturate" for path, c in choices.items() if c.saturates},
+        ), done  # fmt: skip
+
+    def quantize(self, model: ir.Model) -> Coverage:
+        """Decide and apply."""
+        return self.apply(model, self.decide(model))[0]
 
     def _range(self, path: str) -> Range:
         if path not in self._ranges:
-            layer = self._layers[path]
-            self._ranges[path] = activation_range(layer, self._settings.observer, self.scheme)
+            self._ranges[path] = activation_range(self._layers[path], self._settings.observer, self.scheme)
         return self._ranges[path]
 
     def _asked(self, product: Product) -> str | None:

@@ -20,6 +20,7 @@ import onnx_ir as ir
 
 from vlmexport.artifact import embedding, fused_decoder, layers, trace, verify, weights
 from vlmexport.artifact.bundle import sha256
+from vlmexport.artifact.fuse import fuse
 from vlmexport.artifact.fused_decoder import NEAREST, Rounding
 from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
@@ -188,10 +189,12 @@ class _Graphs:
         if precision == "int8" and self.int8 is not None:
             report = {"nodes_float": _count(traced.model)}
             with self._quantizing:
-                coverage = self.int8.quantize(traced.model)
-                report |= {"two_terms": coverage.twice, "smoothed": self.int8.smoothed}
+                coverage, done = self.int8.apply(traced.model, self.int8.decide(traced.model))
+                report |= {"two_terms": coverage.twice, "narrow": coverage.narrow, **done}
             report |= {"scheme": self.int8.scheme.name, "int8_share": round(coverage.share, 6)}
             self.written.float_layers |= _float_layers(coverage)
+        if part == "vision" and self.settings.fuse:
+            report["fused"] = fuse(traced.model)
         self._save(traced.name, traced.model, precision, report)
 
     def _save(self, name: str, model: ir.Model, precision: str, report: dict[str, Any] | None = None) -> None:

@@ -13,19 +13,19 @@ from vlmexport.calibrate.collect import LARGE, LARGE_ANSWER, MAX_ANSWER, SHARD, 
 from vlmexport.calibrate.partial import Partial, save
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.sensitivity import SENSITIVE, Sensitivity, measure
-from vlmexport.calibrate.statistics import BINS, Statistics
+from vlmexport.calibrate.statistics import BINS, ROWS, Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Console
 from vlmexport.model import load
 
-_VERSION = 4
+_VERSION = 5
 
 
 def key(weights: dict[str, str], samples: list[Sample], components: tuple[str, ...] = COMPONENTS) -> str:
     """Hash of everything that decides the statistics."""
     facts = {
-        "version": _VERSION, "bins": BINS, "shard": SHARD, "answer": [MAX_ANSWER, LARGE, LARGE_ANSWER],
+        "version": _VERSION, "bins": BINS, "rows": ROWS, "shard": SHARD, "answer": [MAX_ANSWER, LARGE, LARGE_ANSWER],
         "weights": weights, "components": components, "samples": [[s.id, s.question, s.answer] for s in samples],
     }  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -6,6 +6,7 @@ import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,10 @@ Bool = npt.NDArray[np.bool_]
 BINS = 4096
 _FINEST = -100  # of the exponents of bins: their reciprocals stay within float32
 _LANES = 4  # histograms filled in turn: values that follow each other often fall into one bin
+_ODD = np.random.default_rng(0).integers(0, 2**31, 64, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+_PARTS = ("abs_max", "sum_sq_image", "sum_sq_text", "sum", "histogram", "counts", "range", "rows", "keys")
+ROWS = 16
+"""Rows of a layer's input that are kept as they are, for what columns and histogram cannot tell."""
 
 
 @dataclass
@@ -86,7 +91,9 @@ class Histogram:
 class LayerStatistics:
     """What went into one layer. Columns are its input features (channels for a convolution).
 
-    Σx² and counts are kept apart for image and for text positions; in vision and projector all are image.
+    Σx² and counts are kept apart for image and for text positions; in vision and projector all are image. Of all rows
+    f32 [≤ ROWS, columns] ``rows`` are kept: those with the smallest hashes u32 ``keys``, so whatever the order and the
+    shards the same ones, and each only once however often it occurs.
     """
 
     columns: int
@@ -96,13 +103,18 @@ class LayerStatistics:
     abs_max: F64 = field(default_factory=lambda: np.zeros(0))
     sum_sq_image: F64 = field(default_factory=lambda: np.zeros(0))
     sum_sq_text: F64 = field(default_factory=lambda: np.zeros(0))
+    sum: F64 = field(default_factory=lambda: np.zeros(0))
     count_image: int = 0
     count_text: int = 0
+    rows: F32 = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    keys: U32 = field(default_factory=lambda: np.zeros(0, np.uint32))
 
     def __post_init__(self) -> None:
-        for name in ("abs_max", "sum_sq_image", "sum_sq_text"):
+        for name in ("abs_max", "sum_sq_image", "sum_sq_text", "sum"):
             if getattr(self, name).size == 0:
                 setattr(self, name, np.zeros(self.columns))
+        if self.rows.size == 0:
+            self.rows = np.zeros((0, self.columns), np.float32)
 
     def add(self, rows: npt.ArrayLike, is_image: npt.ArrayLike | None = None) -> None:
         """Add f32 [rows, columns], at least one row; ``is_image`` bool [rows], all image where it is None.
@@ -120,10 +132,17 @@ class LayerStatistics:
         self.abs_max = np.maximum(self.abs_max, np.maximum(-low, high).astype(np.float64))
         self.histogram.widen(float(max(-low.min(), high.max())))
         counts = np.zeros((_LANES, BINS), np.uint32)
-        _tally(values, np.float32(1 / self.histogram.width), of_image, counts, self.sum_sq_image, self.sum_sq_text)
+        width = np.float32(1 / self.histogram.width)
+        _tally(values, width, of_image, counts, self.sum_sq_image, self.sum_sq_text, self.sum)
         self.histogram.counts += counts.sum(0, dtype=np.int64)
         self.count_image += int(of_image.sum())
         self.count_text += int((~of_image).sum())
+        self.rows, self.keys = _fewest((self.rows, values), (self.keys, _hashes(values)))
+
+    @property
+    def mean(self) -> F64:
+        """f64 [columns]: mean over all positions."""
+        return self.sum / max(self.count_image + self.count_text, 1)
 
     def importance(self, image_weight: float = 1.0) -> F64:
         """f64 [columns]: mean x² where image positions weigh ``image_weight`` and text positions 1."""
@@ -133,6 +152,7 @@ class LayerStatistics:
         return (image_weight * self.sum_sq_image + self.sum_sq_text) / total
 
     def __add__(self, other: LayerStatistics) -> LayerStatistics:
+        rows, keys = _fewest((self.rows, other.rows), (self.keys, other.keys))
         return LayerStatistics(
             columns=self.columns,
             minimum=min(self.minimum, other.minimum),
@@ -141,31 +161,54 @@ class LayerStatistics:
             abs_max=np.maximum(self.abs_max, other.abs_max),
             sum_sq_image=self.sum_sq_image + other.sum_sq_image,
             sum_sq_text=self.sum_sq_text + other.sum_sq_text,
+            sum=self.sum + other.sum,
             count_image=self.count_image + other.count_image,
             count_text=self.count_text + other.count_text,
+            rows=rows,
+            keys=keys,
         )
 
 
+def _hashes(rows: F32) -> U32:
+    """u32 [rows], from the bits of up to 64 values of each."""
+    columns = np.unique(np.linspace(0, rows.shape[1] - 1, 64).astype(int))
+    bits = np.ascontiguousarray(rows[:, columns]).view(np.uint32)
+    mixed = (bits ^ bits >> np.uint32(15)) * _ODD[: len(columns)]
+    found: U32 = mixed.sum(1, dtype=np.uint32)
+    return (found ^ found >> np.uint32(13)) * _ODD[0]
+
+
+def _fewest(rows: tuple[F32, F32], keys: tuple[U32, U32]) -> tuple[F32, U32]:
+    """The ``ROWS`` rows with the smallest keys of both, each key once; the first one's where both have it."""
+    found, index = np.unique(np.concatenate(keys), return_index=True)
+    kept, first = index[:ROWS], len(keys[0])
+    picked = [rows[0][i] if i < first else rows[1][i - first] for i in kept]
+    return np.array(picked, np.float32).reshape(-1, rows[0].shape[1]), found[:ROWS]
+
+
 @compiled
-def _tally(values: F32, scale: np.float32, of_image: Bool, counts: U32, image: F64, text: F64) -> None:
-    """Add every value to its bin and its square to its column. A value on an edge belongs to the bin above it.
+def _tally(values: F32, scale: np.float32, of_image: Bool, counts: U32, image: F64, text: F64, plain: F64) -> None:
+    """Add every value to its bin, itself and its square to its column. A value on an edge belongs to the bin above it.
 
     Args:
         scale: 1 / width of a bin; times a power of two is exact.
         counts: u32 [_LANES, BINS].
         image, text: f64 [columns] Σx² of image and of text positions.
+        plain: f64 [columns] Σx.
     """
     index = np.empty(values.shape[1], np.uint32)
     for r in range(values.shape[0]):
-        _add_squares(values[r], image if of_image[r] else text)
+        _add_powers(values[r], plain, image if of_image[r] else text)
         _bins_of(values[r], scale, np.int32(counts.shape[1] // 2), index)
         _count(index, counts)
 
 
 @compiled
-def _add_squares(row: F32, total: F64) -> None:
+def _add_powers(row: F32, plain: F64, squares: F64) -> None:
     for c in range(row.size):
-        total[c] += np.float64(row[c]) * np.float64(row[c])
+        value = np.float64(row[c])
+        plain[c] += value
+        squares[c] += value * value
 
 
 @compiled
@@ -216,12 +259,14 @@ class Statistics:
         """Write to a safetensors file."""
         save_file(self._arrays(), path, metadata={"samples": "\n".join(self.samples)})
 
-    def _arrays(self) -> dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]]:
-        arrays: dict[str, npt.NDArray[np.float64] | npt.NDArray[np.int64]] = {}
+    def _arrays(self) -> dict[str, npt.NDArray[Any]]:
+        arrays: dict[str, npt.NDArray[Any]] = {}
         for name, layer in self.layers.items():
             arrays[f"{name}/abs_max"] = layer.abs_max
             arrays[f"{name}/sum_sq_image"] = layer.sum_sq_image
             arrays[f"{name}/sum_sq_text"] = layer.sum_sq_text
+            arrays[f"{name}/sum"] = layer.sum
+            arrays[f"{name}/rows"], arrays[f"{name}/keys"] = layer.rows, layer.keys
             arrays[f"{name}/histogram"] = layer.histogram.counts
             arrays[f"{name}/counts"] = np.array(
                 [layer.count_image, layer.count_text, layer.histogram.exponent or 0], np.int64
@@ -235,15 +280,12 @@ class Statistics:
         layers = {}
         with safe_open(path, framework="np") as file:
             for name in sorted({key.rsplit("/", 1)[0] for key in file.keys()}):  # noqa: SIM118
-                get = {
-                    part: file.get_tensor(f"{name}/{part}")
-                    for part in ("abs_max", "sum_sq_image", "sum_sq_text", "histogram", "counts", "range")
-                }
+                get = {part: file.get_tensor(f"{name}/{part}") for part in _PARTS}
                 image, text, exponent = (int(value) for value in get["counts"])
                 layers[name] = LayerStatistics(
                     len(get["abs_max"]), float(get["range"][0]), float(get["range"][1]),
-                    Histogram(exponent, get["histogram"]), get["abs_max"],
-                    get["sum_sq_image"], get["sum_sq_text"], image, text,
+                    Histogram(exponent, get["histogram"]), get["abs_max"], get["sum_sq_image"], get["sum_sq_text"],
+                    get["sum"], image, text, get["rows"], get["keys"],
                 )  # fmt: skip
             samples = (file.metadata() or {}).get("samples", "")
         return cls(layers, tuple(samples.split("\n")) if samples else ())

@@ -6,13 +6,14 @@ noise, else two terms (twice the products, the same weights), else float.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vlmexport.calibrate.statistics import LayerStatistics
 from vlmexport.quantize.noise import decibels, input_error, output_noise, typical_signal, uniform_error
 from vlmexport.quantize.ranges import F32, F64, Range
+from vlmexport.quantize.saturation import lost
 from vlmexport.quantize.schemes import Scheme
 
 STRENGTHS = (0.25, 0.5, 0.65, 0.8, 0.95)
@@ -25,13 +26,17 @@ class Choice:
     """One way to take an input.
 
     ``scales`` f64 [columns] divide it, None leaves it alone; ``ratio`` is the predicted signal to noise ratio in dB.
+    ``saturates`` is the part of the pairs of products that AVX2 would cut off with all levels, where ``scheme`` has half
+    of them for that.
     """
 
     span: Range
     scales: F64 | None
     terms: int
     noise: float
+    scheme: Scheme
     ratio: float = 0.0
+    saturates: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,30 @@ class Limits:
 
     two_terms: float
     float32: float
+
+
+def choose_for_avx2(
+    weights: list[F32], layer: LayerStatistics, span: Range, scheme: Scheme, smooth: bool, limits: Limits
+) -> Choice | None:
+    """``choose``, with half the levels where AVX2 would lose more by saturation than they cost."""
+    wide = choose(weights, layer, span, scheme, smooth, limits)
+    if wide is None:
+        return None
+    share, error = _lost(wide, weights, layer)
+    if error == 0.0:
+        return wide
+    narrow = choose(weights, layer, span, scheme.reduced(), smooth, limits)
+    if narrow is None or narrow.noise + _lost(narrow, weights, layer)[1] >= wide.noise + error:
+        return wide
+    return replace(narrow, saturates=share)
+
+
+def _lost(choice: Choice, weights: list[F32], layer: LayerStatistics) -> tuple[float, float]:
+    """Part of the pairs, and squared error per row, that saturation takes; of the first term."""
+    scales = np.ones(layer.columns) if choice.scales is None else choice.scales
+    rows, columns = layer.rows / scales.astype(np.float32), scales.astype(np.float32)[:, None]
+    found = [lost(rows, weight * columns, choice.span, choice.scheme) for weight in weights]
+    return max(share for share, _ in found), sum(error for _, error in found)
 
 
 def choose(
@@ -63,7 +92,7 @@ def choose(
         best = min(options, key=lambda option: option.noise)
         ratio = decibels(signal, best.noise)
         if ratio >= limit:
-            return Choice(best.span, best.scales, terms, best.noise, ratio)
+            return replace(best, ratio=ratio)
     return None
 
 
@@ -72,7 +101,7 @@ def _plain(weights: list[F32], layer: LayerStatistics, span: Range, scheme: Sche
     span = span if terms == 1 else Range(layer.minimum, layer.maximum)
     error = input_error(layer.histogram, span, scheme) if terms == 1 else _second(span, scheme)
     noise = sum(output_noise(weight, layer.importance(), error, scheme) for weight in weights)
-    return Choice(span, None, terms, noise)
+    return Choice(span, None, terms, noise, scheme)
 
 
 def _smoothed(weights: list[F32], layer: LayerStatistics, scheme: Scheme, strength: float, terms: int) -> Choice:
@@ -86,7 +115,7 @@ def _smoothed(weights: list[F32], layer: LayerStatistics, scheme: Scheme, streng
     error = uniform_error(span, scheme) if terms == 1 else _second(span, scheme)
     rows = scales.astype(np.float32)[:, None]
     noise = sum(output_noise(weight * rows, layer.importance() / scales**2, error, scheme) for weight in weights)
-    return Choice(span, scales, terms, noise)
+    return Choice(span, scales, terms, noise, scheme)
 
 
 def _second(span: Range, scheme: Scheme) -> float:

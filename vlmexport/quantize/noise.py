@@ -11,7 +11,8 @@ import math
 import numpy as np
 
 from vlmexport.calibrate.statistics import Histogram, LayerStatistics
-from vlmexport.quantize.ranges import F32, F64, Range, quantize_weight, squared_error, weight_scales
+from vlmexport.quantize.observers import squared_error
+from vlmexport.quantize.ranges import F32, F64, Range, quantize_weight, weight_scales
 from vlmexport.quantize.schemes import Scheme
 
 _TYPICAL = 0.999

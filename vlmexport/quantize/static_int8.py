@@ -29,6 +29,9 @@ class Coverage:
     twice: dict[str, str] = field(default_factory=dict)
     """Of those, layers that read their input as two int8 terms, and why."""
 
+    narrow: dict[str, str] = field(default_factory=dict)
+    """Of those, layers whose input has half the levels, and why."""
+
     float32: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Layer → float bytes of its weight, and why it stayed in float."""
 
@@ -60,6 +63,7 @@ def quantize(
     scheme: Scheme,
     keep: Callable[[Product], str | None] = kept_by_kind,
     twice: Mapping[str, str] | None = None,
+    narrow: Mapping[str, str] | None = None,
 ) -> Coverage:
     """Insert Q/DQ pairs, in place.
 
@@ -70,6 +74,7 @@ def quantize(
         twice: layers whose input becomes two int8 terms, and why: x ≈ a + b, b the rounding error of a, so that
             x·W = a·W + b·W. About 16 bits of input for one int8 weight and twice the products; ``ranges`` of such
             layers must clip nothing, because b covers half a step of a.
+        narrow: layers whose input gets half the levels, and why.
 
     Returns:
         what is int8 and what is not.
@@ -90,11 +95,15 @@ def quantize(
             )
         coverage.int8[product.path] = product.bytes
         target = pointwise_to_matmul(model, product) if product.is_pointwise else product
+        levels = scheme
+        if narrow is not None and product.path in narrow:
+            coverage.narrow[product.path] = narrow[product.path]
+            levels = scheme.reduced()
         if twice is not None and product.path in twice and target.node.op_type == "MatMul":
             coverage.twice[product.path] = twice[product.path]
-            pairs.split_input(target, ranges[product.path])
+            pairs.split_input(target, ranges[product.path], levels)
         else:
-            pairs.quantize_input(target, ranges[product.path])
+            pairs.quantize_input(target, ranges[product.path], levels)
         pairs.quantize_weight(target)
     left = [product.path for product in products(model) if product.path not in coverage.float32]
     if left:
@@ -113,16 +122,17 @@ class _Pairs:
         self._scheme = scheme
         self._made: dict[tuple[int, float, int], tuple[ir.Value, list[ir.Value]]] = {}
 
-    def quantize_input(self, product: Product, span: Range) -> None:
-        product.node.replace_input_with(0, self._pair(product, self._source(product), span, "input"))
+    def quantize_input(self, product: Product, span: Range, scheme: Scheme) -> None:
+        parameters = span.parameters(scheme)
+        product.node.replace_input_with(0, self._pair(product, self._source(product), parameters, "input"))
 
-    def split_input(self, product: Product, span: Range) -> None:
+    def split_input(self, product: Product, span: Range, scheme: Scheme) -> None:
         """x·W → a·W + b·W; the weight of both is quantized with the product's."""
-        source, node = self._source(product), product.node
-        rounded = self._pair(product, source, span, "input", "rounded")
+        source, node, parameters = self._source(product), product.node, span.parameters(scheme)
+        rounded = self._pair(product, source, parameters, "input", "rounded")
         rest = self._node("Sub", [source, rounded], f"{product.path}.rest", node)
-        half = span.parameters(self._scheme)[0] / 2
-        second = self._pair(product, rest, Range(-half, half), "rest")
+        half = parameters[0] / 2
+        second = self._pair(product, rest, Range(-half, half).parameters(scheme), "rest")
         other = ir.node("MatMul", [second, product.weight], name=f"{product.path}.of_rest")
         total = ir.node("Add", [node.outputs[0], other.outputs[0]], name=f"{product.path}.sum")
         other.outputs[0].name, result = f"{product.path}.of_rest", total.outputs[0]
@@ -132,15 +142,17 @@ class _Pairs:
         self._graph.insert_after(node, [other, total])
         old.replace_all_uses_with(result, replace_graph_outputs=True)
         total.replace_input_with(0, old)
-        node.replace_input_with(0, self._pair(product, source, span, "input"))
+        node.replace_input_with(0, self._pair(product, source, parameters, "input"))
 
     def _source(self, product: Product) -> ir.Value:
         source = product.node.inputs[0]
         assert source is not None
         return source
 
-    def _pair(self, product: Product, source: ir.Value, span: Range, name: str, result_name: str = "dq") -> ir.Value:
-        scale, zero = span.parameters(self._scheme)
+    def _pair(
+        self, product: Product, source: ir.Value, steps: tuple[float, int], name: str, result_name: str = "dq"
+    ) -> ir.Value:
+        scale, zero = steps
         key, path = (id(source), scale, zero), f"{product.path}.{name}"
         if key not in self._made:
             kind = np.int8 if self._scheme.signed else np.uint8

@@ -1,0 +1,37 @@
+"""A traced transformer in ONNX Runtime's fused operators: attention as one, residual sum, bias and norm as one.
+
+Attention products stay float whatever the weights are, and as one operator they neither write the probabilities to
+memory nor transpose. It is done after quantization, which looks at none of these operators.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
+from onnxscript.rewriter.ort_fusions.mha import fuse_mha1, fuse_mha2
+from onnxscript.rewriter.ort_fusions.mha_bias import fuse_mha_bias
+from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
+from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
+from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
+
+_BETWEEN = "ai.onnxruntime._fusion"
+"""Domain of operators that the rules make for each other."""
+
+
+def fuse(model: ir.Model) -> dict[str, int]:
+    """Fuse in place.
+
+    Guarantees: the same function up to float rounding, and the same names of weight products; a graph that holds none
+    of the patterns is left as it is.
+
+    Returns:
+        how often each of ONNX Runtime's own operators stands in the graph.
+    """
+    for rule in (fuse_skip_layer_normalization, fuse_sdpa, fuse_mha1, fuse_mha2, fuse_mha_bias, replace_sdpa_by_mha):
+        rule(model)
+    RemoveUnusedNodesPass()(model)
+    RemoveUnusedFunctionsPass()(model)
+    model.opset_imports.pop(_BETWEEN, None)
+    return dict(Counter(node.op_type for node in model.graph if node.domain == "com.microsoft"))
