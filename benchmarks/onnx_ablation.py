@@ -20,7 +20,8 @@ from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 
 BASE = "onnx-x86"
-PLAIN = {"onnx.observer": "minmax", "onnx.smooth": False, "onnx.twice_below_db": -1e3, "onnx.float_below_db": -1e3}
+ONE_TERM = {"onnx.twice_below_db": -1e3, "onnx.float_below_db": -1e3}
+ROUGH = {"onnx.smooth": False, **ONE_TERM}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "as the recipe has it": (BASE, {}),
     "ranges: extremes": (BASE, {"onnx.observer": "minmax"}),
@@ -28,9 +29,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ranges: torch's histogram": (BASE, {"onnx.observer": "histogram"}),
     "ranges: cosine": (BASE, {"onnx.observer": "cosine"}),
     "no SmoothQuant": (BASE, {"onnx.smooth": False}),
-    "one term everywhere": (BASE, {"onnx.twice_below_db": -1e3, "onnx.float_below_db": -1e3}),
-    "no SmoothQuant, one term": (BASE, {"onnx.smooth": False, "onnx.twice_below_db": -1e3, "onnx.float_below_db": -1e3}),
-    "extremes, nothing else": (BASE, PLAIN),
+    "one term everywhere": (BASE, ONE_TERM),
+    "no SmoothQuant, one term": (BASE, ROUGH),
+    "extremes, nothing else": (BASE, {"onnx.observer": "minmax", **ROUGH}),
     "bias correction": (BASE, {"onnx.bias_correction": True}),
     "half the levels where AVX2 saturates": (BASE, {"onnx.saturation": "avx2"}),
     "qnnpack per channel": ("onnx-arm64", {}),
@@ -66,15 +67,15 @@ def _equal(result: ParityResult) -> float:
 
 def table(found: dict[str, dict[str, float]]) -> str:
     """Markdown."""
-    head = (
-        "| | tokens, dB | KL: decoder | KL: all | equal answers | accuracy lost | smoothed | two terms | half levels |"
-    )
-    lines = [head, "|---|" + "---:|" * 8]
+    columns = {
+        "tokens_sqnr_db": ("tokens, dB", ".1f"), "kld": ("KL: decoder", ".5f"), "kld_chained": ("KL: all", ".5f"),
+        "equal": ("equal answers", ".3f"), "task_drop": ("accuracy lost", ".3f"), "smoothed": ("smoothed", ".0f"),
+        "two_terms": ("two terms", ".0f"), "narrow": ("half levels", ".0f"),
+    }  # fmt: skip
+    lines = ["| | " + " | ".join(title for title, _ in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
     for name, row in found.items():
-        lines.append(
-            f"| {name} | {row['tokens_sqnr_db']:.1f} | {row['kld']:.5f} | {row['kld_chained']:.5f} | {row['equal']:.3f} "
-            f"| {row['task_drop']:.3f} | {row['smoothed']:.0f} | {row['two_terms']:.0f} | {row['narrow']:.0f} |"
-        )
+        cells = (format(row[key], style) for key, (_, style) in columns.items())
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
