@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlmexport.artifact.bundle import fingerprints
+from vlmexport.artifact.bundle import Manifest, fingerprints
 from vlmexport.artifact.staging import refuse_destination
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
@@ -17,6 +18,7 @@ from vlmexport.recipe import Recipe
 if TYPE_CHECKING:
     from vlmexport.calibrate import Statistics
     from vlmexport.calibrate.sensitivity import Sensitivity
+    from vlmexport.parity.fallback import Fallback
 
 
 def export(
@@ -45,6 +47,7 @@ def export(
     checkpoint = open_whole(model, vision_tower)
     destination = output or Path(f"{_name(model, checkpoint)}-{recipe.name}")
     refuse_destination(destination, force)
+    write: Callable[..., Manifest]
     if recipe.format == "onnx":
         from vlmexport.artifact.onnx import export_onnx as write
     else:
@@ -56,7 +59,9 @@ def export(
         else:
             from vlmexport.artifact.gguf import export_gguf as write
     found = _statistics(checkpoint, recipe, console, dask)
-    more = {}
+    more: dict[str, Any] = {}
+    if recipe.int8_components and recipe.onnx.fallback == "measured":
+        more["fallback"] = _fallback(checkpoint, recipe)
     if recipe.format == "gguf" and recipe.gguf.budget:
         more["sensitivity"] = _sensitivity(checkpoint, recipe.calibration.samples, console)
     write(checkpoint, recipe, found, destination, force=force, console=console, **more)
@@ -100,6 +105,25 @@ def _calibrated(
 
     hashes = fingerprints(checkpoint)
     return statistics(checkpoint, hashes, calibration_samples(samples), console, components=components, dask=dask)
+
+
+def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
+    """What measures int8 layers; None where the decoder is one that calibration does not hold in memory either."""
+    from vlmexport.calibrate import calibration_samples
+    from vlmexport.calibrate.collect import LARGE
+    from vlmexport.model import load
+    from vlmexport.parity.fallback import Fallback
+    from vlmexport.quantize.schemes import find_scheme
+
+    components = recipe.int8_components
+    if sum(checkpoint.parameters(component) for component in components) >= LARGE:
+        return None
+    needed = COMPONENTS if "language" in components else COMPONENTS[:2]
+    samples = calibration_samples(recipe.calibration.samples)
+    return Fallback(
+        lambda: (load(checkpoint, components=needed, resident=True), checkpoint.tokenizer),
+        samples, recipe.gates, find_scheme(recipe.onnx.scheme),
+    )  # fmt: skip
 
 
 def _sensitivity(checkpoint: Checkpoint, samples: int, console: Console) -> Sensitivity:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from vlmexport.artifact.layers import TRACED
-from vlmexport.artifact.onnx_sizes import extras, sizes, used_tower, vision_sizes
+from vlmexport.artifact.onnx_sizes import extras, hessian_bytes, sizes, used_tower, vision_sizes
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.errors import Unsupported
@@ -17,7 +17,6 @@ from vlmexport.recipe import Recipe, gguf_recipe, gguf_type, resolve, shipped
 
 _GB = 10**9
 GGUF_PEAK = 0.25 * _GB
-HESSIANS_PEAK = 2.5 * _GB
 """Peak of a GGUF export: it holds a few blocks of rows, whatever the model."""
 
 _LIBRARIES = 1.0 * _GB
@@ -106,7 +105,8 @@ def _plan(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -
     if calibrates:
         peak = max(peak, _calibration(checkpoint, calibrates))
     if recipe.uses_gptq:
-        peak = max(peak, _calibration(checkpoint, COMPONENTS)) + HESSIANS_PEAK
+        language = checkpoint.spec.language
+        peak = max(peak, _calibration(checkpoint, COMPONENTS) + hessian_bytes(language) / language.num_layers)
     return Plan(recipe.name, parts, calibrates, int(peak))
 
 

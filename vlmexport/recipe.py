@@ -81,13 +81,13 @@ class Onnx(_Frozen):
     )
     observer: Literal["minmax", "percentile", "histogram", "mse", "cosine"] = Field(
         "mse",
-        description="How activation ranges come from statistics: extremes, 99.99 % of the values, the search of torch's "
-        "HistogramObserver, or the least squared error or highest cosine.",
+        description="How activation ranges come from statistics: extremes, 99.99 % of the values, the search of "
+        "torch's HistogramObserver, or the least squared error or highest cosine.",
     )
     smooth: bool = Field(True, description="Fold outlier columns into the norm or layer before (SmoothQuant).")
     fuse: bool = Field(
         True,
-        description="Attention, and residual sums with the norm after them, as ONNX Runtime's own operators in the tower.",
+        description="In the tower, attention is one operator of ONNX Runtime.",
     )
     bias_correction: bool = Field(
         False, description="Take the shift that int8 weights give to a layer's mean output out of its bias."
@@ -100,6 +100,10 @@ class Onnx(_Frozen):
         32.0, description="Layers whose predicted signal to noise ratio is lower read their input as two int8 terms."
     )
     float_below_db: float = Field(16.0, description="Layers for which even two terms predict less stay in float.")
+    fallback: Literal["measured", "predicted"] = Field(
+        "measured",
+        description="measured: where 24 calibration samples fail the gates, as many layers stay in float as it takes.",
+    )
     float_layers: Annotated[tuple[str, ...], _WORDS] = Field(
         (), description="Patterns (fnmatch) of layers that stay in float, as in the float model's module paths."
     )
@@ -188,6 +192,13 @@ class Recipe(_Frozen):
         if not quantizes and self.gguf.vision == "onnx" and self.onnx.vision == "int8":
             return COMPONENTS[:2]
         return COMPONENTS if quantizes else ()
+
+    @property
+    def int8_components(self) -> tuple[str, ...]:
+        """Components with int8 products in ONNX graphs."""
+        vision = self.onnx.vision == "int8" and (self.format == "onnx" or self.gguf.vision == "onnx")
+        decoder = self.format == "onnx" and self.onnx.decoder == "int8"
+        return (*(COMPONENTS[:2] if vision else ()), *(COMPONENTS[2:] if decoder else ()))
 
     @property
     def uses_gptq(self) -> bool:

@@ -1,7 +1,8 @@
-"""A traced transformer in ONNX Runtime's fused operators: attention as one, residual sum, bias and norm as one.
+"""Attention of a traced transformer as one operator of ONNX Runtime, with the biases of query, key and value.
 
 Attention products stay float whatever the weights are, and as one operator they neither write the probabilities to
-memory nor transpose. It is done after quantization, which looks at none of these operators.
+memory nor transpose. It is done after quantization, which looks at none of these operators. Residual sums and norms
+stay apart: ``SkipLayerNormalization`` takes 1.7 times as long as what it replaces (ViT-L on two x86 cores).
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from onnxscript.rewriter.ort_fusions.mha import fuse_mha1, fuse_mha2
 from onnxscript.rewriter.ort_fusions.mha_bias import fuse_mha_bias
 from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
 from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
-from onnxscript.rewriter.ort_fusions.skip_normalization import fuse_skip_layer_normalization
 
 _BETWEEN = "ai.onnxruntime._fusion"
 """Domain of operators that the rules make for each other."""
@@ -29,9 +29,9 @@ def fuse(model: ir.Model) -> dict[str, int]:
     Returns:
         how often each of ONNX Runtime's own operators stands in the graph.
     """
-    for rule in (fuse_skip_layer_normalization, fuse_sdpa, fuse_mha1, fuse_mha2, fuse_mha_bias, replace_sdpa_by_mha):
+    for rule in (fuse_sdpa, fuse_mha1, fuse_mha2, fuse_mha_bias, replace_sdpa_by_mha):
         rule(model)
     RemoveUnusedNodesPass()(model)
-    RemoveUnusedFunctionsPass()(model)
+    RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.opset_imports.pop(_BETWEEN, None)
     return dict(Counter(node.op_type for node in model.graph if node.domain == "com.microsoft"))

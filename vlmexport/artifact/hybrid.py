@@ -21,7 +21,7 @@ from vlmexport.artifact.bundle import (
 )
 from vlmexport.artifact.gguf import JINJA, refuse_gguf, write_files
 from vlmexport.artifact.gguf_decoder import LANGUAGE, Decoder
-from vlmexport.artifact.int8 import Int8
+from vlmexport.artifact.int8 import Fallback, Int8
 from vlmexport.artifact.onnx_graphs import COMPONENT_OF, Written, write_vision
 from vlmexport.artifact.onnx_sizes import vision_sizes
 from vlmexport.calibrate.sensitivity import Sensitivity
@@ -47,6 +47,7 @@ def export_hybrid(
     force: bool,
     console: Console,
     sensitivity: Sensitivity | None = None,
+    fallback: Fallback | None = None,
 ) -> Manifest:
     """Export a checkpoint to a folder with ``onnx/vision_encoder*.onnx``, ``components/projector*.onnx``,
     ``<name>-<TYPE>.gguf``, what preprocesses images and, where it was used, ``imatrix.gguf``.
@@ -55,6 +56,7 @@ def export_hybrid(
         statistics: of a calibration pass; needed for int8 vision, and for an importance matrix that is ``auto``.
         force: replace a bundle that is there.
         sensitivity: of the same samples; needed where a budget is set.
+        fallback: sends layers of the vision encoder that int8 does not serve back to float.
 
     Raises:
         ParityFailed: a traced graph is not the float model; nothing is written.
@@ -67,7 +69,7 @@ def export_hybrid(
         raise UsageError("int8 vision needs calibration statistics", "calibrate first, or pass --vision onnx-fp32")
     decoder = gguf_decoder.build(checkpoint, recipe, statistics, sensitivity, console)
     files = decoder.files
-    int8 = Int8(recipe.onnx, statistics) if statistics is not None else None
+    int8 = Int8(recipe.onnx, statistics, fallback) if statistics is not None else None
     needed = sum(file.size for file in files.values()) + sum(vision_sizes(checkpoint, recipe.onnx).values())
     with staged(destination, force, needed) as folder:
         written = write_vision(checkpoint, recipe.onnx, int8, folder, console)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -30,14 +31,17 @@ class Decisions:
     """Layers that read one value and so take it in one way."""
 
 
+Fallback = Callable[[Decisions], Mapping[str, str]]
+"""Layers that a measurement of the decisions sends back to float, and why."""
+
+
 class Int8:
     """The int8 half of one export. A layer that two graphs hold is treated alike in both."""
 
-    def __init__(self, settings: Onnx, statistics: Statistics) -> None:
+    def __init__(self, settings: Onnx, statistics: Statistics, fallback: Fallback | None = None) -> None:
         self.scheme = find_scheme(settings.scheme)
-        self.measured: dict[str, str] = {}
-        """Layers that stay in float because of what was measured with them in int8 (``parity.fallback``), and why."""
-        self._settings = settings
+        self._settings, self._fallback = settings, fallback
+        self._sent_back: dict[str, str] = {}
         self._layers = statistics.layers
         self._ranges: dict[str, Range] = {}
 
@@ -71,10 +75,15 @@ class Int8:
                     found.choices.pop(path)
         return found
 
+    def measure(self, decisions: Decisions) -> None:
+        """Let the fallback look at the decisions about a graph; ``apply`` heeds it, in this graph and the next ones."""
+        if self._fallback is not None:
+            self._sent_back |= self._fallback(decisions)
+
     def apply(self, model: ir.Model, decisions: Decisions) -> tuple[Coverage, dict[str, list[str]]]:
         """Quantize the graph that was decided about, in place; what became of its weights, and which layers were
         ``smoothed`` and ``bias_corrected``."""
-        kept = decisions.kept | {path: why for path, why in self.measured.items() if path in decisions.choices}
+        kept = decisions.kept | {path: why for path, why in self._sent_back.items() if path in decisions.choices}
         choices = {path: choice for path, choice in decisions.choices.items() if path not in kept}
         done: dict[str, list[str]] = {"smoothed": [], "bias_corrected": []}
         for group in decisions.groups:

@@ -18,12 +18,12 @@ from vlmexport.artifact.bundle import (
     write_manifest,
 )
 from vlmexport.artifact.fused_decoder import NEAREST, Rounding
-from vlmexport.artifact.int8 import Int8
+from vlmexport.artifact.int8 import Fallback, Int8
 from vlmexport.artifact.onnx_graphs import COMPONENT_OF, write_graphs
-from vlmexport.artifact.onnx_sizes import sizes
+from vlmexport.artifact.onnx_sizes import hessian_bytes, sizes
 from vlmexport.artifact.staging import staged
 from vlmexport.calibrate import calibration_samples
-from vlmexport.calibrate.hessians import SAMPLES, file_bytes, measure
+from vlmexport.calibrate.hessians import SAMPLES, measure
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
@@ -42,12 +42,14 @@ def export_onnx(
     *,
     force: bool,
     console: Console,
+    fallback: Fallback | None = None,
 ) -> Manifest:
     """Export a checkpoint to a folder that onnxruntime, onnxruntime-genai and transformers.js load.
 
     Args:
         statistics: of a calibration pass; needed where a part is int8, or int4 with scales that are searched.
         force: replace a bundle that is there.
+        fallback: sends layers that int8 does not serve back to float.
 
     Returns:
         the manifest that was written.
@@ -62,9 +64,9 @@ def export_onnx(
         raise UsageError("this recipe needs calibration statistics", "calibrate first, or pass --precision fp32")
     tokenizer = tokenizer_json.build(checkpoint)
     image_token = tokenizer_json.image_token_id(checkpoint)
-    int8 = Int8(settings, statistics) if statistics is not None else None
+    int8 = Int8(settings, statistics, fallback) if statistics is not None else None
     needed = sum(sizes(checkpoint, settings).values()) + (
-        file_bytes(checkpoint.spec.language) if recipe.uses_gptq else 0
+        hessian_bytes(checkpoint.spec.language) if recipe.uses_gptq else 0
     )
     with staged(destination, force, needed) as folder, ThreadPoolExecutor(1) as pool:
         source = pool.submit(source_of, checkpoint)
@@ -109,7 +111,7 @@ def _rounding(
     settings = recipe.calibration
     if recipe.uses_gptq:
         samples = calibration_samples(settings.samples)[:SAMPLES]
-        with console.progress("measuring for GPTQ", len(samples)) as advance:
+        with console.progress("measuring for GPTQ", len(samples) + checkpoint.spec.language.num_layers) as advance:
             vlm, tokenizer = load(checkpoint), checkpoint.tokenizer
             return Rounding(hessians=measure(vlm, tokenizer, samples, folder, settings.image_weight, advance))
     if recipe.onnx.rounding == "search" and statistics is not None:

@@ -91,10 +91,11 @@ def write_graphs(
             # Tracing holds the interpreter; what else there is to do mostly does not, and runs beside it.
             beside = [pool.submit(graphs.fused_decoder, rounding)] if fused else []
             graphs.trace_parts(("vision", "projector") if fused else COMPONENTS, Path(scratch))
-            beside.append(pool.submit(graphs.tower))
+            tower = pool.submit(graphs.tower)
             graphs.compare()
-            graphs.projector()
             graphs.embedding(image_token)
+            tower.result()
+            graphs.projector()
             for part in beside:
                 part.result()
             if not fused:
@@ -189,7 +190,10 @@ class _Graphs:
         if precision == "int8" and self.int8 is not None:
             report = {"nodes_float": _count(traced.model)}
             with self._quantizing:
-                coverage, done = self.int8.apply(traced.model, self.int8.decide(traced.model))
+                decisions = self.int8.decide(traced.model)
+                if part != "projector":  # the tower's graph holds it too
+                    self.int8.measure(decisions)
+                coverage, done = self.int8.apply(traced.model, decisions)
                 report |= {"two_terms": coverage.twice, "narrow": coverage.narrow, **done}
             report |= {"scheme": self.int8.scheme.name, "int8_share": round(coverage.share, 6)}
             self.written.float_layers |= _float_layers(coverage)

@@ -8,7 +8,7 @@ from math import prod
 
 from vlmexport.artifact.graph import EXTERNAL_FROM
 from vlmexport.artifact.tokenizer_json import build, image_token_id
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.model import plugins
 from vlmexport.recipe import Onnx
@@ -101,3 +101,9 @@ def _fused(tensors: Iterable[tuple[str, LazyTensor]], checkpoint: Checkpoint, se
         count = -(-tensor.columns // settings.block)
         total += tensor.shape[0] * count * (settings.block * bits // 8 + _SCALE)
     return total
+
+
+def hessian_bytes(spec: LanguageSpec) -> int:
+    """Bytes of the files that ``calibrate.hessians`` writes, to a percent: a layer has four inputs of linear layers."""
+    columns = (spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
+    return spec.num_layers * sum(4 * size * size for size in columns)

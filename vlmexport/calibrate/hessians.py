@@ -1,7 +1,7 @@
 """Σ x·xᵀ of what goes into the layers of a decoder: what GPTQ weighs the errors of rounding with.
 
-Unlike other statistics they are large, columns² a layer, so they go to files of their own, a few layers in every pass
-over the samples, and are not kept.
+Unlike other statistics they are large, columns² a layer, so they go to files of their own and are not kept. All samples
+go through one layer before the next: memory holds one layer's matrices, and each weight is used in one go.
 """
 
 from __future__ import annotations
@@ -19,14 +19,11 @@ from torch import nn
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.sensitivity import Sequence, sequence
 from vlmexport.calibrate.statistics import F32
-from vlmexport.checkpoint import LanguageSpec, Tokenizer
+from vlmexport.checkpoint import Tokenizer
 from vlmexport.model import VLM
 
 SAMPLES = 24
 """Samples of a calibration set that are run: each position adds one to the rank."""
-
-MEMORY = 2 * 2**30
-"""Bytes of matrices that are held at a time."""
 
 
 @dataclass(frozen=True)
@@ -52,39 +49,26 @@ def measure(
     folder: Path,
     image_weight: float,
     advance: Callable[[], None] = lambda: None,
-    memory: int = MEMORY,
 ) -> Hessians:
-    """Run the samples through the decoder, once for every few layers, and write the matrices to a folder.
+    """Run the samples through the decoder layer by layer, and write the matrices to a folder, a file a layer.
 
     Args:
         image_weight: what an image position weighs against one of text.
-        advance: called once a sample.
-        memory: bytes of matrices to hold at a time; at least those of one layer are.
+        advance: called once a sample, and once a layer.
     """
-    sequences = []
+    sequences, states = [], []
     for sample in samples:
         sequences.append(sequence(vlm, tokenizer, sample))
+        states.append(_before_layers(vlm.language, sequences[-1]))
         advance()
-    layers: Any = vlm.language.get_submodule("model.layers")
-    step, found = max(1, memory * len(layers) // file_bytes(vlm.spec.language)), Hessians()
-    for first in range(0, len(layers), step):
-        file = folder / f"hessians-{first}.safetensors"
-        watched = {
-            f"language.model.layers.{index}.{name}": module
-            for index in range(first, min(first + step, len(layers)))
-            for name, module in layers[index].named_modules()
-            if isinstance(module, nn.Linear)
-        }
-        inputs = _run(vlm.language, watched, sequences, image_weight)
+    found = Hessians()
+    for index, layer in enumerate(_layers(vlm.language)):
+        inputs = _run(layer, f"language.model.layers.{index}", sequences, states, image_weight)
+        file = folder / f"hessians-{index}.safetensors"
         save_file(inputs.sums, file)
         found.places.update({path: (file, key) for path, key in inputs.shared.items()})
+        advance()
     return found
-
-
-def file_bytes(spec: LanguageSpec) -> int:
-    """Bytes of the files that ``measure`` writes, to a percent: four inputs a layer are read by linear layers."""
-    columns = (spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
-    return spec.num_layers * sum(4 * size * size for size in columns)
 
 
 class _Inputs:
@@ -115,14 +99,54 @@ class _Inputs:
         return add
 
 
-def _run(language: Any, layers: dict[str, nn.Linear], sequences: list[Sequence], image_weight: float) -> _Inputs:
-    inputs = _Inputs(image_weight)
-    handles = [layer.register_forward_pre_hook(inputs.hook(path)) for path, layer in layers.items()]
+@dataclass
+class _State:
+    """What the next layer is given: f32 [1, tokens, hidden], and the mask, positions and so on that all share."""
+
+    hidden: torch.Tensor
+    others: dict[str, Any]
+
+
+class _Stop(Exception):
+    """Ends a forward pass before the first layer."""
+
+
+def _layers(language: Any) -> Any:
+    return language.get_submodule("model.layers")
+
+
+def _before_layers(language: Any, tokens: Sequence) -> _State:
+    """The state of a sequence that no layer has seen."""
+    states = []
+
+    def keep(_: nn.Module, inputs: tuple[Any, ...], others: dict[str, Any]) -> None:
+        states.append(_State(inputs[0], others))
+        raise _Stop
+
+    handle = _layers(language)[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with torch.no_grad():
-            for tokens in sequences:
+            language(inputs_embeds=tokens.embeds, use_cache=False, logits_to_keep=1)
+    except _Stop:
+        return states[0]
+    finally:
+        handle.remove()
+    raise AssertionError
+
+
+def _run(layer: nn.Module, path: str, sequences: list[Sequence], states: list[_State], image_weight: float) -> _Inputs:
+    """Take all states through a layer, in place."""
+    inputs = _Inputs(image_weight)
+    handles = [
+        module.register_forward_pre_hook(inputs.hook(f"{path}.{name}"))
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            for tokens, state in zip(sequences, states, strict=True):
                 inputs.is_text = tokens.is_text
-                language(inputs_embeds=tokens.embeds, use_cache=False, logits_to_keep=1)
+                state.hidden = layer(state.hidden, **state.others)
     finally:
         for handle in handles:
             handle.remove()

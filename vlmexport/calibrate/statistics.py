@@ -174,8 +174,9 @@ def _hashes(rows: F32) -> U32:
     columns = np.unique(np.linspace(0, rows.shape[1] - 1, 64).astype(int))
     bits = np.ascontiguousarray(rows[:, columns]).view(np.uint32)
     mixed = (bits ^ bits >> np.uint32(15)) * _ODD[: len(columns)]
-    found: U32 = mixed.sum(1, dtype=np.uint32)
-    return (found ^ found >> np.uint32(13)) * _ODD[0]
+    total = mixed.sum(1, dtype=np.uint32)
+    found: U32 = (total ^ total >> np.uint32(13)) * _ODD[0]
+    return found
 
 
 def _fewest(rows: tuple[F32, F32], keys: tuple[U32, U32]) -> tuple[F32, U32]:

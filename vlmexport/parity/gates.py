@@ -42,6 +42,12 @@ def bounds_of(gates: Gates, stage: str) -> dict[str, float]:
     return found
 
 
+def holds(gates: Gates, stage: str, metrics: dict[str, float]) -> bool:
+    """Whether measurements of one stage, taken before there is a bundle, pass its gates."""
+    return all(_one(stage, "local", metric, bound, StageResult(stage=stage, mode="local", metrics=metrics)).passed
+               for metric, bound in bounds_of(gates, stage).items())  # fmt: skip
+
+
 def _one(stage: str, mode: Mode, metric: str, bound: float, result: StageResult) -> GateResult:
     value = None if result.error else _judged(metric, bound, result.metrics)
     at_least = metric in AT_LEAST

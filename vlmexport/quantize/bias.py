@@ -44,9 +44,10 @@ def correct(product: Product, mean: F64, scheme: Scheme) -> bool:
     old = bias.const_value if bias is not None else None
     if bias is None or old is None or weight is None or product.node.op_type != "MatMul":
         return False
+    make = _corrected(old, weight, mean, scheme)
     bias.const_value = ir.LazyTensor(
-        _corrected(old, weight, mean, scheme), ir.DataType.FLOAT, old.shape, name=bias.name
-    )  # type: ignore[arg-type]
+        make, ir.DataType.FLOAT, ir.Shape([product.shape[product.output_axis]]), name=bias.name
+    )
     return True
 
 

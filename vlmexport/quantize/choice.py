@@ -26,8 +26,8 @@ class Choice:
     """One way to take an input.
 
     ``scales`` f64 [columns] divide it, None leaves it alone; ``ratio`` is the predicted signal to noise ratio in dB.
-    ``saturates`` is the part of the pairs of products that AVX2 would cut off with all levels, where ``scheme`` has half
-    of them for that.
+    ``saturates`` is the part of the pairs of products that AVX2 would cut off with all levels, where ``scheme`` has
+    half of them for that.
     """
 
     span: Range
@@ -66,8 +66,9 @@ def choose_for_avx2(
 def _lost(choice: Choice, weights: list[F32], layer: LayerStatistics) -> tuple[float, float]:
     """Part of the pairs, and squared error per row, that saturation takes; of the first term."""
     scales = np.ones(layer.columns) if choice.scales is None else choice.scales
-    rows, columns = layer.rows / scales.astype(np.float32), scales.astype(np.float32)[:, None]
-    found = [lost(rows, weight * columns, choice.span, choice.scheme) for weight in weights]
+    divisor = scales.astype(np.float32)
+    rows: F32 = (layer.rows / divisor).astype(np.float32)
+    found = [lost(rows, weight * divisor[:, None], choice.span, choice.scheme) for weight in weights]
     return max(share for share, _ in found), sum(error for _, error in found)
 
 

@@ -14,7 +14,7 @@ from vlmexport.quantize.ranges import Range
 from vlmexport.quantize.schemes import Scheme
 
 Loss = Callable[[F64, F64, F64, F64, Scheme], F64]
-"""values f64 [n], how often each occurs f64 [n], lows f64 [ranges] ≤ 0, highs f64 [ranges] ≥ 0, scheme → f64 [ranges]."""
+"""values f64 [n], how often each occurs f64 [n], lows and highs f64 [ranges] around zero, scheme → f64 [ranges]."""
 
 OUTSIDE = 1e-4
 """Part of the values that ``percentile`` clips, half of it on each side."""

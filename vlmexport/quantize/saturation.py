@@ -55,5 +55,5 @@ def _excess(levels: I16, weight: I16, over: npt.NDArray[np.int32]) -> int:
                 total = a * np.int32(weight[k, n]) + b * np.int32(weight[k + 1, n])
                 cut = max(total - LIMIT, np.int32(0)) + min(total + LIMIT + np.int32(1), np.int32(0))
                 over[r, n] += cut
-                pairs += np.int32(cut != 0)
+                pairs += int(cut != 0)
     return pairs

@@ -1,0 +1,76 @@
+"""Float fallback by measurement, on the demo: the layers that int8 ruins are found, and no others go back to float."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vlmexport.artifact.int8 import Decisions
+from vlmexport.calibrate import Sample, calibration_samples
+from vlmexport.calibrate.collect import collect
+from vlmexport.checkpoint import Tokenizer
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.model import VLM, load
+from vlmexport.parity.fallback import Fallback
+from vlmexport.parity.simulated import int8_layers
+from vlmexport.quantize.choice import Choice
+from vlmexport.quantize.observers import activation_range
+from vlmexport.quantize.ranges import Range
+from vlmexport.quantize.schemes import find_scheme
+from vlmexport.recipe import Gates
+
+SCHEME = find_scheme("fbgemm")
+GATES = Gates(tokens_cosine=0.99, logits_kld=0.05)
+RUINED = {"vision": "vision.encoder.layers.1.mlp.fc2", "language": "language.model.layers.2.self_attn.o_proj"}
+
+Opened = tuple[VLM, Tokenizer, list[Sample], dict[str, Choice]]
+
+
+@pytest.fixture(scope="module")
+def opened() -> Opened:
+    """The demo, a few samples, and int8 with ranges of these samples for every layer."""
+    checkpoint = open_model("demo")
+    vlm, samples = load(checkpoint), calibration_samples(6)
+    found = collect(vlm, checkpoint.tokenizer, samples)
+    choices = {
+        path: Choice(activation_range(layer, "mse", SCHEME), None, 1, 0.0, SCHEME)
+        for path, layer in found.layers.items()
+        if "down_proj" not in path and "patch_embedding" not in path
+    }
+    return vlm, checkpoint.tokenizer, samples, choices
+
+
+def of(component: str, choices: dict[str, Choice]) -> dict[str, Choice]:
+    return {path: choice for path, choice in choices.items() if path.startswith(f"{component}.")}
+
+
+@pytest.mark.parametrize("component", ["vision", "language"])
+def test_a_ruined_layer_goes_back_alone(component: str, opened: Opened) -> None:
+    vlm, tokenizer, samples, choices = opened
+    mine = of(component, choices)
+    fallback = Fallback(lambda: (vlm, tokenizer), samples, GATES, SCHEME)
+    assert fallback(Decisions(mine)) == {}
+    assert fallback.losses == {}  # nothing was ranked: all of it passes
+    wide = mine[RUINED[component]].span
+    mine[RUINED[component]] = Choice(Range(500 * wide.low, 500 * wide.high), None, 1, 0.0, SCHEME)
+    sent_back = fallback(Decisions(mine))
+    assert list(sent_back) == [RUINED[component]]
+    assert "measured" in sent_back[RUINED[component]]
+    assert max(fallback.losses, key=lambda path: fallback.losses[path]) == RUINED[component]
+
+
+def test_the_model_is_as_it_was_afterwards(opened: Opened) -> None:
+    vlm, _, samples, choices = opened
+    pixels = vlm.pixels(samples[0].image())
+    before = vlm.features(pixels)
+    with int8_layers(vlm, choices, SCHEME, list(of("vision", choices))):
+        within = vlm.features(pixels)
+    assert not torch.equal(before, within)
+    assert torch.equal(before, vlm.features(pixels))
+
+
+def test_nothing_is_opened_for_a_graph_without_int8_layers() -> None:
+    def never() -> tuple[VLM, Tokenizer]:
+        raise AssertionError
+
+    assert Fallback(never, [], GATES, SCHEME)(Decisions()) == {}

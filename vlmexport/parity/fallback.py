@@ -1,0 +1,140 @@
+"""Float fallback by measurement: the fewest layers that must stay in float for the recipe's gates to hold.
+
+Where all layers in int8 pass, none. Else groups of layers that read one value are ranked by the loss that each causes
+alone, visual tokens' NMSE or the answer's KL divergence, and as many of the worst as it takes go back to float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from vlmexport.artifact.int8 import Decisions
+from vlmexport.calibrate import Sample
+from vlmexport.calibrate.sensitivity import Sequence as Decoded
+from vlmexport.calibrate.sensitivity import sequence
+from vlmexport.checkpoint import Tokenizer
+from vlmexport.model import VLM
+from vlmexport.parity.gates import holds
+from vlmexport.parity.metrics import F32, ArrayMeasure, LogitsMeasure
+from vlmexport.parity.simulated import int8_layers
+from vlmexport.quantize.schemes import Scheme
+from vlmexport.recipe import Gates
+
+SAMPLES = 24
+"""Calibration samples that are run; the verdict of ``check`` is on others."""
+
+Advance = Callable[[], None]
+
+
+class Fallback:
+    """Callable with a graph's decisions; gives the layers that must stay in float, and why.
+
+    Args:
+        open_model: the float model and its tokenizer; called when something is to be measured.
+        advance: called once for every pass over the samples.
+    """
+
+    def __init__(
+        self,
+        open_model: Callable[[], tuple[VLM, Tokenizer]],
+        samples: Sequence[Sample],
+        gates: Gates,
+        scheme: Scheme,
+        advance: Advance = lambda: None,
+    ) -> None:
+        self._open, self._samples, self._gates, self._scheme = open_model, samples[:SAMPLES], gates, scheme
+        self._advance = advance
+        self._model: tuple[VLM, Tokenizer] | None = None
+        self.losses: dict[str, float] = {}
+        """Loss that a group causes alone, by its first layer's path; of graphs where some stayed in float."""
+
+    def __call__(self, decisions: Decisions) -> Mapping[str, str]:
+        """Layers by path."""
+        members = _groups(decisions)
+        if not members:
+            return {}
+        stage = _Decoder if members[0][0].startswith("language.") else _Vision
+        vlm, tokenizer = self._opened()
+        measured = stage(vlm, tokenizer, self._samples)
+
+        def loss(groups: Sequence[Sequence[str]]) -> tuple[float, bool]:
+            """With the groups in int8, and whether the gates hold."""
+            with int8_layers(vlm, decisions.choices, self._scheme, [path for group in groups for path in group]):
+                metrics = measured.metrics()
+            self._advance()
+            return metrics[stage.loss], holds(self._gates, stage.name, metrics)
+
+        if loss(members)[1]:
+            return {}
+        alone = {group[0]: loss([group])[0] for group in members}
+        self.losses |= alone
+        ranked = sorted(members, key=lambda group: -alone[group[0]])
+        few, many = 0, len(ranked)  # so many in float fail, and serve
+        while many - few > 1:
+            middle = (few + many) // 2
+            few, many = (few, middle) if loss(ranked[middle:])[1] else (middle, many)
+        why = "measured: int8 alone costs {:.2g} " + stage.loss
+        return {path: why.format(alone[group[0]]) for group in ranked[:many] for path in group}
+
+    def _opened(self) -> tuple[VLM, Tokenizer]:
+        if self._model is None:
+            self._model = self._open()
+        return self._model
+
+
+def _groups(decisions: Decisions) -> list[list[str]]:
+    """Paths of int8 layers; those that read one value together."""
+    found = [[member.path for member in group.members if member.path in decisions.choices]
+             for group in decisions.groups]  # fmt: skip
+    together = {path for group in found for path in group}
+    return [group for group in found if group] + [[path] for path in decisions.choices if path not in together]
+
+
+class _Vision:
+    """Visual tokens of the samples' images."""
+
+    name, loss = "tokens", "nmse"
+
+    def __init__(self, vlm: VLM, _: Tokenizer, samples: Sequence[Sample]) -> None:
+        self._vlm = vlm
+        images = {sample.image_id: sample for sample in samples}
+        self._pixels = [vlm.pixels(sample.image()) for sample in images.values()]
+        self._expected = self._run()
+
+    def _run(self) -> list[F32]:
+        with torch.inference_mode():
+            return [self._vlm.tokens(self._vlm.features(pixels)).numpy() for pixels in self._pixels]
+
+    def metrics(self) -> dict[str, float]:
+        """Against the float model."""
+        measure = ArrayMeasure()
+        for expected, found in zip(self._expected, self._run(), strict=True):
+            measure.add(expected, found)
+        return measure.metrics()
+
+
+class _Decoder:
+    """Logits where the samples' answers are decided, after the float model's visual tokens."""
+
+    name, loss = "logits", "kld"
+
+    def __init__(self, vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample]) -> None:
+        self._language = vlm.language
+        self._sequences: list[Decoded] = [sequence(vlm, tokenizer, sample) for sample in samples]
+        self._expected = self._run()
+
+    def _run(self) -> list[F32]:
+        with torch.inference_mode():
+            return [
+                self._language(inputs_embeds=s.embeds, use_cache=False, logits_to_keep=s.decided).logits.numpy()
+                for s in self._sequences
+            ]
+
+    def metrics(self) -> dict[str, float]:
+        """Against the float model."""
+        measure = LogitsMeasure()
+        for expected, found in zip(self._expected, self._run(), strict=True):
+            measure.add(expected, found, [int(token) for token in expected[0].argmax(-1)])
+        return measure.metrics()
