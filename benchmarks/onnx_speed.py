@@ -37,18 +37,20 @@ def make(checkpoint: Path, work: Path) -> None:
     work.mkdir(parents=True, exist_ok=True)
     tool = [sys.executable, "-m", "vlmexport"]
     onnx = ["onnx", str(checkpoint), "--decoder", "int4"]
+    nearest = {"VLMEXPORT_ONNX_ROUNDING": "nearest"}  # levels chosen otherwise are as fast
     jobs: dict[str, tuple[list[str], dict[str, str]]] = {
-        "int8": ([*onnx, "--samples", "8"], {"VLMEXPORT_ONNX_BLOCK": str(BLOCKS[0])}),
+        "int8": ([*onnx, "--samples", "8"], nearest | {"VLMEXPORT_ONNX_BLOCK": str(BLOCKS[0])}),
         "gguf": (["gguf", str(checkpoint), "--type", "q4_0", "--imatrix", "none"], {}),
     }
     for block in BLOCKS[1:]:
         jobs[f"block-{block}"] = ([*onnx, "--precision", "fp32"], {"VLMEXPORT_ONNX_BLOCK": str(block)})
+    jobs["plain"] = ([*onnx, "--precision", "fp32"], {"VLMEXPORT_ONNX_FUSE": "false"})  # what the peer's tool expects
     for name, (command, settings) in jobs.items():
         if not (work / name).exists():
             subprocess.run([*tool, *command, "-o", str(work / name)], check=True, env=os.environ | settings)
     if not (work / "static" / "model.onnx").exists():
         (work / "static").mkdir(exist_ok=True)  # the tool leaves hundreds of files beside it
-        static(work / f"block-{BLOCKS[1]}" / "onnx" / "vision_encoder.onnx", work / "static" / "model.onnx")
+        static(work / "plain" / "onnx" / "vision_encoder.onnx", work / "static" / "model.onnx")
     if not (work / "genai").exists():
         builder(llama_folder(checkpoint, work / "llama"), work / "genai")
 
