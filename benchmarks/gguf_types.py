@@ -37,8 +37,9 @@ from llama_cpp import Llama, llama_cpp
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.calibrate import Sample, heldout_samples
 from vlmexport.checkpoint.tokenizer import Prompt
-from vlmexport.parity.metrics import LogitsMeasure, paired_drop
-from vlmexport.parity.side import MAX_NEW_TOKENS, QuestionValues
+from vlmexport.parity.expected import MAX_NEW_TOKENS, QuestionValues
+from vlmexport.parity.intervals import paired_drop
+from vlmexport.parity.metrics import LogitsMeasure
 from vlmexport.pipeline import export, open_whole
 from vlmexport.quantize.gguf_mix import find_mix
 from vlmexport.recipe import Recipe, gguf_recipe, resolve
@@ -97,7 +98,7 @@ def asked(bundle: Path, questions: Iterable[Question]) -> dict[str, Any]:
                 ids = [token.id for token in decoder.generate(prompt, question.tokens, MAX_NEW_TOKENS)]
                 text = decoder.decode(ids)
             rows.append((question.sample.answer, expected.text, text))
-    drop, interval = paired_drop(
+    drop, low, high = paired_drop(
         [float_ == right for right, float_, _ in rows], [own == right for right, _, own in rows]
     )
     return measure.metrics() | {
@@ -105,7 +106,7 @@ def asked(bundle: Path, questions: Iterable[Question]) -> dict[str, Any]:
         "equal": float(np.mean([own == float_ for _, float_, own in rows])),
         "accuracy": float(np.mean([own == right for right, _, own in rows])),
         "drop": drop,
-        "drop_ci95": interval,
+        "drop_ci95": (high - low) / 2,
         "bytes": (bundle / manifest.details["language"]).stat().st_size,
         "kld_each": [float(f"{value:.3g}") for value in np.concatenate(measure.kld)],
     }

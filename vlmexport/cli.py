@@ -242,10 +242,28 @@ def check(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
     reference: Annotated[str | None, typer.Option(help="The float model, where it moved.", show_default=False)] = None,
     vision_tower: Tower = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder of images, questions (JSON Lines), LLaVA's JSON or COCO's.", show_default=False),
+    ] = None,
     samples: Samples = None,
     strict_stock: Annotated[
         bool, typer.Option("--strict-stock", help="Gate on what stock llama.cpp computes, too.")
     ] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="An earlier parity.json: fail on what got worse.", show_default=False)
+    ] = None,
+    slack: Annotated[
+        float | None,
+        typer.Option(help="Share of its losses that may be added, 0.1 by default.", min=0.0, show_default=False),
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Write the float model's values to a file.", show_default=False)
+    ] = None,
+    replay: Annotated[Path | None, typer.Option(help="Take them from there.", show_default=False)] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", show_default=False)] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write Markdown.", show_default=False)] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a report to look at.", show_default=False)] = None,
     dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -253,18 +271,28 @@ def check(
     """Compare a bundle with its float model, stage by stage; exit 1 when a gate fails."""
     from vlmexport.parity.check import DEFAULT_SAMPLES
     from vlmexport.parity.check import check as run_check
+    from vlmexport.report.annotations import workflow_commands
+    from vlmexport.report.destinations import Destinations, step_summary
     from vlmexport.report.terminal import parity
 
-    console = Console(as_json, quiet)
-    result = run_check(
-        bundle,
-        reference=reference,
-        vision_tower=vision_tower,
-        samples=samples or DEFAULT_SAMPLES,
-        console=console,
-        dask=dask,
-        strict_stock=strict_stock,
-    )
+    console, destinations = Console(as_json, quiet), Destinations(junit, markdown, html, step_summary())
+    with destinations.told_errors(bundle.resolve().name):
+        result = run_check(
+            bundle,
+            reference=reference,
+            vision_tower=vision_tower,
+            samples=samples or DEFAULT_SAMPLES,
+            data=data,
+            console=console,
+            dask=dask,
+            strict_stock=strict_stock,
+            record=record,
+            replay=replay,
+            baseline=baseline,
+            slack=slack,
+        )
+    destinations.write(result, bundle)
+    console.stream(workflow_commands(result))
     console.result(parity(result), result.model_dump(mode="json"))
     raise typer.Exit(0 if result.passed else 1)
 

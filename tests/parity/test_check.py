@@ -17,7 +17,7 @@ from tests.checkpoints import TOWER, random_state, tiny_spec, write_checkpoint
 from vlmexport.artifact.bundle import read_manifest, source_of, write_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import open_checkpoint
-from vlmexport.errors import CheckpointError, NotEnoughData, ParityFailed
+from vlmexport.errors import CheckpointError, NotEnoughData, ParityFailed, UsageError
 from vlmexport.parity import ParityResult, check
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
@@ -134,3 +134,44 @@ def test_too_few_samples_give_no_verdict(bundle: Path) -> None:
     with pytest.raises(NotEnoughData, match="too few") as caught:
         check(bundle, samples=samples(19))
     assert caught.value.exit_code == 5
+
+
+@pytest.mark.slow
+def test_a_baseline_is_of_the_same_comparison(bundle: Path, tmp_path: Path) -> None:
+    first = check(bundle, samples=samples())
+    path = Path(shutil.copy(bundle / "parity.json", tmp_path / "baseline.json"))
+    again = check(bundle, samples=samples(), baseline=path)
+    assert again.passed
+    assert again.baseline is not None
+    assert {(change.stage, change.metric) for change in again.baseline.changes} >= {
+        ("tokens", "nmse"),
+        ("answer", "equal"),
+    }
+    better = first.model_dump(mode="json")
+    for stage in better["stages"]:
+        if stage["stage"] == "tokens":
+            stage["metrics"] |= {"top1": 1.0}  # which tokens no longer have
+    path.write_text(json.dumps(better))
+    worse = check(bundle, samples=samples(), baseline=path)
+    assert (worse.passed, worse.broken_stage) == (False, "tokens")
+    assert all(gate.passed for gate in worse.gates)
+    with pytest.raises(UsageError, match="other samples \\(20 of them\\)"):
+        check(bundle, samples=samples(21), baseline=path)
+
+
+@pytest.mark.slow
+def test_data_of_ones_own(bundle: Path, tmp_path: Path) -> None:
+    for i in range(5):
+        samples()[i].image().save(tmp_path / f"{i}.png")
+    asked = [
+        {"image": f"{i % 5}.png", "question": f"what is {i}?", "answer": "yes" if i % 2 else "a chat"}
+        for i in range(22)
+    ]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    result = check(bundle, data=tmp_path)
+    assert result.passed, [gate for gate in result.gates if not gate.passed]
+    assert (result.samples, result.images, result.data) == (22, 5, tmp_path.name)
+    assert {"accuracy", "reference_f1", "f1", "task_drop_low"} <= result.stages[-1].metrics.keys()
+    assert {answer.task for answer in result.answers} == {"exact", "yes_no"}
+    with pytest.raises(NotEnoughData, match="19 samples are too few"):
+        check(bundle, data=tmp_path, samples=19)

@@ -61,7 +61,7 @@ def test_accuracy_is_judged_where_an_answer_is_known_and_only_there() -> None:
     stages = measured()
     for stage in stages:
         if stage.stage == "answer":
-            stage.metrics |= {"accuracy": 0.9, "task_drop": 0.05, "task_drop_ci95": 0.01}
+            stage.metrics |= {"accuracy": 0.9, "task_drop": 0.05, "task_drop_low": 0.04, "task_drop_high": 0.06}
     assert [gate.metric for gate in judge(gates, stages) if not gate.passed] == ["task_drop", "task_drop"]
 
 
@@ -71,5 +71,6 @@ def test_a_loss_of_accuracy_is_judged_as_measured_where_the_data_resolve_the_bou
         stages = measured()
         for stage in stages:
             if stage.stage == "answer":
-                stage.metrics |= {"accuracy": 0.9, "task_drop": 0.025, "task_drop_ci95": half}
+                stage.metrics |= {"accuracy": 0.9, "task_drop": 0.025}
+                stage.metrics |= {"task_drop_low": 0.025 - half, "task_drop_high": 0.025 + half}
         assert all(gate.passed for gate in judge(gates, stages) if gate.metric == "task_drop") is passed

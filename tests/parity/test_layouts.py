@@ -38,6 +38,7 @@ from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import Unsupported
 from vlmexport.model import load
 from vlmexport.parity.compare import Comparison
+from vlmexport.parity.expected import Live
 from vlmexport.parity.gates import judge
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
@@ -133,7 +134,7 @@ def assert_parity(recipe_name: str, write: Write, folder: Path) -> None:
     manifest = read_manifest(bundle)
     checkpoint = open_model(manifest.source.path, manifest.source.vision_tower)
     with closing(open_runtime(bundle, manifest)) as runtime:
-        comparison = Comparison(ReferenceRuntime(checkpoint), runtime)
+        comparison = Comparison(Live(ReferenceRuntime(checkpoint)), runtime)
         comparison.run(samples())
         template = checkpoint.spec.prompt
         for question in ("what is <im_patch> Ü?", " two  spaces"):

@@ -12,7 +12,6 @@ from vlmexport.parity.metrics import (
     ShapeDiffersError,
     cosine,
     kl_divergence,
-    paired_drop,
 )
 
 whole = st.integers(-100, 100)
@@ -81,9 +80,3 @@ def test_logits_are_judged_where_the_answer_is_decoded() -> None:
     assert metrics["kld"] == 0
     assert metrics["top1"] == 1
     assert metrics["max_abs"] == 9
-
-
-def test_paired_drop() -> None:
-    drop, half = paired_drop([True] * 10, [True] * 9 + [False])
-    assert drop == pytest.approx(0.1)
-    assert 0 < half < 0.25

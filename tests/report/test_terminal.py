@@ -4,42 +4,20 @@ import io
 
 from rich.console import Console
 
-from vlmexport.parity.result import Answer, GateResult, ParityResult, StageResult
+from tests.report.results import measured, result
+from vlmexport.parity.baseline import compared
+from vlmexport.parity.result import ParityResult
 from vlmexport.report.terminal import parity
 
 
-def result(passed: bool) -> ParityResult:
-    cosine = 0.99995 if passed else 0.7
-    return ParityResult(
-        bundle="demo-x86", kind="onnx", recipe="onnx-x86", reference="demo (torch)", runtime="onnxruntime",
-        notes=["run with the kernels of another machine"], samples=20, images=5,
-        stages=[
-            StageResult(stage="features", mode="local", metrics={"cosine": cosine, "finite": 1}),
-            StageResult(stage="tokens", mode="local", metrics={}, error="did not run"),
-        ],
-        gates=[
-            GateResult(
-                stage="features", mode="local", metric="cosine", value=cosine, bound=0.99, at_least=True, passed=passed
-            )
-        ],
-        answers=[
-            Answer(
-                sample="1", question="What is this?", expected="cat", reference="cat", bundle="dog", equal=False,
-                first_difference=0, margin=0.25,
-            )
-        ],
-        passed=passed, broken_stage=None if passed else "features", seconds=1.0,
-    )  # fmt: skip
-
-
-def shown(passed: bool) -> str:
+def shown(found: ParityResult) -> str:
     out = io.StringIO()
-    Console(file=out, width=160).print(parity(result(passed)))
+    Console(file=out, width=160).print(parity(found))
     return out.getvalue()
 
 
 def test_a_failure_says_where_and_by_how_much() -> None:
-    text = shown(False)
+    text = shown(result(False))
     assert "FAIL at features" in text
     assert "features (local): cosine is 0.7, the gate is ≥ 0.99" in text
     assert "did not run" in text
@@ -47,7 +25,15 @@ def test_a_failure_says_where_and_by_how_much() -> None:
 
 
 def test_a_pass() -> None:
-    text = shown(True)
+    text = shown(result(True))
     assert "PASS  demo-x86" in text
     assert "the gate is" not in text
     assert "run with the kernels of another machine" in text
+
+
+def test_the_baseline_stands_beside() -> None:
+    now = compared(result(True), result(True, stages=measured(features={"cosine": 0.99999})), slack=0.1)
+    text = shown(now)
+    assert "FAIL at features" in text
+    assert "features (local): cosine is 0.99995, the baseline's 0.99999 allows ≥ 0.99998" in text
+    assert [cell.strip() for cell in text.splitlines()[4].split("│")][3:5] == ["cosine 0.99995", "cosine 0.99999"]

@@ -59,6 +59,7 @@ class Calibrated(_Model):
 
     samples: list[str] = Field(description="Ids; a check never uses them for its verdict.")
     sha256: str = Field(description="Of the statistics.")
+    images: list[str] = Field(default_factory=list, description="SHA-256 of the image files, which no check uses.")
 
 
 class Manifest(_Model):
@@ -112,7 +113,10 @@ def calibration_of(statistics: Statistics | None) -> Calibrated | None:
     """What a bundle was calibrated with."""
     if statistics is None:
         return None
-    return Calibrated(samples=list(statistics.samples), sha256=statistics.sha256())
+    from vlmexport.calibrate.samples import calibration_hashes
+
+    hashes = calibration_hashes(statistics.samples)
+    return Calibrated(samples=list(statistics.samples), sha256=statistics.sha256(), images=hashes)
 
 
 def tool_versions(*packages: str) -> dict[str, str]:

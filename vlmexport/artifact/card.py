@@ -12,7 +12,7 @@ _COLUMNS = {
     "features": ("cosine", "cosine_p1", "sqnr_db"),
     "tokens": ("cosine", "cosine_p1", "sqnr_db"),
     "logits": ("kld", "top1", "max_abs"),
-    "answer": ("equal", "accuracy", "reference_accuracy"),
+    "answer": ("equal", "accuracy", "reference_accuracy", "cider_d", "reference_cider_d"),
 }
 _RUN = {
     "onnx": "Files are laid out for transformers.js and onnxruntime-genai; "
@@ -88,18 +88,26 @@ def _stock(stock: dict[str, Any] | None) -> list[str]:
 
 
 def _budget(budget: dict[str, Any]) -> list[str]:
-    """What each tensor got, the dearest first, with what the next smaller and the next larger type would have cost."""
+    """What each tensor got, with what the next smaller and the next larger type would have cost."""
     lines = [
         f"{budget['tensor_bytes']:,} bytes of tensors; predicted KL divergence {number(budget['predicted_kld'])} nats.",
         "",
         "| tensor | type | bytes | predicted loss | one type smaller | one type larger |",
         "|---|---|---:|---:|---|---|",
     ]
+    for tensor, kind, size, loss, smaller, larger in budget_rows(budget):
+        lines.append(f"| `{tensor}` | {kind} | {size:,} | {loss} | {smaller} | {larger} |")
+    return lines
+
+
+def budget_rows(budget: dict[str, Any]) -> list[tuple[str, str, int, str, str, str]]:
+    """Tensor, type, bytes, predicted loss, and the losses of one type smaller and one larger; the dearest first."""
+    found = []
     for row in sorted(budget["tensors"], key=lambda row: -row["tried"][row["type"]][1]):
         tried = sorted(row["tried"].items(), key=lambda item: item[1][0])
         place = [kind for kind, _ in tried].index(row["type"])
         beside = [tried[place - 1] if place else None, tried[place + 1] if place + 1 < len(tried) else None]
-        shown = [f"{one[0]}: {number(one[1][1])}" if one else "" for one in beside]
+        smaller, larger = (f"{one[0]}: {number(one[1][1])}" if one else "" for one in beside)
         loss = number(row["tried"][row["type"]][1])
-        lines.append(f"| `{row['tensor']}` | {row['type']} | {row['bytes']:,} | {loss} | {shown[0]} | {shown[1]} |")
-    return lines
+        found.append((row["tensor"], row["type"], row["bytes"], loss, smaller, larger))
+    return found

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
@@ -17,10 +17,18 @@ from vlmexport.demo.paint import paint
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.model.pixels import read_image
 
+Task = Literal["exact", "vqa", "yes_no", "caption"]
+"""How an answer is scored."""
+
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with one question; ``answer`` is the expected text where it is known."""
+    """One image with one question.
+
+    Attributes:
+        answer: the text that is right, where one is known; ``other_answers`` are right as well.
+        file: that the image is read from; None where it is made.
+    """
 
     id: str
     image_id: str
@@ -28,6 +36,14 @@ class Sample:
     load: Callable[[], Image.Image] = field(repr=False)
     answer: str | None = None
     kind: str | None = None
+    other_answers: tuple[str, ...] = ()
+    task: Task = "exact"
+    file: Path | None = None
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """All that are right."""
+        return () if self.answer is None else (self.answer, *self.other_answers)
 
     def image(self) -> Image.Image:
         """The RGB image."""
@@ -61,6 +77,13 @@ def calibration_samples(limit: int | None = None) -> list[Sample]:
         load = partial(_read_checked, folder / entry["file"], entry["sha256"])
         samples.append(Sample(f"{entry['file']}#{turn % len(prompts)}", entry["file"], question, load))
     return samples
+
+
+def calibration_hashes(ids: Sequence[str]) -> list[str]:
+    """SHA-256 of the image files of samples of the calibration set; of other samples nothing is known."""
+    names = {name.rpartition("#")[0] for name in ids}
+    manifest = json.loads((calibration_folder() / "manifest.json").read_text(encoding="utf-8"))
+    return sorted(entry["sha256"] for entry in manifest["entries"] if entry["file"] in names)
 
 
 def _read_checked(path: Path, sha256: str) -> Image.Image:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from pathlib import Path
 
-from vlmexport.artifact.bundle import Manifest, fingerprints, read_manifest, verify, write_manifest
-from vlmexport.calibrate import Sample, heldout_samples
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.bundle import Manifest, read_manifest, tool_versions, verify, write_manifest
+from vlmexport.calibrate import Sample
+from vlmexport.checkpoint import VisionSpec
 from vlmexport.console import QUIET, Console
-from vlmexport.errors import CheckpointError, NotEnoughData
-from vlmexport.parity.evaluate import run_samples
+from vlmexport.parity.against import Against
+from vlmexport.parity.baseline import SLACK, compared, read_baseline, refuse_baseline
+from vlmexport.parity.chosen import Chosen, choose
 from vlmexport.parity.gates import broken_stage, judge
 from vlmexport.parity.measured import Measured
-from vlmexport.parity.result import ParityResult, StockResult
+from vlmexport.parity.pictures import pictures
+from vlmexport.parity.result import Inputs, ParityResult, StockResult
 
 RESULT = "parity.json"
-MIN_SAMPLES = 20
+PACKAGES = ("torch", "transformers", "numpy", "pillow", "onnxruntime", "llama-cpp-python")
 DEFAULT_SAMPLES = 250
 STOCK_SAMPLES = 20
 """Samples that are also run without our repairs: enough for a verdict, and a tenth of the time at most."""
@@ -30,34 +33,50 @@ def check(
     reference: str | None = None,
     vision_tower: str | None = None,
     samples: list[Sample] | int = DEFAULT_SAMPLES,
+    data: Path | None = None,
     console: Console = QUIET,
     dask: str | None = None,
     strict_stock: bool = False,
+    record: Path | None = None,
+    replay: Path | None = None,
+    baseline: Path | None = None,
+    slack: float | None = None,
 ) -> ParityResult:
     """Compare a bundle with its float model; writes ``parity.json``, and updates manifest and card.
 
     Args:
         reference: folder, Hub id or ``demo``; the one that the manifest names where it is None.
         vision_tower: the reference's tower, where it carries none and the folder that the manifest names has moved.
-        samples: held-out samples, or how many of the shipped ones.
+        samples: held-out samples, or how many of the shipped ones or of ``data``.
+        data: a folder of images, or a file of questions or captions, in place of the shipped samples.
         dask: where the samples run: a scheduler's address, or ``local:N``; in this process where it is None.
         strict_stock: what the library computes without our repairs must pass the gates too.
+        record: write the float model's values to this file, for checks where the float model is not.
+        replay: take them from there.
+        baseline: an earlier ``parity.json``; what got worse fails.
+        slack: how much worse is none, as a share of the baseline's losses; 0.1 where it is None.
 
     Raises:
         ParityFailed: a file of the bundle is missing or changed. (A gate that fails is a result, not an error.)
         CheckpointError: the reference is another model than the bundle was made from.
         NotEnoughData: fewer than 20 samples.
+        UsageError: baseline or recording are none, or of another comparison; or the data cannot be read.
     """
+    old = read_baseline(baseline) if baseline else None
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
-    chosen = heldout_samples(samples) if isinstance(samples, int) else samples
-    chosen = _unseen(chosen, manifest)
-    if len(chosen) < MIN_SAMPLES:
-        raise NotEnoughData(f"{len(chosen)} held-out samples are too few for a verdict", f"pass at least {MIN_SAMPLES}")
-    checkpoint = _reference(manifest, reference, vision_tower)
-    result = _compare(bundle, manifest, checkpoint, chosen, console, dask)
+    chosen = choose(manifest, samples, data)
+    inputs = _inputs(manifest, chosen.samples)
+    if baseline and old:
+        refuse_baseline(baseline, old, manifest, inputs.samples)
+    against = Against(
+        manifest, inputs, reference=reference, vision_tower=vision_tower, dask=dask, record=record, replay=replay
+    )
+    result = _compare(bundle, manifest, against, chosen, inputs, console)
     if strict_stock:
         result = _strict(result)
+    if old:
+        result = compared(result, old, SLACK if slack is None else slack)
     temporary = bundle / f".{RESULT}.partial"
     temporary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, bundle / RESULT)
@@ -66,28 +85,25 @@ def check(
 
 
 def _compare(
-    bundle: Path, manifest: Manifest, checkpoint: Checkpoint, samples: list[Sample], console: Console, dask: str | None
+    bundle: Path, manifest: Manifest, against: Against, chosen: Chosen, inputs: Inputs, console: Console
 ) -> ParityResult:
-    start = time.monotonic()
+    start, samples = time.monotonic(), chosen.samples
     with console.progress(f"checking {bundle.name}", len(samples)) as advance:
-        if dask is not None:
-            from vlmexport.parity.spread import evaluate
-
-            run = evaluate(bundle, checkpoint, samples, dask, advance, STOCK_SAMPLES)
-        else:
-            run = run_samples(bundle, checkpoint, samples, advance, stock=STOCK_SAMPLES)
-    notes = list(run.notes)
-    if all(sample.answer is None for sample in samples):
+        run = against.run(bundle, samples, advance, STOCK_SAMPLES)
+    notes = [*run.notes, *chosen.notes]
+    if not any(sample.answers for sample in samples):
         notes.append("no sample says which answer is right: accuracy was not judged, equality with the float model was")
     stages = run.measured.stages()
     gates = judge(manifest.recipe.gates, stages)
     return ParityResult(
-        bundle=bundle.name,
+        bundle=bundle.resolve().name,
         kind=manifest.kind,
         recipe=manifest.recipe.name,
-        reference=f"{checkpoint.spec.name} ({run.reference})",
+        target=manifest.recipe.target,
+        reference=f"{manifest.source.name} ({run.reference})",
         runtime=run.runtime,
         notes=notes,
+        data=chosen.data,
         samples=run.measured.samples,
         images=len(run.measured.images),
         stages=stages,
@@ -97,6 +113,19 @@ def _compare(
         broken_stage=broken_stage(gates),
         seconds=time.monotonic() - start,
         stock=_stock(run.stock, manifest),
+        inputs=inputs,
+        versions=tool_versions(*PACKAGES),
+        pictures=pictures(run.measured, samples, VisionSpec(**manifest.source.spec["vision"])),
+    )
+
+
+def _inputs(manifest: Manifest, samples: list[Sample]) -> Inputs:
+    """The hashes of a comparison."""
+    asked = json.dumps([[sample.id, sample.question, sample.answers] for sample in samples])
+    return Inputs(
+        weights=manifest.source.weights,
+        files={file.path: file.sha256 for file in manifest.files},
+        samples=hashlib.sha256(asked.encode()).hexdigest(),
     )
 
 
@@ -118,23 +147,6 @@ def _strict(result: ParityResult) -> ParityResult:
         return result.model_copy(update={"strict_stock": True})
     broken = result.broken_stage or result.stock.broken_stage
     return result.model_copy(update={"strict_stock": True, "passed": False, "broken_stage": broken})
-
-
-def _unseen(samples: list[Sample], manifest: Manifest) -> list[Sample]:
-    """Samples that calibration has not used."""
-    used = set(manifest.calibration.samples if manifest.calibration else ())
-    return [sample for sample in samples if sample.id not in used]
-
-
-def _reference(manifest: Manifest, reference: str | None, vision_tower: str | None) -> Checkpoint:
-    """The float model, when its weights are those that the bundle was made from."""
-    checkpoint = open_model(reference or manifest.source.path, vision_tower or manifest.source.vision_tower)
-    if fingerprints(checkpoint) != manifest.source.weights:
-        raise CheckpointError(
-            f"{checkpoint.path} is not the model that this bundle was made from (its weights differ)",
-            "pass the right one with --reference",
-        )
-    return checkpoint
 
 
 def _summary(result: ParityResult) -> dict[str, object]:

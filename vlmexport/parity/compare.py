@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from vlmexport.calibrate import Sample
+from vlmexport.parity.expected import Expected
 from vlmexport.parity.measured import Measured
-from vlmexport.parity.side import MAX_NEW_TOKENS, ImageValues, QuestionValues, Side
+from vlmexport.parity.side import Side
 from vlmexport.runtime import Runtime
-from vlmexport.runtime.stages import F32, Reference, Repairing
+from vlmexport.runtime.stages import F32, Repairing
 
 
 class Comparison:
     """Reference against bundle.
 
     Args:
+        expected: the float model's values.
         stock: of this many samples, the first ones, also what the bundle's library computes without our repairs,
             chained; where that makes no difference nothing is run twice.
     """
 
-    def __init__(self, reference: Reference, bundle: Runtime, stock: int = 0) -> None:
-        self.reference = reference
+    def __init__(self, expected: Expected, bundle: Runtime, stock: int = 0) -> None:
+        self.expected = expected
         self._bundle, self._first = Side(bundle), stock
         self._stock: Side | None = None
         as_is = bundle.stock() if stock and isinstance(bundle, Repairing) else None
@@ -50,18 +52,13 @@ class Comparison:
             advance()
 
     def _image(self, sample: Sample, sides: list[Side]) -> None:
-        image = sample.image()
-        pixels = self.reference.pixels(image)
-        features = self.reference.features(pixels)
-        expected = ImageValues(pixels, features, self.reference.tokens(features))
+        expected, image = self.expected.image(sample), sample.image()
         self._tokens[sample.image_id] = expected.tokens
         for side in sides:
             side.image(sample.image_id, image, expected)
 
     def _question(self, sample: Sample, sides: list[Side]) -> None:
-        tokens, prompt = self._tokens[sample.image_id], self.reference.prompt(sample.question)
-        greedy, logits = self.reference.answer(prompt, tokens, MAX_NEW_TOKENS)
-        answer, margins = [token.id for token in greedy], [token.margin for token in greedy]
-        expected = QuestionValues(prompt, answer, margins, self.reference.decode(answer), logits)
+        tokens = self._tokens[sample.image_id]
+        expected = self.expected.question(sample, tokens)
         for side in sides:
             side.question(sample, expected, tokens)

@@ -10,6 +10,7 @@ from vlmexport.artifact.bundle import read_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.parity.compare import Comparison
+from vlmexport.parity.expected import Expected, Live
 from vlmexport.parity.measured import Measured
 from vlmexport.runtime.opening import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -41,12 +42,22 @@ def run_samples(
         share: of the available memory that the float model may take, as in ``model.load``.
         stock: samples to run without our repairs too.
     """
-    reference = ReferenceRuntime(checkpoint, share=share)
+    return run_against(bundle, Live(ReferenceRuntime(checkpoint, share=share)), samples, advance, stock)
+
+
+def run_against(
+    bundle: Path,
+    expected: Expected,
+    samples: Sequence[Sample],
+    advance: Callable[[], None] = lambda: None,
+    stock: int = 0,
+) -> Evaluation:
+    """The same with the float model's values from wherever they are."""
     runtime = open_runtime(bundle, read_manifest(bundle))
-    comparison = Comparison(reference, runtime, stock)
+    comparison = Comparison(expected, runtime, stock)
     try:
         comparison.run(samples, advance)
         notes = tuple(runtime.notes)
-        return Evaluation(comparison.measured, reference.name, runtime.name, notes, comparison.stock)
+        return Evaluation(comparison.measured, expected.name, runtime.name, notes, comparison.stock)
     finally:
         runtime.close()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vlmexport.parity.result import MODES, GateResult, Mode, StageResult
 from vlmexport.recipe import Gates
 from vlmexport.runtime import STAGES
 
-AT_LEAST = {"cosine", "cosine_p1", "sqnr_db", "top1", "equal", "finite"}
+AT_LEAST = {"cosine", "cosine_p1", "sqnr_db", "top1", "equal", "accuracy", "finite"}
 
 
 def judge(gates: Gates, stages: list[StageResult]) -> list[GateResult]:
@@ -25,7 +27,7 @@ def judge(gates: Gates, stages: list[StageResult]) -> list[GateResult]:
 
 def _answers_unknown(result: StageResult) -> bool:
     """Whether answers were compared, but no sample says which one is right: then there is no task to judge."""
-    return "equal" in result.metrics and "accuracy" not in result.metrics
+    return "equal" in result.metrics and "task_drop" not in result.metrics
 
 
 def _without_task(bounds: dict[str, float]) -> dict[str, float]:
@@ -60,12 +62,13 @@ def _judged(metric: str, bound: float, metrics: dict[str, float]) -> float | Non
 
     One answer of forty is 2.5 points and says nothing about a bound of 2; of a thousand, 25 answers do.
     """
-    if metric == "task_drop" and metrics.get("task_drop_ci95", 0.0) > bound:
-        return metrics[metric] - metrics["task_drop_ci95"]
+    if metric == "task_drop" and metric in metrics:
+        low, high = metrics["task_drop_low"], metrics["task_drop_high"]
+        return low if (high - low) / 2 > bound else metrics[metric]
     return metrics.get(metric)
 
 
-def broken_stage(gates: list[GateResult]) -> str | None:
+def broken_stage(gates: Sequence[GateResult]) -> str | None:
     """The stage to look at: the first whose local measurement fails, else the first that fails at all."""
     for mode in MODES:
         for gate in gates:

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
-from vlmexport.parity.metrics import ArrayMeasure, LogitsMeasure, paired_drop
+from vlmexport.parity.metrics import F64, ArrayMeasure, LogitsMeasure
 from vlmexport.parity.result import MODES, Answer, Mode, StageResult
+from vlmexport.parity.tasks import answer_metrics
 
 _IMAGE_STAGES = ("pixels", "features", "tokens")
 
 
 @dataclass
 class Measured:
-    """Measures, answers and errors by stage and mode, over ``samples`` samples of ``images``."""
+    """Measures, answers and errors by stage and mode, over ``samples`` samples of ``images``.
+
+    Attributes:
+        images: image → stage → cosine of each of its rows, chained.
+        seconds: of each run of a stage by itself.
+    """
 
     arrays: dict[tuple[str, Mode], ArrayMeasure] = field(default_factory=dict)
     logits: dict[Mode, LogitsMeasure] = field(default_factory=dict)
     answers: dict[Mode, list[Answer]] = field(default_factory=lambda: {mode: [] for mode in MODES})
     errors: dict[tuple[str, Mode], str] = field(default_factory=dict)
-    images: set[str] = field(default_factory=set)
+    images: dict[str, dict[str, F64]] = field(default_factory=dict)
     samples: int = 0
+    seconds: dict[tuple[str, Mode], list[float]] = field(default_factory=dict)
 
     def __add__(self, other: Measured) -> Measured:
         """Of both sample sets; an error of either is one of the whole."""
@@ -37,6 +45,7 @@ class Measured:
             other.errors | self.errors,
             self.images | other.images,
             self.samples + other.samples,
+            {key: self.seconds.get(key, []) + other.seconds.get(key, []) for key in {**self.seconds, **other.seconds}},
         )
 
     def in_order(self, ids: Sequence[str]) -> Measured:
@@ -54,27 +63,18 @@ class Measured:
                 measure, error = self.arrays.get((stage, mode)), self.errors.get((stage, mode))
                 if measure is not None or error is not None:
                     metrics = measure.metrics() if measure is not None and measure.cosines else {}
-                    results.append(StageResult(stage=stage, mode=mode, metrics=metrics, error=error))
+                    results.append(self._result(stage, mode, metrics, error))
         for mode in MODES:
             logits, error = self.logits.get(mode), self.errors.get(("logits", mode))
             metrics = logits.metrics() if logits is not None and logits.kld else {}
-            results.append(StageResult(stage="logits", mode=mode, metrics=metrics, error=error))
+            results.append(self._result("logits", mode, metrics, error))
         for mode in MODES:
             rows, error = self.answers[mode], self.errors.get(("answer", mode))
-            results.append(
-                StageResult(stage="answer", mode=mode, metrics=_answer_metrics(rows) if rows else {}, error=error)
-            )
+            results.append(self._result("answer", mode, answer_metrics(rows) if rows else {}, error))
         return results
 
-
-def _answer_metrics(rows: list[Answer]) -> dict[str, float]:
-    """equal (share), and where the expected answer is known accuracy, reference_accuracy, task_drop and its ±."""
-    metrics = {"equal": sum(row.equal for row in rows) / len(rows)}
-    known = [row for row in rows if row.expected is not None]
-    if known:
-        reference = [row.reference == row.expected for row in known]
-        bundle = [row.bundle == row.expected for row in known]
-        metrics["reference_accuracy"] = sum(reference) / len(known)
-        metrics["accuracy"] = sum(bundle) / len(known)
-        metrics["task_drop"], metrics["task_drop_ci95"] = paired_drop(reference, bundle)
-    return metrics
+    def _result(self, stage: str, mode: Mode, metrics: dict[str, float], error: str | None) -> StageResult:
+        taken = self.seconds.get((stage, mode))
+        return StageResult(
+            stage=stage, mode=mode, metrics=metrics, error=error, seconds=median(taken) if taken else None
+        )

@@ -152,10 +152,3 @@ class LogitsMeasure:
             "max_abs": self.max_abs,
             "finite": float(self.finite),
         }
-
-
-def paired_drop(reference: list[bool], other: list[bool]) -> tuple[float, float]:
-    """How much less often ``other`` is right, and the half width of the paired 95 % interval (normal)."""
-    difference = np.asarray(reference, float) - np.asarray(other, float)
-    half = 1.96 * float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 1.0
-    return float(difference.mean()), half

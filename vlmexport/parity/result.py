@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from vlmexport.calibrate.samples import Task
 
 Mode = Literal["local", "chained"]
 MODES: tuple[Mode, ...] = ("local", "chained")
@@ -15,12 +17,16 @@ class _Model(BaseModel):
 
 
 class StageResult(_Model):
-    """What was measured at one stage. ``local``: fed the reference's input. ``chained``: fed its predecessor."""
+    """What was measured at one stage. ``local``: fed the reference's input. ``chained``: fed its predecessor.
+
+    ``seconds`` is the median of its runs within the check; None where it was not run by itself.
+    """
 
     stage: str
     mode: Mode
     metrics: dict[str, float]
     error: str | None = None
+    seconds: float | None = None
 
 
 class GateResult(_Model):
@@ -35,17 +41,38 @@ class GateResult(_Model):
     passed: bool
 
 
+class Change(GateResult):
+    """A measure held against an earlier one; ``bound`` is what that one and the slack allow."""
+
+    old: float
+
+
 class Answer(_Model):
-    """One question, answered by both. ``first_difference`` is a token index; ``margin`` the reference's there."""
+    """One question, answered by both. ``first_difference`` is a token index; ``margin`` the reference's there.
+
+    ``expected`` are the answers that are right, none where that is not known.
+    ``kld`` is the mean KL divergence over the positions of the float model's answer, in nats.
+    """
 
     sample: str
     question: str
-    expected: str | None
+    expected: list[str]
+    task: Task = "exact"
     reference: str
     bundle: str
     equal: bool
     first_difference: int | None = None
     margin: float | None = None
+    kld: float | None = None
+
+
+class Picture(_Model):
+    """An image as the model sees it, and how well each patch and each visual token of it arrived, chained."""
+
+    image: str
+    rank: Literal["worst", "median"]
+    cosines: dict[str, list[float]] = Field(description="Stage → cosine of each row.")
+    jpeg: str = Field(description="Base64, a side of 224 pixels at most.")
 
 
 class StockResult(_Model):
@@ -58,16 +85,37 @@ class StockResult(_Model):
     broken_stage: str | None
 
 
+class BaselineResult(_Model):
+    """An earlier result of the same comparison. ``stages`` are its own; ``slack`` is a share of its losses."""
+
+    bundle: str
+    versions: dict[str, str]
+    slack: float
+    stages: list[StageResult]
+    changes: list[Change]
+    passed: bool
+
+
+class Inputs(_Model):
+    """Hashes of what was compared: two results are of the same comparison where all but ``files`` are equal."""
+
+    weights: dict[str, str] = Field(description="Of the float model: file name → BLAKE3.")
+    files: dict[str, str] = Field(description="Of the bundle: path → SHA-256.")
+    samples: str = Field(description="SHA-256 of the samples' ids, questions and right answers.")
+
+
 class ParityResult(_Model):
     """``parity.json``. ``stock`` is None where nothing was repaired; with ``strict_stock`` it counts in ``passed``."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     bundle: str
     kind: str
     recipe: str
+    target: str
     reference: str
     runtime: str
     notes: list[str]
+    data: str = Field("held-out scenes", description="Where the samples are from.")
     samples: int
     images: int
     stages: list[StageResult]
@@ -78,6 +126,10 @@ class ParityResult(_Model):
     seconds: float
     stock: StockResult | None = None
     strict_stock: bool = False
+    inputs: Inputs
+    versions: dict[str, str]
+    baseline: BaselineResult | None = None
+    pictures: list[Picture] = Field(default_factory=list, description="The worst image and the median one.")
 
     def metric(self, stage: str, metric: str, mode: Mode = "chained") -> float | None:
         """One measured value."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -11,33 +11,12 @@ from PIL import Image
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import VlmExportError
+from vlmexport.parity.expected import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.measured import Measured
 from vlmexport.parity.metrics import ArrayMeasure, LogitsMeasure, ShapeDiffersError
 from vlmexport.parity.result import MODES, Answer, Mode
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32
-
-MAX_NEW_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class ImageValues:
-    """The float model's pixels, features and tokens of an image."""
-
-    pixels: F32
-    features: F32
-    tokens: F32
-
-
-@dataclass(frozen=True)
-class QuestionValues:
-    """The float model's prompt, greedy answer (ids, their margins, text), and logits over both."""
-
-    prompt: Prompt
-    answer: list[int]
-    margins: list[float]
-    text: str
-    logits: F32
 
 
 class Side:
@@ -55,8 +34,8 @@ class Side:
 
     def image(self, name: str, image: Image.Image, expected: ImageValues) -> None:
         """Run the stages of an image; its visual tokens are kept for the questions about it."""
-        self.measured.images.add(name)
-        self._tokens[name] = self._chain(image, expected)
+        self.measured.images.setdefault(name, {})
+        self._tokens[name] = self._chain(name, image, expected)
 
     def question(self, sample: Sample, expected: QuestionValues, tokens: F32) -> None:
         """Run the stages of a question about an image that was run; ``tokens`` are the float model's."""
@@ -75,9 +54,9 @@ class Side:
             return
         self._answer(sample, "chained", own, own_tokens, expected)
 
-    def _chain(self, image: Image.Image, expected: ImageValues) -> F32 | None:
-        """The visual tokens that the bundle itself makes of an image."""
-        local, runtime = None, self.runtime
+    def _chain(self, name: str, image: Image.Image, expected: ImageValues) -> F32 | None:
+        """The visual tokens that the bundle itself makes of an image; the cosines of each row are kept."""
+        local, runtime, cosines = None, self.runtime, self.measured.images[name]
         if "local" in self._modes:
             local = self._try("features", "local", lambda: runtime.features(expected.pixels), expected.features)
             self._try("tokens", "local", lambda: runtime.tokens(expected.features), expected.tokens)
@@ -85,35 +64,48 @@ class Side:
         if pixels is None:
             return None
         if local is not None and np.array_equal(pixels, expected.pixels):  # the same input once more
-            features = self._try("features", "chained", lambda: local, expected.features)
+            features = self._try("features", "chained", lambda: local, expected.features, is_run=False)
         else:
             features = self._try("features", "chained", lambda: runtime.features(pixels), expected.features)
         if features is None:
             return None
-        return self._try("tokens", "chained", lambda: runtime.tokens(features), expected.tokens)
+        cosines["features"] = self.measured.arrays["features", "chained"].cosines[-1]
+        tokens = self._try("tokens", "chained", lambda: runtime.tokens(features), expected.tokens)
+        if tokens is not None:
+            cosines["tokens"] = self.measured.arrays["tokens", "chained"].cosines[-1]
+        return tokens
 
-    def _try(self, stage: str, mode: Mode, compute: Callable[[], F32], reference: F32) -> F32 | None:
-        """Compute an array and measure it against the reference's; None when it could not be had."""
+    def _try(
+        self, stage: str, mode: Mode, compute: Callable[[], F32], reference: F32, is_run: bool = True
+    ) -> F32 | None:
+        """Compute an array and measure it against the reference's; None when it could not be had.
+
+        Args:
+            is_run: False where the value is known already, so that its time says nothing.
+        """
         if (stage, mode) in self.measured.errors:
             return None
         try:
+            start = time.perf_counter()
             value = compute()
+            if is_run:
+                self._took(stage, mode, start)
             self.measured.arrays.setdefault((stage, mode), ArrayMeasure()).add(reference, value)
         except (VlmExportError, ShapeDiffersError) as error:
             self.measured.errors[stage, mode] = str(error)
             return None
         return value
 
+    def _took(self, stage: str, mode: Mode, start: float) -> None:
+        self.measured.seconds.setdefault((stage, mode), []).append(time.perf_counter() - start)
+
     def _answer(self, sample: Sample, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues) -> None:
         answer, margins = expected.answer, expected.margins
-        whole = Prompt(prompt.text, prompt.before, (*prompt.after, *answer[:-1]))
+        divergence = self._logits(mode, prompt, tokens, expected)
         try:
-            logits = self.runtime.logits(whole, tokens)
-            self.measured.logits.setdefault(mode, LogitsMeasure()).add(expected.logits, logits, answer)
-        except (VlmExportError, ShapeDiffersError) as error:
-            self.measured.errors.setdefault(("logits", mode), str(error))
-        try:
+            start = time.perf_counter()
             ids = [token.id for token in self.runtime.generate(prompt, tokens, MAX_NEW_TOKENS)]
+            self._took("answer", mode, start)
             text = self.runtime.decode(ids)
         except VlmExportError as error:
             self.measured.errors.setdefault(("answer", mode), str(error))
@@ -123,8 +115,25 @@ class Side:
         first = different[0] if different else None
         self.measured.answers[mode].append(
             Answer(
-                sample=sample.id, question=sample.question, expected=sample.answer, reference=expected.text,
-                bundle=text, equal=not different, first_difference=first,
+                sample=sample.id, question=sample.question, expected=list(sample.answers), task=sample.task,
+                reference=expected.text, bundle=text, equal=not different, first_difference=first,
                 margin=margins[first] if first is not None and first < len(margins) else None,
+                kld=divergence,
             )
         )  # fmt: skip
+
+    def _logits(self, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues) -> float | None:
+        """Measure the logits over the float model's answer; their mean KL divergence is returned."""
+        whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
+        try:
+            start = time.perf_counter()
+            logits = self.runtime.logits(whole, tokens)
+            self._took("logits", mode, start)
+            if logits.shape[1] != expected.positions(tokens):
+                raise ShapeDiffersError(f"{logits.shape[1]} positions, the reference has {expected.positions(tokens)}")
+            measure = self.measured.logits.setdefault(mode, LogitsMeasure())
+            measure.add(expected.logits, logits[:, -expected.logits.shape[1] :], expected.answer)
+        except (VlmExportError, ShapeDiffersError) as error:
+            self.measured.errors.setdefault(("logits", mode), str(error))
+            return None
+        return float(measure.kld[-1].mean())

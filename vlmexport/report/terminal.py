@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vlmexport.artifact.card import number
-from vlmexport.parity.result import GateResult, ParityResult, StageResult, StockResult
+from vlmexport.parity.result import ParityResult, StockResult
+from vlmexport.report.rows import rows
 
-_SHOWN = {
-    "pixels": ("max_abs", "cosine"),
-    "features": ("cosine", "cosine_p1", "sqnr_db"),
-    "tokens": ("cosine", "cosine_p1", "sqnr_db"),
-    "logits": ("kld", "top1", "max_abs"),
-    "answer": ("equal", "accuracy", "task_drop"),
-}
 _DIFFERENT_SHOWN = 3
 
 
 def parity(result: ParityResult) -> RenderableType:
     """Stages, gates that fail, the first answers that differ, and the verdict."""
     parts: list[RenderableType] = [_stages(result)]
-    failed = [gate for gate in result.gates if not gate.passed]
-    parts += [Text(f"  {_gate(gate)}", style="red") for gate in failed]
+    failed = [(row, text) for row in rows(result) if row.side != "stock" for text in row.failures]
+    parts += [Text(f"  {row.stage} ({row.side}): {text}", style="red") for row, text in failed]
     different = [answer for answer in result.answers if not answer.equal]
     for answer in different[:_DIFFERENT_SHOWN]:
         margin = "" if answer.margin is None else f" (margin there {answer.margin:.3f})"
@@ -57,27 +52,15 @@ def stock(found: StockResult, strict: bool) -> Text:
 
 def _stages(result: ParityResult) -> Table:
     table = Table(title=f"{result.bundle} against {result.reference}", title_justify="left")
-    table.add_column("stage")
-    table.add_column("fed")
-    table.add_column("measured")
-    table.add_column("gates")
-    for stage in result.stages:
-        _row(table, stage, result.gates, "reference" if stage.mode == "local" else "itself", "red")
-    if result.stock is not None:
-        table.add_section()
-        for stage in result.stock.stages:
-            _row(table, stage, result.stock.gates, "itself, stock", "red" if result.strict_stock else "yellow")
+    baseline = ("baseline",) if result.baseline else ()
+    for column in ("stage", "fed", "measured", *baseline, "gates"):
+        table.add_column(column)
+    for is_stock, group in groupby(rows(result), lambda row: row.side == "stock"):
+        if is_stock:
+            table.add_section()
+        for row in group:
+            style = "" if row.passed else "red" if row.counts else "yellow"
+            measured = [", ".join(row.measured), *([", ".join(row.before)] if baseline else [])]
+            verdict = "pass" if row.passed else "FAIL"
+            table.add_row(row.stage, row.fed, *map(Text, measured), verdict, style=style)
     return table
-
-
-def _row(table: Table, stage: StageResult, gates: list[GateResult], fed: str, alarm: str) -> None:
-    ok = all(gate.passed for gate in gates if gate.stage == stage.stage and gate.mode == stage.mode)
-    shown = [f"{name} {number(stage.metrics[name])}" for name in _SHOWN[stage.stage] if name in stage.metrics]
-    measured = stage.error or ", ".join(shown)
-    table.add_row(stage.stage, fed, Text(measured), "pass" if ok else "FAIL", style="" if ok else alarm)
-
-
-def _gate(gate: GateResult) -> str:
-    sign = "≥" if gate.at_least else "≤"
-    value = "not measured" if gate.value is None else number(gate.value)
-    return f"{gate.stage} ({gate.mode}): {gate.metric} is {value}, the gate is {sign} {number(gate.bound)}"

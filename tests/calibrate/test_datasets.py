@@ -1,0 +1,118 @@
+"""People's own samples: each form is read, and what is wrong with it is said in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.onnx_bundles import picture
+from vlmexport.calibrate.datasets import read
+from vlmexport.calibrate.datasets.folder import DESCRIBE
+from vlmexport.calibrate.datasets.images import CAPTION_PROMPT
+from vlmexport.errors import UsageError
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four images, one of them in a folder inside."""
+    for name in ("a.jpg", "b.PNG", "c.webp", "more/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(len(name)).save(tmp_path / name)
+    return tmp_path
+
+
+def written(path: Path, document: Any, lines: bool = False) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("\n".join(map(json.dumps, document)) + "\n" if lines else json.dumps(document))
+    return path
+
+
+def test_a_folder_of_images(images: Path) -> None:
+    (images / "a.txt").write_text("A cat.\n\n two cats \n")
+    (images / "notes.md").write_text("no image")
+    found = {sample.image_id: sample for sample in read(images)}
+    assert set(found) == {"a.jpg", "b.PNG", "c.webp", "more/d.png"}
+    a, b = found["a.jpg"], found["b.PNG"]
+    assert (a.question, a.answers, a.task) == (CAPTION_PROMPT, ("A cat.", "two cats"), "caption")
+    assert (b.question, b.answers, b.answer) == (DESCRIBE, (), None)
+    assert b.image().size == picture(5).size
+    assert b.file == images / "b.PNG"
+
+
+def test_a_folder_with_questions(images: Path) -> None:
+    questions = [
+        {"image": "a.jpg", "question": "What?", "answer": "a cat"},
+        {"image": "a.jpg", "question": "Is it?", "answer": "Yes."},
+        {"image": "b.PNG", "question": "How many?", "answers": [{"answer": "2"}] * 10},
+        {"image": "b.PNG", "question": "Why?"},
+        {"image": "b.PNG", "question": "Tell me.", "answer": "It is a long and winding story."},
+    ]
+    written(images / "questions.jsonl", questions, lines=True)
+    found = {sample.question: sample for sample in read(images)}
+    assert {text: sample.task for text, sample in found.items()} == {
+        "What?": "exact", "Is it?": "yes_no", "How many?": "vqa", "Why?": "exact", "Tell me.": "caption",
+    }  # fmt: skip
+    assert [found[text].id for text in ("What?", "Is it?", "How many?")] == ["a.jpg#0", "a.jpg#1", "b.PNG#0"]
+    assert found["How many?"].answers == ("2",) * 10
+
+
+def test_pope(images: Path) -> None:
+    entry = {"question_id": 1, "image": "a.jpg", "text": "Is there a cat?", "label": "no"}
+    (sample,) = read(written(images / "pope.json", [entry], lines=True))
+    assert (sample.question, sample.answers, sample.task) == ("Is there a cat?", ("no",), "yes_no")
+
+
+def test_llava(images: Path) -> None:
+    talk = [("human", "<image>\nWhat is it?"), ("gpt", "a cat"), ("human", "Why?"), ("gpt", "because")]
+    turns = [{"from": who, "value": text} for who, text in talk]
+    data = [{"id": "1", "image": "more/d.png", "conversations": turns}, {"id": "2", "conversations": turns[2:]}]
+    (sample,) = read(written(images / "llava.json", data))
+    assert (sample.question, sample.answers, sample.image_id) == ("What is it?", ("a cat",), "more/d.png")
+
+
+def test_coco_as_its_archives_lie(images: Path) -> None:
+    (images / "more").rename(images / "val2017")
+    data = {
+        "images": [{"id": 7, "file_name": "d.png"}, {"id": 8, "file_name": "without_captions.png"}],
+        "annotations": [{"image_id": 7, "caption": "A cat. "}, {"image_id": 7, "caption": "Two cats"}],
+    }
+    (sample,) = read(written(images / "annotations" / "captions_val2017.json", data))
+    assert (sample.answers, sample.task, sample.file) == (("A cat.", "Two cats"), "caption", images / "val2017/d.png")
+
+
+def test_the_order_is_random_and_always_the_same(images: Path) -> None:
+    questions = [{"image": "a.jpg", "question": f"{i}", "answer": "no" if i < 50 else "yes"} for i in range(100)]
+    path = written(images / "q.json", questions)
+    order = [sample.question for sample in read(path)]
+    assert order == [sample.question for sample in read(path)]
+    assert sorted(order, key=int) != order
+    assert 10 < sum(int(question) < 50 for question in order[:50]) < 40
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("x.json", "no json", "neither JSON nor JSON Lines"),
+        ("x.json", "[]", "no known form"),
+        ("x.json", '{"images": []}', "no known form"),
+        ("x.json", '{"images": [], "annotations": []}', "holds no images"),
+        ("x.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', "looks like COCO's captions, but"),
+        ("x.json", '[{"image": "a.jpg", "conversations": []}]', "looks like LLaVA's JSON, but"),
+        ("x.jsonl", '{"image": "no.jpg", "question": "?"}', "image no.jpg of .* is in none of"),
+        ("questions.jsonl", '{"image": 1', "neither JSON nor JSON Lines"),
+    ],
+)
+def test_errors(images: Path, name: str, text: str, words: str) -> None:
+    (images / name).write_text(text)
+    with pytest.raises(UsageError, match=words):
+        read(images if name == "questions.jsonl" else images / name)
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no images"):
+        read(tmp_path)
+    with pytest.raises(UsageError, match="does not exist"):
+        read(tmp_path / "no")

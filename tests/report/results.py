@@ -1,0 +1,55 @@
+"""Results of checks, as small as renderers need them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmexport.parity.result import Answer, GateResult, Inputs, Mode, ParityResult, StageResult, StockResult
+
+
+def gate(value: float, stage: str = "features", mode: Mode = "local") -> GateResult:
+    """At least 0.99."""
+    return GateResult(
+        stage=stage, mode=mode, metric="cosine", value=value, bound=0.99, at_least=True, passed=value >= 0.99
+    )
+
+
+def stock(cosine: float) -> StockResult:
+    """Features alone."""
+    judged = gate(cosine, mode="chained")
+    return StockResult(
+        samples=20,
+        stages=[StageResult(stage="features", mode="chained", metrics={"cosine": cosine, "finite": 1})],
+        gates=[judged],
+        passed=judged.passed,
+        broken_stage=None if judged.passed else "features",
+    )
+
+
+def measured(mode: Mode = "local", **stages: dict[str, float]) -> list[StageResult]:
+    """Stage → its metrics."""
+    return [StageResult(stage=stage, mode=mode, metrics=metrics) for stage, metrics in stages.items()]
+
+
+def result(passed: bool, **changes: Any) -> ParityResult:
+    """Features were measured, tokens did not run; one answer differs."""
+    judged = gate(0.99995 if passed else 0.7)
+    values = {
+        "bundle": "demo-x86", "kind": "onnx", "recipe": "onnx-x86", "target": "x86", "reference": "demo (torch)",
+        "runtime": "onnxruntime", "notes": ["run with the kernels of another machine"], "samples": 20, "images": 5,
+        "stages": [
+            StageResult(stage="features", mode="local", metrics={"cosine": judged.value or 0.0, "finite": 1}),
+            StageResult(stage="tokens", mode="local", metrics={}, error="did not run"),
+        ],
+        "gates": [judged],
+        "answers": [
+            Answer(
+                sample="1", question="What is this?", expected=["cat"], reference="cat", bundle="dog", equal=False,
+                first_difference=0, margin=0.25,
+            )
+        ],
+        "passed": passed, "broken_stage": None if passed else "features", "seconds": 1.0,
+        "inputs": Inputs(weights={"model.safetensors": "00"}, files={"a.onnx": "11"}, samples="22"),
+        "versions": {"torch": "2.13.0"},
+    }  # fmt: skip
+    return ParityResult.model_validate(values | changes)

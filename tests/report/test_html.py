@@ -1,0 +1,164 @@
+"""One file that needs nothing else, says what the result says, and fits a phone."""
+
+from __future__ import annotations
+
+import base64
+import html as escaping
+import io
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.report.results import gate, measured, result, stock
+from vlmexport.artifact.bundle import File, Manifest, Source
+from vlmexport.parity.baseline import compared
+from vlmexport.parity.result import Answer, ParityResult, Picture
+from vlmexport.recipe import parse
+from vlmexport.report.html import html
+
+_VOID = {"meta", "img", "br"}
+
+
+def manifest(**details: Any) -> Manifest:
+    source = Source(name="demo", path="demo", layout="mobilevlm", spec={}, weights={})
+    files = [
+        File(path=path, bytes=size, sha256="", component=component)
+        for path, size, component in (("a", 1_500_000, "decoder"), ("b", 500_000, "decoder"), ("c", 10_000, None))
+    ]
+    recipe = parse({"name": "onnx-x86", "target": "x86"}, "test")
+    return Manifest(kind="onnx", source=source, recipe=recipe, tools={"torch": "2.12.0"}, files=files, details=details)
+
+
+def picture() -> Picture:
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64), "teal").save(content, "JPEG")
+    cosines = {"features": [1.0] * 15 + [0.5], "tokens": [0.99] * 5}
+    return Picture(image="scene", rank="worst", cosines=cosines, jpeg=base64.b64encode(content.getvalue()).decode())
+
+
+def failing() -> ParityResult:
+    stages = measured(features={"cosine": 0.7}) + measured("chained", tokens={"cosine": 0.6}, logits={"kld": 0.02})
+    gates = [gate(0.7), gate(0.6, "tokens", "chained")]
+    hostile = (
+        "the <script>alert(1)</script> & a very long answer with oneverylongwordthatdoesnotbreakanywhere" + "e" * 99
+    )
+    answers = [
+        Answer(
+            sample="1", question="What is it?", expected=["the cat"], reference="the cat", bundle=hostile, equal=False,
+            first_difference=1, margin=0.25, kld=0.02,
+        ),
+        Answer(sample="2", question="And?", expected=[], reference="a", bundle="a", equal=True, kld=1e-9),
+    ]  # fmt: skip
+    found = result(False, stages=stages, gates=gates, answers=answers, pictures=[picture()])
+    return compared(found, result(True, stages=measured("chained", tokens={"cosine": 0.9})))
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text by the nearest element with a class."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text = " ".join([*self.text.split(), *data.split()])
+
+    def attributes(self, name: str) -> list[str]:
+        return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+
+def test_it_needs_nothing_else() -> None:
+    page = Page(html(failing(), manifest()))
+    links = [*page.attributes("href"), *page.attributes("src")]
+    assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in links)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"url\(|@import", html(failing(), manifest()))
+
+
+def test_it_says_where_it_broke() -> None:
+    page = Page(html(failing(), manifest()))
+    assert "Fails at features" in page.text
+    strip = [attributes["class"] for tag, attributes in page.tags if tag == "li" and "class" in attributes]
+    assert strip == ["missing", "broke", "fails", "passes", "missing"]
+    assert "features fed by reference: cosine is 0.7, the gate is ≥ 0.99" in page.text
+    assert "cosine is 0.6, the baseline's 0.9 allows ≥ 0.88999" in page.text
+    assert Page(html(result(True), manifest())).text.count("Passes") == 1
+
+
+def test_stock_says_whether_it_counts() -> None:
+    for strict, words in ((False, "on 20 samples; it does not count"), (True, "on 20 samples; it counts")):
+        page = Page(html(result(not strict, stock=stock(0.5), strict_stock=strict), manifest()))
+        assert words in page.text
+    assert "Stock is" not in Page(html(result(True), manifest())).text
+
+
+def test_answers_are_text_and_part_where_they_part() -> None:
+    page = html(failing(), manifest())
+    assert "<script>" not in page
+    assert re.search(r"<td>the <mark class=\"ours\">cat</mark></td>\s*<td>the <mark class=\"theirs\">&lt;script", page)
+    assert "1 of 2 answers are equal" in page
+    assert "token 2" in page
+
+
+def test_patches() -> None:
+    page = Page(html(failing(), manifest()))
+    cells = [attributes for tag, attributes in page.tags if tag == "rect"]
+    assert [(cell["x"], cell["y"], cell.get("opacity")) for cell in cells] == [("3", "3", "0.9"), ("3", "3", None)]
+    assert "worst 0.5 in row 4, column 4" in page.text
+    assert "of 5 tokens" not in page.text  # five tokens lie nowhere
+
+
+def test_sizes_budget_and_versions() -> None:
+    budget = {
+        "tensor_bytes": 3000,
+        "predicted_kld": 0.01,
+        "tensors": [
+            {"tensor": "blk.0", "type": "q4_k", "bytes": 2000, "tried": {"q4_k": [2000, 0.01], "q6_k": [3000, 0.001]}}
+        ],
+    }
+    text = Page(html(result(True), manifest(budget=budget))).text
+    assert "decoder 2.00 other files 0.01 all 2.01" in text
+    assert "blk.0 q4_k 2,000 0.01 q6_k: 0.001" in text
+    assert "2.13.0 (exported with 2.12.0)" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_browser_shows_it_within_its_width(width: int, tmp_path: Path) -> None:
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("there is no Chromium here")
+    frame = (
+        f'<iframe style="width:{width}px;border:0" srcdoc="{escaping.escape(html(failing(), manifest()))}"></iframe>'
+        '<script>onload = () => { const page = document.querySelector("iframe").contentDocument;'
+        " const { scrollWidth, clientWidth } = page.documentElement;"
+        " document.title = [scrollWidth - clientWidth, page.images[0].naturalWidth].join() }</script>"
+    )
+    (tmp_path / "frame.html").write_text(f"<!doctype html><title></title>{frame}", encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    command = [browser, *flags, "--virtual-time-budget=3000", (tmp_path / "frame.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = re.search("<title>(.*)</title>", done.stdout)
+    assert found, done.stderr
+    assert found[1] == "0,64"  # nothing sticks out, and the image was read

@@ -1,0 +1,68 @@
+"""People's own samples for ``check --data``: a folder of images, a file of questions, LLaVA's JSON, COCO's captions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlmexport.calibrate.datasets import coco, folder, llava, questions
+from vlmexport.calibrate.samples import Sample
+from vlmexport.errors import UsageError
+
+QUESTIONS = "questions.jsonl"
+_KNOWN = "a folder of images, JSON Lines of questions, LLaVA's JSON or COCO's captions (docs/parity.md)"
+
+
+class Form(Protocol):
+    """What the module of a form of file supplies."""
+
+    NAME: str
+
+    def recognises(self, document: Any) -> bool:
+        """Whether a document is of this form."""
+
+    def samples(self, document: Any, path: Path) -> list[Sample]:
+        """Of a document that was read from a path."""
+
+
+def read(path: Path) -> list[Sample]:
+    """All samples, in an order that is random and always the same, so that any first part of them is fair.
+
+    Raises:
+        UsageError: there is nothing, or it is of no known form, or an image is missing.
+    """
+    if not path.exists():
+        raise UsageError(f"data {path} does not exist", f"pass {_KNOWN}")
+    if (path / QUESTIONS).is_file():
+        path = path / QUESTIONS
+    samples = folder.samples(path) if path.is_dir() else _of_file(path)
+    if not samples:
+        raise UsageError(f"{path} holds no images", f"pass {_KNOWN}")
+    return sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).digest())
+
+
+def _of_file(path: Path) -> list[Sample]:
+    document = _document(path)
+    forms: tuple[Form, ...] = (coco, llava, questions)
+    for form in forms:
+        if form.recognises(document):
+            try:
+                return form.samples(document, path)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise UsageError(f"{path} looks like {form.NAME}, but not all of it ({error!r})", "mend it") from error
+    raise UsageError(f"{path} is of no known form", f"pass {_KNOWN}")
+
+
+def _document(path: Path) -> Any:
+    """JSON, or a list of JSON Lines, whose files are often called .json too; one line alone is a list of one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        try:
+            document = json.loads(text)
+        except json.JSONDecodeError:
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [document] if isinstance(document, dict) and "image" in document else document
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is neither JSON nor JSON Lines ({error})", f"pass {_KNOWN}") from error

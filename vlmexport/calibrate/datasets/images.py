@@ -1,0 +1,56 @@
+"""Images of a data set: found beside the file that names them, and made into samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from vlmexport.calibrate.samples import Sample, Task
+from vlmexport.errors import UsageError
+from vlmexport.model.pixels import read_image
+
+CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
+"""LLaVA's prompt for captions."""
+_SHORT = 5  # words: longer answers have many right wordings
+_ANNOTATORS = 10  # of a VQA question
+
+
+def find(name: str, beside: Path, folders: Sequence[Path]) -> Path:
+    """The image of a name, in the first folder that has it.
+
+    Raises:
+        UsageError: none has.
+    """
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    looked = ", ".join(str(folder) for folder in folders)
+    raise UsageError(f"image {name} of {beside} is in none of {looked}", "put the images into one of these folders")
+
+
+def sample(
+    name: str, number: int, path: Path, question: str, answers: Sequence[str], task: Task | None = None
+) -> Sample:
+    """A question about an image file.
+
+    Args:
+        name: of the image in its data set.
+        number: of the question among those of the data set about the image.
+        answers: that are right; none where it is not known.
+        task: how answers are scored; by their look where it is None.
+    """
+    first, *others = answers or (None,)
+    return Sample(
+        f"{name}#{number}", name, question, partial(read_image, path),
+        answer=first, other_answers=tuple(others), task=task or _task(answers), file=path,
+    )  # fmt: skip
+
+
+def _task(answers: Sequence[str]) -> Task:
+    """Ten answers are a VQA question's, yes and no POPE's; a sentence is compared as captions are."""
+    if len(answers) >= _ANNOTATORS:
+        return "vqa"
+    if answers and all(answer.strip(" .").lower() in ("yes", "no") for answer in answers):
+        return "yes_no"
+    return "caption" if any(len(answer.split()) > _SHORT for answer in answers) else "exact"

@@ -1,0 +1,94 @@
+"""Where the float model's values come from: the model itself, here or spread over workers, or a recording of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vlmexport.artifact.bundle import Manifest, fingerprints
+from vlmexport.calibrate import Sample
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.parity.evaluate import Evaluation, run_against, run_samples
+from vlmexport.parity.expected import Live
+from vlmexport.parity.recording import Recorder, Recording
+from vlmexport.parity.result import Inputs
+from vlmexport.runtime.reference import ReferenceRuntime
+
+
+class Against:
+    """The float model of a bundle, found and verified; nothing runs yet.
+
+    Args:
+        inputs: hashes that it must match.
+        reference: folder, Hub id or ``demo``; the one that the manifest names where it is None.
+        vision_tower: its tower, where it carries none and the folder that the manifest names has moved.
+        dask: where samples run, as in ``check``.
+        record: file to write its values to.
+        replay: recording to take its place.
+
+    Raises:
+        UsageError: these exclude each other, or the recording is none or of other samples.
+        CheckpointError: it is another model than the bundle was made from.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        inputs: Inputs,
+        *,
+        reference: str | None = None,
+        vision_tower: str | None = None,
+        dask: str | None = None,
+        record: Path | None = None,
+        replay: Path | None = None,
+    ) -> None:
+        if replay and (reference or vision_tower or dask or record):
+            raise UsageError(
+                "--replay takes the place of the float model", "leave out --reference, --vision-tower, --dask, --record"
+            )
+        if record and dask:
+            raise UsageError("--record and --dask exclude each other", "record in one process")
+        if record and not record.absolute().parent.is_dir():
+            raise UsageError(f"{record} cannot be written", "name a file in a folder that exists")
+        self._inputs, self._dask, self._record = inputs, dask, record
+        if replay:
+            recording = Recording(replay)
+            recording.refuse_other(inputs)
+            self._source: Checkpoint | Recording = recording
+        else:
+            self._source = _reference(manifest, reference, vision_tower)
+
+    def run(self, bundle: Path, samples: Sequence[Sample], advance: Callable[[], None], stock: int) -> Evaluation:
+        """Compare a bundle with it.
+
+        Args:
+            stock: samples to run without our repairs too.
+        """
+        if isinstance(self._source, Recording):
+            return run_against(bundle, self._source, samples, advance, stock)
+        if self._dask is not None:
+            from vlmexport.parity.spread import evaluate
+
+            return evaluate(bundle, self._source, samples, self._dask, advance, stock)
+        if self._record is None:
+            return run_samples(bundle, self._source, samples, advance, stock=stock)
+        recorder = Recorder(Live(ReferenceRuntime(self._source)), self._record, self._inputs)
+        try:
+            run = run_against(bundle, recorder, samples, advance, stock)
+            recorder.finish()
+        finally:
+            recorder.close()
+        return run
+
+
+def _reference(manifest: Manifest, reference: str | None, vision_tower: str | None) -> Checkpoint:
+    """The float model, when its weights are those that the bundle was made from."""
+    checkpoint = open_model(reference or manifest.source.path, vision_tower or manifest.source.vision_tower)
+    if fingerprints(checkpoint) != manifest.source.weights:
+        raise CheckpointError(
+            f"{checkpoint.path} is not the model that this bundle was made from (its weights differ)",
+            "pass the right one with --reference",
+        )
+    return checkpoint

@@ -1,0 +1,97 @@
+"""A result beside an earlier one of the same comparison: what got worse by more than the slack.
+
+Every measure is turned into a loss, which is 0 at its best: 1 - v for cosines and shares, v for the others. Allowed is
+the old loss times 1 + slack, plus a margin for what kernels of another machine change.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vlmexport.artifact.bundle import Manifest
+from vlmexport.errors import UsageError
+from vlmexport.parity.gates import AT_LEAST, broken_stage
+from vlmexport.parity.result import BaselineResult, Change, ParityResult, StageResult
+
+SLACK = 0.1
+_MARGINS = {"cosine": 1e-5, "cosine_p1": 1e-4, "nmse": 1e-6, "kld": 1e-3}
+_SHARES = ("top1", "equal", "accuracy")
+_SHARE_MARGIN = 0.01
+"""One point; one sample where that is more: a near-tie that falls the other way is no regression."""
+
+
+def read_baseline(path: Path) -> ParityResult:
+    """An earlier result.
+
+    Raises:
+        UsageError: there is no such file, or it is not a result of this schema.
+    """
+    cure = "`vlmexport check` writes one to BUNDLE/parity.json"
+    try:
+        return ParityResult.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise UsageError(f"baseline {path} does not exist", cure) from error
+    except ValidationError as error:
+        raise UsageError(f"baseline {path} is no result of this schema", f"make it again: {cure}") from error
+
+
+def refuse_baseline(path: Path, old: ParityResult, manifest: Manifest, samples: str) -> None:
+    """Raise where the baseline is of another comparison than the one that is about to run.
+
+    Args:
+        samples: their hash, as in ``Inputs``.
+
+    Raises:
+        UsageError: another recipe, float model or set of samples.
+    """
+    recipe = manifest.recipe
+    if (old.kind, old.recipe, old.target) != (manifest.kind, recipe.name, recipe.target):
+        raise UsageError(
+            f"baseline {path} is of a {old.recipe} bundle for {old.target}, this is {recipe.name} for {recipe.target}",
+            "pass the baseline of this recipe",
+        )
+    if old.inputs.weights != manifest.source.weights:
+        raise UsageError(f"baseline {path} is of another float model than this bundle", "make the baseline again")
+    if old.inputs.samples != samples:
+        raise UsageError(
+            f"baseline {path} was measured on other samples ({old.samples} of them)",
+            "pass the same --data and --samples, or make the baseline again",
+        )
+
+
+def compared(result: ParityResult, old: ParityResult, slack: float = SLACK) -> ParityResult:
+    """The result with its baseline; failed where a measure got worse by more than the slack."""
+    now = {(stage.stage, stage.mode): stage for stage in result.stages}
+    changes = [
+        change
+        for stage in old.stages
+        for change in _changes(stage, now.get((stage.stage, stage.mode)), old.samples, slack)
+    ]
+    passed = all(change.passed for change in changes)
+    baseline = BaselineResult(
+        bundle=old.bundle, versions=old.versions, slack=slack, stages=old.stages, changes=changes, passed=passed
+    )
+    broken = result.broken_stage or broken_stage(changes)
+    return result.model_copy(update={"baseline": baseline, "passed": result.passed and passed, "broken_stage": broken})
+
+
+def _changes(old: StageResult, new: StageResult | None, samples: int, slack: float) -> list[Change]:
+    """Every watched measure that the baseline has. One that is gone, or is not a number, got worse."""
+    found = []
+    for metric, before in old.metrics.items():
+        margin = max(_SHARE_MARGIN, 1 / samples) if metric in _SHARES else _MARGINS.get(metric)
+        if margin is None:
+            continue
+        best, sign = (1.0, -1.0) if metric in AT_LEAST else (0.0, 1.0)
+        bound = best + sign * (abs(before - best) * (1 + slack) + margin)
+        value = new.metrics.get(metric) if new else None
+        passed = value is not None and sign * value <= sign * bound
+        found.append(
+            Change(
+                stage=old.stage, mode=old.mode, metric=metric, old=before, value=value,
+                bound=bound, at_least=metric in AT_LEAST, passed=passed,
+            )
+        )  # fmt: skip
+    return found

@@ -1,0 +1,75 @@
+"""What the float model makes of samples: the values that a bundle's are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from vlmexport.calibrate import Sample
+from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.runtime.stages import F32, Reference
+
+MAX_NEW_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class ImageValues:
+    """The float model's pixels, features and tokens of an image."""
+
+    pixels: F32
+    features: F32
+    tokens: F32
+
+
+@dataclass(frozen=True)
+class QuestionValues:
+    """The float model's prompt, greedy answer (ids, their margins, text), and logits over both.
+
+    ``logits`` may begin later than the prompt; its last rows predict the answer.
+    """
+
+    prompt: Prompt
+    answer: list[int]
+    margins: list[float]
+    text: str
+    logits: F32
+
+    def positions(self, tokens: F32) -> int:
+        """Positions of the prompt around [1, visual tokens, hidden], and of the answer but its last token."""
+        visual: int = tokens.shape[1]
+        return len(self.prompt.before) + visual + len(self.prompt.after) + len(self.answer) - 1
+
+
+class Expected(Protocol):
+    """Tells the float model's values, sample by sample in their order."""
+
+    @property
+    def name(self) -> str:
+        """What computed them, and its version."""
+
+    def image(self, sample: Sample) -> ImageValues:
+        """Of a sample's image; asked once an image."""
+
+    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+        """Of its question, with the tokens of its image."""
+
+
+class Live:
+    """The float model itself."""
+
+    def __init__(self, reference: Reference) -> None:
+        self.name = reference.name
+        self._reference = reference
+
+    def image(self, sample: Sample) -> ImageValues:
+        """Run the first three stages."""
+        pixels = self._reference.pixels(sample.image())
+        features = self._reference.features(pixels)
+        return ImageValues(pixels, features, self._reference.tokens(features))
+
+    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+        """Run the last two stages."""
+        prompt = self._reference.prompt(sample.question)
+        greedy, logits = self._reference.answer(prompt, tokens, MAX_NEW_TOKENS)
+        answer, margins = [token.id for token in greedy], [token.margin for token in greedy]
+        return QuestionValues(prompt, answer, margins, self._reference.decode(answer), logits)
