@@ -28,7 +28,7 @@ THREADS, PROMPT, IMAGE, STEPS = 2, 256, 144, 32
 BLOCKS = (32, 64, 128)
 VISION = ("int8", "float32", "quantize_static", "libmtmd F16")
 PROJECTOR = ("projector int8", "projector float32")
-LANGUAGE = (*(f"int4, block {block}" for block in BLOCKS), "llama.cpp Q4_0", "genai builder int4")
+LANGUAGE = (*(f"int4, block {block}" for block in BLOCKS), "float16", "llama.cpp Q4_0", "genai builder int4")
 Times = dict[str, float]
 
 
@@ -40,6 +40,7 @@ def make(checkpoint: Path, work: Path) -> None:
     nearest = {"VLMEXPORT_ONNX_ROUNDING": "nearest"}  # levels chosen otherwise are as fast
     jobs: dict[str, tuple[list[str], dict[str, str]]] = {
         "int8": ([*onnx, "--samples", "8"], nearest | {"VLMEXPORT_ONNX_BLOCK": str(BLOCKS[0])}),
+        "float16": (["onnx", str(checkpoint), "--precision", "fp32", "--decoder", "fp16"], {}),
         "gguf": (["gguf", str(checkpoint), "--type", "q4_0", "--imatrix", "none"], {}),
     }
     for block in BLOCKS[1:]:
@@ -164,11 +165,11 @@ def _decoder(name: str, work: Path) -> tuple[Callable[[np.ndarray, bool], object
     from vlmexport.artifact.session import open_session
     from vlmexport.runtime.ort_cache import FixedCache
 
-    block = name.rpartition(" ")[2]
-    folder = work / ("int8" if block == str(BLOCKS[0]) else f"block-{block}") / "onnx"
+    folders = {f"int4, block {block}": f"block-{block}" for block in BLOCKS} | {f"int4, block {BLOCKS[0]}": "int8"}
+    folder = work / folders.get(name, name) / "onnx"
     embedding = open_session(folder / "embed_tokens.onnx", THREADS)
     start = time.perf_counter()
-    decoder = open_session(folder / "decoder_model_merged_q4.onnx", THREADS)
+    decoder = open_session(next(folder.glob("decoder_model_merged_*.onnx")), THREADS)
     opened = time.perf_counter() - start
     caches: list[FixedCache] = []
 

@@ -54,13 +54,13 @@ def short_statistics(short: Checkpoint) -> Statistics:
 
 @pytest.fixture(scope="session")
 def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Bundles by name: ``fp32``, ``int8``, ``again``, a second ``int8``, and ``int4`` with a float tower."""
+    """Bundles by name: ``fp32``, ``int8``, ``again``, a second ``int8``, ``int4`` and ``fp16`` with a float tower."""
     root = tmp_path_factory.mktemp("onnx")
 
     @cache
     def bundle(name: str) -> Path:
         precision = "int8" if name in ("int8", "again") else "fp32"
-        chosen = recipe(precision, decoder="int4" if name == "int4" else precision)
+        chosen = recipe(precision, decoder=name if name in ("int4", "fp16") else precision)
         statistics = short_statistics if chosen.needs_statistics else None
         export_onnx(short, chosen, statistics, root / name, force=False, console=QUIET)
         return root / name

@@ -35,10 +35,10 @@ def test_gguf_with_an_importance_matrix(tiny: Checkpoint, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("name", ["fp32", "fp16", "int8", "int4"])
 def test_onnx_within_two_percent(name: str, short: Checkpoint, onnx_bundle: Bundles) -> None:
     precision = "int8" if name == "int8" else "fp32"
-    chosen = recipe(precision, decoder="int4" if name == "int4" else precision)
+    chosen = recipe(precision, decoder=name if name in ("int4", "fp16") else precision)
     assert plan(short, [chosen])[0].bytes == pytest.approx(size(read_manifest(onnx_bundle(name))), rel=0.02)
 
 
@@ -48,7 +48,7 @@ def test_every_shipped_recipe_on_the_demo() -> None:
     assert not [found.refused for found in plans if found.refused]
     sizes = {found.recipe: found.bytes for found in plans}
     assert sizes["gguf-q4_0"] < sizes["gguf-q8_0"] < sizes["gguf-f16"] < sizes["gguf-f32"]
-    assert sizes["onnx-fp32-int4"] < sizes["onnx-fp32"]
+    assert sizes["onnx-fp32-int4"] < sizes["onnx-fp32-fp16"] < sizes["onnx-fp32"]
     assert table("demo", plans).row_count == len(plans)
 
 

@@ -27,6 +27,17 @@ def test_precedence(tmp_path: Path) -> None:
     assert resolve(str(file), {"gguf.type": "q4_0", "target": None}, environ).gguf.type == "q4_0"
 
 
+@pytest.mark.parametrize("decoder", ["int4", "fp16"])
+@pytest.mark.parametrize("base", ["fp32", "x86", "arm64", "web"])
+def test_decoders_have_recipes_beside_each_base(decoder: str, base: str) -> None:
+    """So the command line finds them by name."""
+    recipe, beside = resolve(f"onnx-{base}-{decoder}", environ={}), resolve(f"onnx-{base}", environ={})
+    how = {"decoder": decoder, "block": recipe.onnx.block, "rounding": recipe.onnx.rounding}
+    assert recipe.onnx == beside.onnx.model_copy(update=how)
+    assert (recipe.target, recipe.gates.tokens_cosine) == (beside.target, beside.gates.tokens_cosine)
+    assert recipe.statistics_components == (COMPONENTS[:2] if recipe.onnx.vision == "int8" else ())
+
+
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("[calibration]\nsample = 3\n")
@@ -73,7 +84,7 @@ OTHER = {
     "vision": "fp32", "decoder": "int4", "rounding": "gptq", "scheme": "qnnpack", "observer": "minmax", "type": "q8_0",
     "max_size": "8MB", "imatrix": "none", "mmproj_type": "q8_0", "block": "128", "head_bits": "4", "smooth": "false",
     "bias_correction": "true", "saturation": "avx2", "fuse": "false", "fallback": "predicted", "float_layers": "a.* b",
-    "tensor_types": "a=f16 b=f16",
+    "tensor_types": "a=f16 b=f16", "simplify": "false",
 }  # fmt: skip
 
 

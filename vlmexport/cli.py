@@ -46,6 +46,7 @@ class Decoder(StrEnum):
 
     int8 = "int8"
     int4 = "int4"
+    fp16 = "fp16"
     fp32 = "fp32"
 
 
@@ -150,7 +151,7 @@ def onnx(
 ) -> None:
     """Export to ONNX: each component traced, static int8 from the calibration set."""
     base = "onnx-fp32" if precision is Precision.fp32 else f"onnx-{target}"
-    name = recipe or (f"{base}-int4" if decoder is Decoder.int4 else base)
+    name = recipe or (f"{base}-{decoder}" if decoder in (Decoder.int4, Decoder.fp16) else base)
     flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples}
     if recipe is None and precision is Precision.fp32:
         flags["target"] = target

@@ -155,7 +155,7 @@ def _sketch(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Bytes of the float32 weights that are traced."""
     spec, weights = checkpoint.spec, _weights(checkpoint)
     layers = TRACED / max(spec.vision.used_layers, 1) * weights["vision"] + weights["projector"]
-    if recipe.format == "onnx" and recipe.onnx.decoder != "int4":
+    if recipe.format == "onnx" and not recipe.onnx.fused_decoder:
         layers += TRACED / spec.language.num_layers * weights["language"]
     return int(4 * layers)
 

@@ -64,8 +64,8 @@ class Onnx(_Frozen):
     """The ONNX bundle."""
 
     vision: Literal["int8", "fp32"] = Field("int8", description="Precision of vision encoder and projector.")
-    decoder: Literal["int8", "int4", "fp32"] = Field(
-        "int8", description="Precision of the decoder; int4 needs ONNX Runtime's fused operators."
+    decoder: Literal["int8", "int4", "fp16", "fp32"] = Field(
+        "int8", description="Precision of the decoder; int4 and fp16 need ONNX Runtime's fused operators."
     )
     block: Annotated[Literal[16, 32, 64, 128], _NUMBER] = Field(
         32, description="Values of an int4 weight that share a scale."
@@ -107,6 +107,16 @@ class Onnx(_Frozen):
     float_layers: Annotated[tuple[str, ...], _WORDS] = Field(
         (), description="Patterns (fnmatch) of layers that stay in float, as in the float model's module paths."
     )
+    simplify: bool = Field(
+        True,
+        description="Run onnxsim, where it is installed, on each traced graph; its own takes the place where it has "
+        "fewer nodes.",
+    )
+
+    @property
+    def fused_decoder(self) -> bool:
+        """Whether the decoder is built from ONNX Runtime's fused operators, which know positions from the mask."""
+        return self.decoder in ("int4", "fp16")
 
 
 class Gguf(_Frozen):

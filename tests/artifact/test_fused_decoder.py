@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.checkpoints import canonical_state, published, tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture
 from vlmexport.artifact import fused_decoder
 from vlmexport.artifact.bundle import read_manifest
@@ -17,7 +17,7 @@ from vlmexport.artifact.graph import save
 from vlmexport.artifact.session import open_session, run
 from vlmexport.artifact.verify import empty_cache
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
-from vlmexport.errors import CheckpointError
+from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import VLM, load
 from vlmexport.pipeline import export
 from vlmexport.quantize import blocks
@@ -34,6 +34,9 @@ def rounded(checkpoint: Checkpoint, held: fused_decoder.Weights) -> VLM:
     for name, module in vlm.language.named_modules():
         if isinstance(module, nn.Linear):
             bits = held.head_bits if name == "lm_head" else held.bits
+            if bits == 16:
+                module.weight = nn.Parameter(module.weight.half().float(), requires_grad=False)
+                continue
             columns, raw = module.weight.shape[1], module.weight.detach().reshape(-1).view(torch.uint8).numpy()
             parts = blocks.quantize(raw, "f32", columns, bits, held.block)
             values = blocks.dequantize(*parts, bits, columns)
@@ -63,10 +66,14 @@ def through_the_cache(path: Path, embeds: torch.Tensor) -> np.ndarray:
             fused_decoder.Weights(16, accuracy=0),
             {"hidden_size": 192, "num_heads": 3, "num_kv_heads": 3, "intermediate_size": 488},
         ),
+        (fused_decoder.HALF, {"num_kv_heads": 2}),
     ],
 )
 def test_equal_to_pytorch(held: fused_decoder.Weights, language: dict[str, int], tmp_path: Path) -> None:
-    found = open_checkpoint(write_checkpoint(tmp_path / "tiny", tiny_spec("mlp2x_gelu", image_size=56, **language)))
+    spec = tiny_spec("mlp2x_gelu", image_size=56, **language)
+    dtype = torch.float32 if held is fused_decoder.HALF else torch.float16  # float16 would leave nothing to round
+    state = published(canonical_state(spec, dtype=dtype))
+    found = open_checkpoint(write_checkpoint(tmp_path / "tiny", spec, state=state))
     save(fused_decoder.build(found, held), tmp_path / "decoder.onnx")
     vlm = rounded(found, held)
     with torch.inference_mode():
@@ -76,8 +83,8 @@ def test_equal_to_pytorch(held: fused_decoder.Weights, language: dict[str, int],
     assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
 
 
-def test_a_tied_head_is_the_embedding(tmp_path: Path) -> None:
-    held = fused_decoder.Weights(32, accuracy=0)
+@pytest.mark.parametrize("held", [fused_decoder.Weights(32, accuracy=0), fused_decoder.HALF])
+def test_a_tied_head_is_the_embedding(held: fused_decoder.Weights, tmp_path: Path) -> None:
     found = open_checkpoint(
         write_checkpoint(tmp_path / "tiny", tiny_spec("mlp2x_gelu", image_size=56, tie_word_embeddings=True))
     )
@@ -99,6 +106,15 @@ def test_weights_that_are_not_finite_are_refused(tiny: Checkpoint, tmp_path: Pat
         file.write(np.array([np.nan], np.float16).tobytes())
     with pytest.raises(CheckpointError, match=r"lm_head\.weight holds NaN or infinity, first in row 1"):
         save(fused_decoder.build(open_checkpoint(folder), fused_decoder.Weights(32)), tmp_path / "decoder.onnx")
+
+
+def test_a_weight_beyond_float16_is_refused(tmp_path: Path) -> None:
+    spec = tiny_spec("mlp2x_gelu", image_size=56, num_layers=1)
+    state = published(canonical_state(spec, dtype=torch.float32))
+    state["model.layers.0.mlp.up_proj.weight"][3, 5] = 1e5
+    found = open_checkpoint(write_checkpoint(tmp_path / "tiny", spec, state=state))
+    with pytest.raises(Unsupported, match=r"up_proj\.weight holds values so large that float16 cannot hold them"):
+        save(fused_decoder.build(found, fused_decoder.HALF), tmp_path / "decoder.onnx")
 
 
 @pytest.mark.slow

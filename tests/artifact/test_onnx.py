@@ -52,6 +52,27 @@ def test_configuration(onnx_bundle: Bundles) -> None:
     np.testing.assert_allclose(colour, [-2.86989, -2.85498, -0.33990], atol=1e-4)
 
 
+def test_float16_halves_the_decoder_and_products_run_in_float32(onnx_bundle: Bundles, tmp_path: Path) -> None:
+    folder = onnx_bundle("fp16")
+    assert read_manifest(folder).details["report"]["decoder_model_merged"]["precision"] == "fp16"
+    graph = onnx.load(folder / "onnx/decoder_model_merged_fp16.onnx").graph
+    matrices = {i.data_type for i in graph.initializer if len(i.dims) == 2 and "rotary" not in i.name}
+    assert matrices == {onnx.TensorProto.FLOAT16}
+    assert {v.type.tensor_type.elem_type for v in graph.output} == {onnx.TensorProto.FLOAT}
+    kinds = fused(folder / "onnx/decoder_model_merged_fp16.onnx", tmp_path)
+    assert (kinds.count("MatMul"), kinds.count("Cast")) == (6, 2)  # the casts are of lengths
+
+
+def test_the_report_of_onnxsim(onnx_bundle: Bundles) -> None:
+    pytest.importorskip("onnxsim", reason="onnxsim is not installed")
+    report = read_manifest(onnx_bundle("fp32")).details["report"]
+    for graph in ("vision_encoder", "projector", "decoder_model_merged"):
+        found = report[graph]["onnxsim"]
+        assert found["nodes_before"] == found["nodes_after"] > 10
+        assert (found["used"], found["why"]) == (False, "it leaves out nothing")
+    assert "onnxsim" not in report["embed_tokens"]
+
+
 def test_coverage(onnx_bundle: Bundles) -> None:
     manifest = read_manifest(onnx_bundle("int8"))
     report = manifest.details["report"]

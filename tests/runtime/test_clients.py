@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 QUESTION = "what is polite?"
 COUNT = 8
-PRECISIONS = ("fp32", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
 SCRIPT = Path(__file__).with_name("transformers.mjs")
 
 

@@ -25,8 +25,10 @@ def opened(onnx_bundle: Bundles, name: str) -> OrtRuntime:
     return OrtRuntime(onnx_bundle(name), read_manifest(onnx_bundle(name)))
 
 
-def test_float_stages(onnx_bundle: Bundles, reference: ReferenceRuntime) -> None:
-    runtime = opened(onnx_bundle, "fp32")
+@pytest.mark.parametrize("name", ["fp32", "fp16"])
+def test_float_stages(name: str, onnx_bundle: Bundles, reference: ReferenceRuntime) -> None:
+    """The checkpoint is float16, so float16 weights are its own."""
+    runtime = opened(onnx_bundle, name)
     pixels = runtime.pixels(picture(8))
     np.testing.assert_array_equal(pixels, reference.pixels(picture(8)))
     features = reference.features(pixels)

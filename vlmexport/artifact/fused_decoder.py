@@ -1,5 +1,5 @@
-"""A Llama decoder in ONNX Runtime's fused operators: weights of 4 bits in blocks, grouped-query attention with its
-cache and rotary embedding inside. It is built, not traced: no exporter emits these operators.
+"""A Llama decoder in ONNX Runtime's fused operators: weights of 4 bits in blocks or of float16, grouped-query attention
+with its cache and rotary embedding inside. It is built, not traced: no exporter emits these operators.
 
 The contract is that of the traced decoder, but for ``position_ids``: positions follow from the attention mask.
 """
@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir import tape
 
+from vlmexport.artifact.half_weights import half_weight
 from vlmexport.artifact.trace import OPSET
 from vlmexport.artifact.weights import find, read, read_raw
 from vlmexport.calibrate.hessians import Hessians
@@ -30,7 +31,7 @@ _MS = "com.microsoft"
 
 @dataclass(frozen=True)
 class Weights:
-    """How weights are held: ``bits`` and ``head_bits`` 4 or 8, ``block`` values to a scale.
+    """How weights are held: ``bits`` and ``head_bits`` 4 or 8, ``block`` values to a scale; or 16, which is float16.
 
     ``accuracy`` is MatMulNBits' level: 4 takes int8 activations, which is what its fast kernels do, 0 takes float32.
     """
@@ -39,6 +40,10 @@ class Weights:
     bits: int = 4
     head_bits: int = 8
     accuracy: int = 4
+
+
+HALF = Weights(block=1, bits=16, head_bits=16)
+"""Float16: no blocks, no scales."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def build(checkpoint: Checkpoint, weights: Weights, rounding: Rounding = NEAREST
     """
     spec = checkpoint.spec.language
     if spec.kind != "llama":
-        raise Unsupported(f"a decoder with int4 weights is not known for {spec.kind!r}", "use --decoder fp32 or int8")
+        raise Unsupported(f"a decoder of fused operators is not known for {spec.kind!r}", "use --decoder fp32 or int8")
     return _Builder(checkpoint, weights, rounding).model()
 
 
@@ -138,9 +143,11 @@ class _Builder:
     def _product(self, paths: list[str], x: ir.Value, bits: int) -> ir.Value:
         """x times the weights of linear layers, their outputs side by side."""
         sources = [find(self.checkpoint, f"{path}.weight") for path in paths]
+        name = paths[0] if len(paths) == 1 else f"{paths[0].rpartition('.')[0]}.qkv_proj"
+        if bits == 16:
+            return self._half_product(name, sources, x)
         # Query, key and value read one input, so the first one's statistics are those of all.
         held = _Quantized(sources, paths[0], bits, self.weights.block, self.rounding if bits == 4 else NEAREST)
-        name = paths[0] if len(paths) == 1 else f"{paths[0].rpartition('.')[0]}.qkv_proj"
         levels, scales = held.levels(f"{name}.weight_int{bits}"), held.scales(f"{name}.scales")
         operands = [x, _initializer(levels), _initializer(scales)]
         self.initializers.append(operands[1])
@@ -150,6 +157,14 @@ class _Builder:
             "accuracy_level": self.weights.accuracy,
         }  # fmt: skip
         return self.op.op("MatMulNBits", operands, attributes, domain=_MS, name=name)
+
+    def _half_product(self, name: str, sources: list[LazyTensor], x: ir.Value) -> ir.Value:
+        """x times float16 weights, in float32. ONNX Runtime widens them once, when it opens the graph; what goes into a
+        product is not rounded, so that outliers cannot leave float16's range."""
+        self.initializers.append(_initializer(half_weight(sources, f"{name}.weight_fp16")))
+        to = {"to": ir.DataType.FLOAT.value}
+        weight = self.op.op("Cast", self.initializers[-1:], to, name=f"{name}.weight")
+        return self.op.op("MatMul", [x, weight], name=name)
 
     def _end_layer(self) -> None:
         """Scales follow the weights of their layer: so two threads that write in order do not wait for one weight."""

@@ -26,7 +26,8 @@ _ALIGNMENT = 65_536
 _IN_FLIGHT = 256 * 2**20
 """Bytes of weights that are held at a time while they are written."""
 _SCOPES = "pkg.torch.onnx.name_scopes"
-_MODULE = "module"
+MODULE = "module"
+"""Key of a cleaned node's ``meta``: the path of the module that it came from."""
 
 
 def clean(model: ir.Model) -> ir.Model:
@@ -37,7 +38,7 @@ def clean(model: ir.Model) -> ir.Model:
     """
     _fold_transposes(model)
     for node in model.graph:
-        node.meta[_MODULE] = _module_path(node) or ""
+        node.meta[MODULE] = _module_path(node) or ""
         weight = weight_of(node)
         if weight is None:
             continue
@@ -148,7 +149,7 @@ def _shards(model: ir.Model) -> list[list[str]]:
 
 def module_of(node: ir.Node) -> str:
     """Path of the module that a cleaned node came from; empty where it came from none."""
-    return str(node.meta.get(_MODULE, ""))
+    return str(node.meta.get(MODULE, ""))
 
 
 def _module_path(node: ir.Node) -> str | None:

@@ -83,7 +83,7 @@ def export_hybrid(
             source=source_of(checkpoint),
             recipe=recipe,
             tools=tool_versions("gguf", "llama-cpp-python", "torch", "transformers", "onnx", "onnx-ir", "onnxscript",
-                                "onnxruntime", "numpy"),
+                                "onnxruntime", "onnxsim", "numpy"),
             calibration=calibration_of(statistics),
             files=list_files(folder, components, hashes),
             tensors=decoder.unlike() | written.float_layers,

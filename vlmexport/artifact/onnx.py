@@ -76,7 +76,7 @@ def export_onnx(
         layout = onnx_layout.Layout(
             checkpoint.spec, image_token, plugins.projector(checkpoint.spec.projector).num_tokens(
                 checkpoint.spec.projector), _special(checkpoint), written.suffixes, written.external,
-            has_positions=settings.decoder != "int4",
+            has_positions=not settings.fused_decoder,
         )  # fmt: skip
         for name, document in onnx_layout.files(layout).items():
             _write(folder / name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
@@ -86,7 +86,7 @@ def export_onnx(
             kind="onnx",
             source=source.result(),
             recipe=recipe,
-            tools=tool_versions("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime"),
+            tools=tool_versions("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxsim"),
             calibration=calibration_of(statistics),
             files=list_files(folder, components, written.hashes),
             tensors=written.float_layers,

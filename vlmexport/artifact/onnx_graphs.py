@@ -25,6 +25,7 @@ from vlmexport.artifact.fused_decoder import NEAREST, Rounding
 from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_sizes import sizes, vision_sizes
+from vlmexport.artifact.simplify import simplify
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Advance, Console, no_advance
@@ -41,7 +42,7 @@ _FOLDERS = {
     "vision_encoder": "onnx/", "embed_tokens": "onnx/", "decoder_model_merged": "onnx/", "projector": "components/",
     "embedding": "",
 }  # fmt: skip
-_SUFFIXES = {"fp32": "", "int8": "_int8", "int4": "_q4"}
+_SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
 
 
 @dataclass
@@ -86,7 +87,7 @@ def write_graphs(
     totals = {COMPONENT_OF[name]: size for name, size in sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars:
         graphs = _Graphs(checkpoint, settings, int8, folder, bars)
-        fused = settings.decoder == "int4"
+        fused = settings.fused_decoder
         with TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(2) as pool, graphs.stopping():
             # Tracing holds the interpreter; what else there is to do mostly does not, and runs beside it.
             beside = [pool.submit(graphs.fused_decoder, rounding)] if fused else []
@@ -139,9 +140,19 @@ class _Graphs:
         self._parts = {"vision": trace.trace_vision(self._sketch), "projector": trace.trace_projector(self._sketch)}
         if "language" in components:
             self._parts["language"] = trace.trace_decoder(self._sketch)
+        self._simplified: dict[str, dict[str, Any]] = {}
+        if self.settings.simplify:
+            for name, traced in self._parts.items():
+                self._parts[name], self._simplified[name] = simplify(traced, scratch, self._stack(name))
         self._files = {name: scratch / f"{name}.onnx" for name in self._parts}
         for name, traced in self._parts.items():
             save(traced.model, self._files[name])
+
+    def _stack(self, part: str) -> str | None:
+        """What comes before a layer's number in module paths, where a part has more layers than are traced."""
+        spec = self.checkpoint.spec
+        total = {"vision": spec.vision.used_layers, "language": spec.language.num_layers}.get(part, 0)
+        return prefix(spec, part) if total > layers.TRACED else None
 
     def compare(self) -> None:
         """The graphs as they were traced with what they were traced from."""
@@ -176,9 +187,11 @@ class _Graphs:
         self._finish("language", self.settings.decoder, spec.num_layers)
 
     def fused_decoder(self, rounding: Rounding) -> None:
-        """The same with int4 weights, in ONNX Runtime's own operators."""
-        held = fused_decoder.Weights(self.settings.block, head_bits=self.settings.head_bits)
-        self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held, rounding), "int4")
+        """The same with int4 or float16 weights, in ONNX Runtime's own operators."""
+        settings = self.settings
+        int4 = fused_decoder.Weights(settings.block, head_bits=settings.head_bits)
+        held = fused_decoder.HALF if settings.decoder == "fp16" else int4
+        self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held, rounding), settings.decoder)
 
     def _finish(self, part: str, precision: str, count: int = 0) -> None:
         """Put in the checkpoint's weights and all ``count`` layers of a stack, quantize, save."""
@@ -186,9 +199,9 @@ class _Graphs:
         weights.attach(traced.model, self._parameters, self.checkpoint)
         if count:
             layers.repeat(traced.model, prefix(spec, part), count, weights.next_layer(self.checkpoint))
-        report: dict[str, Any] = {}
+        report: dict[str, Any] = {"onnxsim": self._simplified[part]} if part in self._simplified else {}
         if precision == "int8" and self.int8 is not None:
-            report = {"nodes_float": _count(traced.model)}
+            report |= {"nodes_float": _count(traced.model)}
             with self._quantizing:
                 decisions = self.int8.decide(traced.model)
                 if part != "projector":  # the tower's graph holds it too

@@ -49,7 +49,7 @@ def files(layout: Layout) -> dict[str, dict[str, Any]]:
 def config(layout: Layout) -> dict[str, Any]:
     """A LLaVA; the decoder's sizes, and which precision transformers.js takes of each graph."""
     spec, language, vision = layout.spec, layout.spec.language, layout.spec.vision
-    names = {"": "fp32", "_int8": "int8", "_q4": "q4"}
+    names = {"": "fp32", "_fp16": "fp16", "_int8": "int8", "_q4": "q4"}
     client: dict[str, Any] = {"dtype": {graph: names[layout.suffixes[graph]] for graph in _CLIENT_GRAPHS}}
     if layout.external:
         client["use_external_data_format"] = layout.external

@@ -13,8 +13,8 @@ from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.model import plugins
 from vlmexport.recipe import Onnx
 
-_SCALE, _ZERO_POINT, _FLOAT = 4, 1, 4
-_NODES = {"fp32": 7_500, "int8": 15_000, "int4": 5_300}
+_SCALE, _ZERO_POINT, _FLOAT, _HALF = 4, 1, 4, 2
+_NODES = {"fp32": 7_500, "fp16": 3_500, "int8": 15_000, "int4": 5_300}
 """Bytes of a layer's nodes, measured: names mostly, so that they hardly depend on its widths."""
 
 _SETTINGS = 10_000
@@ -33,7 +33,7 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
     if "lm_head.weight" not in language:
         decoder.append(("lm_head.weight", table))
     spec, embeddings = checkpoint.spec, rows * table.columns * (2 if table.dtype == "f16" else _FLOAT)
-    if settings.decoder == "int4":
+    if settings.fused_decoder:
         language_bytes = _fused(decoder, checkpoint, settings)
     else:
         language_bytes = _graph(decoder, settings.decoder)
@@ -96,6 +96,9 @@ def _fused(tensors: Iterable[tuple[str, LazyTensor]], checkpoint: Checkpoint, se
     for name, tensor in tensors:
         if len(tensor.shape) < 2:
             total += _FLOAT * tensor.numel
+            continue
+        if settings.decoder == "fp16":
+            total += _HALF * tensor.numel
             continue
         bits = settings.head_bits if name == "lm_head.weight" else 4
         count = -(-tensor.columns // settings.block)

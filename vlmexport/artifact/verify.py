@@ -31,7 +31,7 @@ def check(traced: Traced, path: Path) -> float:
     names = [value.name for value in session.get_inputs()]
     worst = 0.0
     for probe in traced.probes:
-        given = dict(zip(names, _flat(probe), strict=True))
+        given = dict(zip(names, flat(probe), strict=True))
         with torch.inference_mode():
             expected = traced.module(*probe)
         expected = expected if isinstance(expected, tuple) else (expected,)
@@ -91,7 +91,8 @@ def _difference(graph: str, name: str, got: np.ndarray[Any, Any], want: np.ndarr
     return off
 
 
-def _flat(probe: Any) -> list[np.ndarray[Any, Any]]:
+def flat(probe: Any) -> list[np.ndarray[Any, Any]]:
+    """The arrays of a probe, in the order of a graph's inputs."""
     if isinstance(probe, torch.Tensor):
         return [probe.numpy()]
-    return [array for part in probe for array in _flat(part)]
+    return [array for part in probe for array in flat(part)]
