@@ -1,10 +1,11 @@
 # make demo   everything once, on the model that ships with the package
 # make test   all tests; `make quick` leaves the slow ones out
+# make optimum  optimum, which pins an older transformers, in an environment of its own: a test and a benchmark use it
 # make bench  us and the peers in turn, on a MobileVLM V2 1.7B of random weights (16 GB of disk and 11 GB of memory)
 PYTHON ?= python3.11
 VENV := .venv
 
-.PHONY: demo test quick bench lint clean
+.PHONY: demo test quick optimum bench lint clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +34,18 @@ test: lint
 
 quick: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -m "not slow"
+
+# It sees torch and ONNX Runtime of $(VENV) behind its own packages, so neither is installed twice.
+OPTIMUM := .venv-optimum
+PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+
+$(OPTIMUM)/ready: $(VENV)/ready
+	$(VENV)/bin/python -m venv $(OPTIMUM)
+	$(VENV)/bin/python -c '$(PACKAGES)' > "$$($(OPTIMUM)/bin/python -c '$(PACKAGES)')/behind.pth"
+	$(OPTIMUM)/bin/python -m pip install --quiet --no-warn-conflicts 'optimum-onnx[onnxruntime]==0.1.0'
+	touch $@
+
+optimum: $(OPTIMUM)/ready
 
 # llama.cpp's converter and Llama's vocabulary come in the source archive of llama-cpp-python.
 BENCH ?= out/bench

@@ -9,7 +9,7 @@ import pytest
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 
-pytest_plugins = ["tests.onnx_bundles"]
+pytest_plugins = ["tests.onnx_bundles", "tests.transformers_js"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -320,6 +320,29 @@ def run(
 
 
 @app.command()
+def serve(
+    bundle: Annotated[Path, typer.Argument(help="An ONNX bundle's folder.", show_default=False)],
+    port: Annotated[
+        int | None, typer.Option(help="Port; the first free one from 8000 on.", min=1, max=65535, show_default=False)
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page.")] = True,
+    transformers: Annotated[
+        Path | None,
+        typer.Option(help="Folder with transformers.js in node_modules; fetched once by default.", show_default=False),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask a bundle in the browser, which runs it: pictures, questions, answers as they grow."""
+    from vlmexport.serve.server import open_server
+
+    console = Console(as_json, quiet)
+    with open_server(bundle, port, transformers, console) as server:
+        console.result(f"{bundle} is at {server.url} until Ctrl-C", {"bundle": str(bundle), "url": server.url})
+        server.run(browser)
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this one.", show_default=False)] = None,
     as_json: Json = False,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.checkpoints import tiny_spec
@@ -56,6 +56,14 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     image = read_image(name)
     assert image.mode == "RGB"
     assert pixel_values(image, SPEC).shape == (1, 3, 336, 336)
+
+
+def test_a_photo_stands_upright(tmp_path: Path) -> None:
+    image, exif = picture(20, 10), Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # held so that it must be turned clockwise
+    image.save(tmp_path / "photo.png", exif=exif)
+    upright = image.transpose(Image.Transpose.ROTATE_270)
+    np.testing.assert_array_equal(read_image(tmp_path / "photo.png"), upright)
 
 
 def test_unreadable(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -67,28 +66,16 @@ def test_onnxruntime_genai(precision: str, onnx_bundle: Bundles) -> None:
     assert_same(got, expected, precision)
 
 
-@pytest.fixture(scope="module")
-def node_modules() -> Path:
-    """A folder with ``node_modules/@huggingface/transformers``: VLMEXPORT_NODE, or tests/runtime."""
-    folder = Path(os.environ.get("VLMEXPORT_NODE", SCRIPT.parent))
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    if not (folder / "node_modules" / "@huggingface" / "transformers").is_dir():
-        pytest.skip(
-            f"@huggingface/transformers is not installed: npm install --ignore-scripts --prefix {folder} "
-            "@huggingface/transformers@4.3.1"
-        )
-    return folder
-
-
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_transformers_js(precision: str, onnx_bundle: Bundles, node_modules: Path, tmp_path: Path) -> None:
+def test_transformers_js(precision: str, onnx_bundle: Bundles, transformers_js: Path, tmp_path: Path) -> None:
     bundle = onnx_bundle(precision)
     runtime, expected = greedy(bundle)
     picture(5, (336, 336)).save(tmp_path / "picture.png")
-    script = shutil.copy(SCRIPT, node_modules / "transformers.run.mjs") if SCRIPT.parent != node_modules else SCRIPT
+    own = SCRIPT.parent == transformers_js
+    script = SCRIPT if own else shutil.copy(SCRIPT, transformers_js / "transformers.run.mjs")
     command = ["node", str(script), str(bundle), str(tmp_path / "picture.png"), QUESTION, str(COUNT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=node_modules)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=transformers_js)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().splitlines()[-1])
     prompt = runtime.prompt(QUESTION)

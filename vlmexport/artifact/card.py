@@ -16,7 +16,7 @@ _COLUMNS = {
 }
 _RUN = {
     "onnx": "Files are laid out for transformers.js and onnxruntime-genai; "
-    "`vlmexport run . --image IMAGE QUESTION` asks it.",
+    "`vlmexport run . --image IMAGE QUESTION` asks it, `vlmexport serve .` in the browser.",
     "hybrid": "The vision encoder runs on ONNX Runtime; its visual tokens go into llama.cpp as embeddings. "
     "`vlmexport run . --image IMAGE QUESTION` asks it.",
     "gguf": "Pass `--jinja` to llama.cpp's tools, so that the embedded template is used; "

@@ -6,21 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlmexport.checkpoint import VisionSpec
 from vlmexport.errors import UsageError
 
 
 def read_image(path: Path) -> Image.Image:
-    """An image file as RGB.
+    """An image file as RGB, upright: a telephone notes in the file how it was held.
 
     Raises:
         UsageError: it is missing or no image.
     """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except FileNotFoundError as error:
         raise UsageError(f"image {path} does not exist", "check the path") from error
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:

@@ -1,0 +1,206 @@
+"""The page in headless Chromium: unmodified transformers.js on the demo's bundle answers as ``vlmexport run`` does."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.onnx_bundles import picture
+from vlmexport.artifact.onnx_layout import preprocessor
+from vlmexport.calibrate.samples import calibration_folder, heldout_samples
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.console import QUIET
+from vlmexport.demo.heldout import heldout_scenes
+from vlmexport.demo.paint import paint
+from vlmexport.model.pixels import read_image, to_size
+from vlmexport.pipeline import export
+from vlmexport.recipe import resolve
+from vlmexport.runtime.opening import open_runtime
+from vlmexport.serve.server import open_server
+
+pytestmark = pytest.mark.slow
+
+CHROMIUM = shutil.which(os.environ.get("VLMEXPORT_CHROMIUM", "chromium"))
+PATIENCE = 60_000  # milliseconds, for a loaded machine
+PHOTO = calibration_folder() / "images" / "photo-chelsea.jpg"
+"""Wider than it is high, and nothing that the demo model knows."""
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = resolve("onnx-web", {"calibration.samples": 8}, {})
+    return export("demo", recipe, tmp_path_factory.mktemp("serve") / "demo")
+
+
+@contextmanager
+def serving(bundle: Path, transformers_js: Path) -> Iterator[str]:
+    """The address of a bundle's page."""
+    with open_server(bundle, None, transformers_js, QUIET) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.url
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def page(chromium: Browser, demo: Path, transformers_js: Path) -> Iterator[Page]:
+    """The demo's page, loaded; at the end it has asked no other server and had no error."""
+    wrong: list[str] = []
+    with serving(demo, transformers_js) as url, closing(chromium.new_page()) as opened:
+        opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        opened.on("pageerror", lambda error: wrong.append(str(error)))
+        opened.on("request", lambda sent: wrong.append(sent.url) if not re.match(f"(blob:)?{url}", sent.url) else None)
+        opened.goto(url)
+        expect(opened.locator("#facts")).to_contain_text("thread", timeout=PATIENCE)
+        yield opened
+    assert wrong == []
+
+
+def look(page: Page, file: Path) -> None:
+    """Give a picture, and wait until the model has seen it."""
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#status")).to_be_empty(timeout=PATIENCE)
+    expect(page.locator("#seen")).to_contain_text("144 visual tokens", timeout=PATIENCE)
+
+
+def ask(page: Page, question: str) -> tuple[str, list[int]]:
+    """The answer and its token ids."""
+    page.locator("#question").fill(question)
+    page.locator("#ask").click()
+    turn = page.locator("article").last
+    expect(turn.locator(".ids")).to_be_attached(timeout=PATIENCE)
+    assert turn.locator(".question").inner_text() == question
+    ids = turn.locator(".ids").text_content() or ""
+    return turn.locator(".answer").inner_text(), [int(number) for number in ids.split()]
+
+
+def test_the_same_tokens_as_run(page: Page, demo: Path, tmp_path: Path) -> None:
+    samples = heldout_samples()
+    pictures = {f"scene-{scene.seed}": paint(scene) for scene in heldout_scenes(3)} | {"photo": read_image(PHOTO)}
+    answers = set()
+    with closing(open_runtime(demo)) as runtime:
+        for name, image in pictures.items():
+            image.save(tmp_path / f"{name}.png")
+            look(page, tmp_path / f"{name}.png")
+            tokens = runtime.tokens(runtime.features(runtime.pixels(image)))
+            asked = [sample.question for sample in samples if sample.image_id == name] or ["Describe the picture."]
+            for question in asked:
+                expected = [token.id for token in runtime.generate(runtime.prompt(question), tokens, 64)]
+                assert ask(page, question) == (runtime.decode(expected), expected)
+                answers.add(runtime.decode(expected))
+    assert len(answers) > 6  # they depend on picture and question
+
+
+def test_speed_is_shown(page: Page) -> None:
+    look(page, PHOTO)
+    ask(page, "Describe the picture.")
+    assert re.fullmatch(r"image ([\d.]+ m?s), 144 visual tokens", page.locator("#seen").inner_text())
+    measures = page.locator("article .measures").last.inner_text()
+    assert re.fullmatch(r"first token [\d.]+ m?s · [\d.]+ tokens/s", measures)
+    threads = min(os.cpu_count() or 1, 4)
+    assert f"WebAssembly, {threads} thread" in page.locator("#facts").inner_text()
+
+
+SQUARE = """async ([file, settings]) => {
+    const { square } = await import('/pixels.js');
+    const bytes = Uint8Array.from(atob(file), (letter) => letter.charCodeAt(0));
+    return Array.from((await square(new Blob([bytes]), settings)).rgb);
+}"""
+
+
+@pytest.mark.parametrize("aspect_ratio", ["pad", "crop"])
+@pytest.mark.parametrize("size", [None, (500, 211), (70, 90), (336, 336)])  # None: a JPEG; others lie on their side
+def test_the_same_pixels_as_pil(size: tuple[int, int] | None, aspect_ratio: str, page: Page, tmp_path: Path) -> None:
+    file = PHOTO
+    if size is not None:
+        file = tmp_path / "picture.png"
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        picture(7, size).save(file, exif=exif)
+    spec = replace(open_model("demo").spec, vision=replace(open_model("demo").spec.vision, aspect_ratio=aspect_ratio))
+    found = page.evaluate(SQUARE, [base64.b64encode(file.read_bytes()).decode(), preprocessor(spec)])
+    expected = np.asarray(to_size(read_image(file), spec.vision))
+    np.testing.assert_array_equal(np.asarray(found, np.uint8).reshape(expected.shape), expected)
+
+
+GIVE = """([file, kind]) => {
+    const bytes = Uint8Array.from(atob(file), (letter) => letter.charCodeAt(0));
+    const transfer = new DataTransfer();
+    transfer.items.add(new File([bytes], 'given.png', { type: 'image/png' }));
+    const event = kind === 'drop' ? new DragEvent('drop', { dataTransfer: transfer, bubbles: true })
+        : new ClipboardEvent('paste', { clipboardData: transfer, bubbles: true });
+    document.body.dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_pictures_are_dropped_and_pasted(kind: str, page: Page, tmp_path: Path) -> None:
+    look(page, PHOTO)
+    file = tmp_path / "scene.png"
+    paint(next(heldout_scenes(1))).save(file)
+    page.evaluate(GIVE, [base64.b64encode(file.read_bytes()).decode(), kind])
+    expect(page.locator("#shown")).to_have_attribute("alt", "The picture: given.png")
+    expect(page.locator("#seen")).to_contain_text("visual tokens", timeout=PATIENCE)
+    (sample, *_) = heldout_samples()
+    assert ask(page, sample.question)[0] == sample.answer
+
+
+def test_keyboard_alone(page: Page) -> None:
+    page.locator("#file").focus()
+    for _ in range(2):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")  # the second example
+    expect(page.locator("#shown")).to_have_attribute("alt", re.compile("example"))
+    expect(page.locator("#seen")).to_contain_text("visual tokens", timeout=PATIENCE)
+    turns = page.locator("article").count()
+    for _ in range(2 + turns):  # the third example, the tokens of each answer, the question
+        page.keyboard.press("Tab")
+    expect(page.get_by_role("textbox", name="Question")).to_be_focused()
+    page.keyboard.type("How many objects are there?")
+    page.keyboard.press("Enter")
+    expect(page.locator("article")).to_have_count(turns + 1)
+    expect(page.locator("article .ids")).to_have_count(turns + 1, timeout=PATIENCE)
+
+
+def test_stop(page: Page) -> None:
+    look(page, PHOTO)
+    _, whole = ask(page, "Describe the picture.")
+    turns = page.locator("article").count()
+    page.evaluate("() => { document.forms[0].requestSubmit(); document.getElementById('stop').click(); }")
+    expect(page.locator("article .ids")).to_have_count(turns + 1, timeout=PATIENCE)
+    assert page.locator("article .ids").last.text_content() == str(whole[0])
+    assert len(whole) > 1
+
+
+def test_an_unreadable_picture(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    page.locator("#file").set_input_files(tmp_path / "broken.png")
+    expect(page.locator("#status")).to_contain_text("This picture cannot be read", timeout=PATIENCE)
+    expect(page.locator("#ask")).to_be_disabled()
+    look(page, PHOTO)
+    expect(page.locator("#ask")).to_be_enabled()

@@ -1,0 +1,151 @@
+// The page: pictures and questions go to the worker, what it tells is shown.
+
+const element = (id) => document.getElementById(id);
+const [form, question, ask, stop] = ['form', 'question', 'ask', 'stop'].map(element);
+const [drop, file, shown, turns] = ['drop', 'file', 'shown', 'turns'].map(element);
+
+const flag = new Int32Array(new (self.SharedArrayBuffer ?? ArrayBuffer)(4)); // what stops an answer, if it is shared
+const about = await (await fetch('/about.json')).json();
+const worker = new Worker('/worker.js', { type: 'module' });
+const state = { ready: false, broken: false, seen: false, looking: false, turn: null };
+
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const fixed = (seconds) => (seconds < 1 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toFixed(2)} s`);
+
+/** A new element with its text. */
+function make(tag, className, text = '') {
+  const made = document.createElement(tag);
+  Object.assign(made, { className, textContent: text });
+  return made;
+}
+
+/** What can be done now, and what is waited for. */
+function refresh(message) {
+  if (state.broken) return;
+  ask.disabled = !state.ready || !state.seen || state.looking;
+  const [off, on] = state.turn ? [ask, stop] : [stop, ask];
+  const focused = document.activeElement === off;
+  [off.hidden, on.hidden] = [true, false];
+  if (focused) on.focus();
+  const picture = state.looking ? 'Looking at the picture …' : state.seen ? '' : 'Choose a picture to begin.';
+  element('status').textContent = message ?? (state.ready ? picture : 'Loading the model …');
+}
+
+function look(blob) {
+  if (!blob) return;
+  shown.src = URL.createObjectURL(blob); // not revoked: answers show it beside them
+  shown.alt = `The picture: ${blob.name ?? 'an example'}`;
+  shown.hidden = false;
+  element('invitation').hidden = true;
+  drop.classList.add('filled');
+  element('seen').textContent = '';
+  state.looking = true;
+  worker.postMessage({ type: 'look', file: blob });
+  refresh();
+}
+
+function begin(text) {
+  const turn = make('article', '');
+  const about = make('img', 'about');
+  Object.assign(about, { src: shown.src, alt: '' });
+  turn.setAttribute('aria-busy', 'true');
+  turn.append(about, make('p', 'question', text), make('p', 'answer'));
+  turns.append(turn);
+  turn.scrollIntoView({ block: 'nearest' });
+  state.turn = turn;
+  Atomics.store(flag, 0, 0);
+  worker.postMessage({ type: 'ask', question: text });
+  refresh();
+}
+
+function end({ ids, prompt, first, rate }) {
+  const { turn } = state;
+  const speed = ids.length > 1 ? ` · ${rate.toFixed(1)} tokens/s` : '';
+  turn.append(make('p', 'measures', `first token ${fixed(first)}${speed}`));
+  const details = make('details', '');
+  details.append(make('summary', '', `${ids.length} tokens, after a prompt of ${prompt}`));
+  details.append(make('code', 'ids', ids.join(' ')));
+  turn.append(details);
+  turn.removeAttribute('aria-busy');
+  turn.scrollIntoView({ block: 'nearest' });
+  state.turn = null;
+  refresh();
+}
+
+function fail({ during, reason }) {
+  const where = { load: 'The model cannot be loaded', look: 'This picture cannot be read', ask: 'No answer' }[during];
+  if (during === 'ask') {
+    state.turn.querySelector('.answer').classList.add('wrong');
+    state.turn.querySelector('.answer').textContent = `${where}: ${reason}`;
+    state.turn.removeAttribute('aria-busy');
+    state.turn = null;
+  }
+  if (during === 'look') state.looking = state.seen = false;
+  refresh(`${where}: ${reason}`);
+  if (during !== 'load') return;
+  element('loading').hidden = true;
+  state.broken = true;
+}
+
+const told = {
+  progress({ loaded }) {
+    element('progress').value = loaded / about.bytes;
+    element('loaded').textContent = `${megabytes(loaded)} of ${megabytes(about.bytes)}`;
+  },
+  ready({ threads }) {
+    state.ready = true;
+    element('loading').hidden = true;
+    element('facts').textContent += ` · WebAssembly, ${threads} ${threads === 1 ? 'thread' : 'threads'}`;
+    refresh();
+  },
+  seen({ seconds, tokens }) {
+    Object.assign(state, { looking: false, seen: true });
+    element('seen').textContent = `image ${fixed(seconds)}, ${tokens} visual tokens`;
+    refresh();
+  },
+  piece({ text }) {
+    state.turn.querySelector('.answer').textContent = text;
+  },
+  answered: end,
+  failed: fail,
+};
+
+worker.onmessage = ({ data }) => told[data.type](data);
+worker.onerror = (event) => fail({ during: 'load', reason: event.message ?? 'the worker did not start' });
+
+form.addEventListener('submit', (event) => {
+  event.preventDefault();
+  if (ask.disabled || state.turn) return;
+  begin(question.value.trim());
+  if (document.activeElement === question) question.select(); // on a telephone the keyboard stays away
+});
+stop.addEventListener('click', () => Atomics.store(flag, 0, 1));
+file.addEventListener('change', () => look(file.files[0]));
+document.addEventListener('paste', (event) => look(event.clipboardData.files[0]));
+document.addEventListener('dragover', (event) => {
+  event.preventDefault();
+  drop.classList.add('over');
+});
+document.addEventListener('dragleave', () => drop.classList.remove('over'));
+document.addEventListener('drop', (event) => {
+  event.preventDefault();
+  drop.classList.remove('over');
+  look(event.dataTransfer.files[0]);
+});
+
+for (const [index, path] of about.examples.entries()) {
+  const button = make('button', '');
+  const image = make('img', '');
+  Object.assign(image, { src: path, alt: `Example ${index + 1}` });
+  button.type = 'button';
+  button.append(image);
+  button.addEventListener('click', async () => look(await (await fetch(path)).blob()));
+  element('examples').append(button);
+  element('examples').hidden = false;
+}
+
+const verdict = about.parity === null ? 'parity not checked' : about.parity ? 'parity passed' : 'parity failed';
+document.title = element('name').textContent = about.name;
+element('facts').textContent = [about.recipe, megabytes(about.bytes), verdict].join(' · ');
+worker.postMessage({ type: 'load', flag });
+refresh();
