@@ -1,11 +1,12 @@
 # make demo   everything once, on the model that ships with the package
 # make test   all tests; `make quick` leaves the slow ones out
 # make optimum  optimum, which pins an older transformers, in an environment of its own: a test and a benchmark use it
+# make arm64  arm64's onnxruntime under QEMU, for `vlmexport check --on arm64` and its tests (Debian or Ubuntu; 180 MB)
 # make bench  us and the peers in turn, on a MobileVLM V2 1.7B of random weights (16 GB of disk and 11 GB of memory)
 PYTHON ?= python3.11
 VENV := .venv
 
-.PHONY: demo test quick optimum bench lint clean
+.PHONY: demo test quick optimum arm64 bench lint clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -46,6 +47,9 @@ $(OPTIMUM)/ready: $(VENV)/ready
 	touch $@
 
 optimum: $(OPTIMUM)/ready
+
+arm64: $(VENV)/ready
+	$(VENV)/bin/python -m vlmexport.runtime.arm64_install
 
 # llama.cpp's converter and Llama's vocabulary come in the source archive of llama-cpp-python.
 BENCH ?= out/bench

@@ -8,15 +8,19 @@ import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.runtime.arm64_root import root_folder
 
 pytest_plugins = ["tests.onnx_bundles", "tests.transformers_js"]
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Calibration statistics of tests stay out of the user's cache."""
+    """Calibration statistics of tests stay out of the user's cache; arm64's onnxruntime is used where it is set up."""
+    arm64, own = root_folder(), tmp_path_factory.mktemp("cache")
+    if arm64.is_dir():
+        (own / arm64.name).symlink_to(arm64)
     patch = pytest.MonkeyPatch()
-    patch.setenv("VLMEXPORT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    patch.setenv("VLMEXPORT_CACHE", str(own))
 
 
 @pytest.fixture(scope="session")

@@ -50,6 +50,12 @@ class Decoder(StrEnum):
     fp32 = "fp32"
 
 
+class Machine(StrEnum):
+    """A machine whose kernels a check can run on."""
+
+    arm64 = "arm64"
+
+
 Model = Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or `demo`.", show_default=False)]
 Tower = Annotated[
     str | None,
@@ -265,12 +271,15 @@ def check(
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", show_default=False)] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown.", show_default=False)] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report to look at.", show_default=False)] = None,
+    on: Annotated[
+        Machine | None,
+        typer.Option(help="Run an ONNX bundle on that machine's kernels, too (`make arm64`).", show_default=False),
+    ] = None,
     dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Compare a bundle with its float model, stage by stage; exit 1 when a gate fails."""
-    from vlmexport.parity.check import DEFAULT_SAMPLES
     from vlmexport.parity.check import check as run_check
     from vlmexport.report.annotations import workflow_commands
     from vlmexport.report.destinations import Destinations, step_summary
@@ -282,7 +291,7 @@ def check(
             bundle,
             reference=reference,
             vision_tower=vision_tower,
-            samples=samples or DEFAULT_SAMPLES,
+            samples=samples,
             data=data,
             console=console,
             dask=dask,
@@ -291,6 +300,7 @@ def check(
             replay=replay,
             baseline=baseline,
             slack=slack,
+            on=on.value if on else None,
         )
     destinations.write(result, bundle)
     console.stream(workflow_commands(result))

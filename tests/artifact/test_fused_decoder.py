@@ -14,8 +14,7 @@ from tests.onnx_bundles import picture
 from vlmexport.artifact import fused_decoder
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import open_session, run
-from vlmexport.artifact.verify import empty_cache
+from vlmexport.artifact.session import empty_cache, open_session, run
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import VLM, load

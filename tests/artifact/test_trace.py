@@ -14,7 +14,7 @@ import torch
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.artifact import trace, verify
 from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.session import open_session, run, with_output
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import ParityFailed
 from vlmexport.model import VLM, load, projector
@@ -46,7 +46,8 @@ def test_vision_and_projector(kind: str, tmp_path: Path) -> None:
     for traced in (vision, alone):
         save(traced.model, tmp_path / f"{traced.name}.onnx")
         assert verify.check(traced, tmp_path / f"{traced.name}.onnx") < 1e-5
-    session = open_session(tmp_path / "vision_encoder.onnx", also=trace.FEATURES)
+    graph = with_output(tmp_path / "vision_encoder.onnx", trace.FEATURES)
+    session = open_session(tmp_path / "vision_encoder.onnx", graph=graph)
     pixels = torch.randn(2, 3, 336, 336)
     outputs = run(session, {"pixel_values": pixels.numpy()})
     with torch.inference_mode():

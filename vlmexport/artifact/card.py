@@ -64,16 +64,26 @@ def _parity(parity: dict[str, Any] | None) -> list[str]:
     if parity is None:
         return ["Not checked yet: `vlmexport check` fills this in."]
     verdict = "passed" if parity["passed"] else f"**failed** at {parity['broken_stage']}"
+    cores = parity.get("cores") or []
+    runtime = " and ".join(core["runtime"] for core in cores) or parity["runtime"]
     lines = [
-        f"Verdict: {verdict}, on {parity['samples']} held-out samples with {parity['runtime']}.",
+        f"Verdict: {verdict}, on {parity['samples']} held-out samples with {runtime}.",
         "",
-        "| stage | measured |",
+        f"| stage | measured{' on ' + cores[0]['core'] if cores else ''} |",
         "|---|---|",
     ]
-    for stage, metrics in parity["stages"].items():
+    for stage, metrics in (cores[0] if cores else parity)["stages"].items():
         shown = [f"{name} {number(metrics[name])}" for name in _COLUMNS[stage] if name in metrics]
         lines.append(f"| {stage} | {', '.join(shown) or 'not run'} |")
-    return [*lines, "", *_stock(parity.get("stock")), *(f"- {note}" for note in parity["notes"])]
+    return [*lines, "", *map(_core, cores), *_stock(parity.get("stock")), *(f"- {note}" for note in parity["notes"])]
+
+
+def _core(core: dict[str, Any]) -> str:
+    """What one core of the target computes, and how much of it is what the machine of the check computes."""
+    verdict = "passed" if core["passed"] else f"**failed** at {core['broken_stage']}"
+    equal = core["beside"].get("answer", {}).get("equal")
+    beside = "" if equal is None else f"; {equal:.0%} of its answers are token for token those of the check's machine"
+    return f"- {core['runtime']}: {verdict}{beside}"
 
 
 def _stock(stock: dict[str, Any] | None) -> list[str]:

@@ -15,16 +15,16 @@ _WARNINGS = 3
 """Log errors alone: ONNX Runtime writes its warnings straight to the terminal."""
 
 
-def open_session(path: Path, threads: int = THREADS, also: str | None = None) -> onnxruntime.InferenceSession:
+def open_session(path: Path, threads: int = THREADS, graph: bytes | None = None) -> onnxruntime.InferenceSession:
     """A session of a graph file.
 
     Args:
         path: the graph; external data is found beside it.
         threads: of one operator.
-        also: a value inside the graph that becomes one more output, in memory alone.
+        graph: what to open in place of the file's own graph (``with_output``).
 
     Raises:
-        CheckpointError: the file is damaged, or holds no such value.
+        CheckpointError: the file is damaged.
         MissingDependency: this onnxruntime lacks an operator of the graph.
     """
     options = onnxruntime.SessionOptions()
@@ -33,15 +33,12 @@ def open_session(path: Path, threads: int = THREADS, also: str | None = None) ->
     # The default on arm64. On x86 it leaves U8 graphs as they are, and S8 graphs run their integer products here too.
     options.add_session_config_entry("session.qdqisint8allowed", "1")
     try:
-        if also is None:
+        if graph is None:
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-        graph = _with_output(path, also)
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    except CheckpointError:
-        raise
     except Exception as error:  # onnxruntime's exceptions share no base class
-        reason = str(error).strip().splitlines()[0]
+        reason = _first_line(error)
         if "NOT_IMPLEMENTED" in reason or "opset" in reason.lower():
             raise MissingDependency(f"{path} needs a newer onnxruntime ({reason})", "pip install -U onnxruntime") from (
                 error
@@ -49,10 +46,22 @@ def open_session(path: Path, threads: int = THREADS, also: str | None = None) ->
         raise CheckpointError(f"{path} cannot be opened ({reason})", "export the bundle again") from error
 
 
-def _with_output(path: Path, name: str) -> bytes:
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def with_output(path: Path, name: str) -> bytes:
+    """A file's graph where a value inside it is one more output.
+
+    Raises:
+        CheckpointError: the file is damaged, or holds no such value.
+    """
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's, which no dependency of ours promises
+        raise CheckpointError(f"{path} cannot be opened ({_first_line(error)})", "export the bundle again") from error
     if not any(name in node.output for node in model.graph.node):
         raise CheckpointError(f"{path} holds no value {name!r}", "export the bundle again")
     model.graph.output.append(onnx.ValueInfoProto(name=name, type=onnx.helper.make_tensor_type_proto(1, None)))
@@ -65,3 +74,12 @@ def run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> dict[s
     names = [output.name for output in session.get_outputs()]
     given = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
     return dict(zip(names, session.run(names, given), strict=True))
+
+
+def empty_cache(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray[Any, Any]]:
+    """f32 [1, kv_heads, 0, head_dim] for every key and value input of a decoder."""
+    return {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in session.get_inputs()
+        if value.name.startswith("past_key_values.")
+    }

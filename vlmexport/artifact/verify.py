@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 
-from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.session import empty_cache, open_session, run
 from vlmexport.artifact.trace import Traced
 from vlmexport.errors import ParityFailed
 from vlmexport.model import VLM
@@ -64,15 +63,6 @@ def check_cache(vlm: VLM, path: Path) -> float:
         parts.append(outputs.pop("logits"))
         cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
     return _difference("decoder_model_merged", "logits through the cache", np.concatenate(parts, 1), expected)
-
-
-def empty_cache(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray[Any, Any]]:
-    """f32 [1, kv_heads, 0, head_dim] for every key and value input of a decoder."""
-    return {
-        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-        for value in session.get_inputs()
-        if value.name.startswith("past_key_values.")
-    }
 
 
 def _difference(graph: str, name: str, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:

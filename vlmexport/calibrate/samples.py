@@ -92,10 +92,10 @@ def _read_checked(path: Path, sha256: str) -> Image.Image:
     return read_image(path)
 
 
-def heldout_samples(limit: int | None = None) -> list[Sample]:
+def heldout_samples(limit: int | None = None, by_image: bool = False) -> list[Sample]:
     """Questions about scenes that neither training nor calibration has seen, made from their seeds.
 
-    Turn by turn: one question of each scene first, then a second of each, and so on.
+    Turn by turn: one question of each scene first, then a second of each, and so on; or all of a scene, then the next.
 
     Raises:
         UsageError: more samples asked for than there are.
@@ -110,7 +110,7 @@ def heldout_samples(limit: int | None = None) -> list[Sample]:
             turns[turn].append(
                 Sample(f"{name}#{turn}", name, question.text, load, answer=question.answer, kind=question.kind)
             )
-    samples = [sample for turn in turns for sample in turn]
+    samples = [sample for turn in (zip(*turns, strict=True) if by_image else turns) for sample in turn]
     if limit is not None and limit > len(samples):
         raise UsageError(f"the held-out part has {len(samples)} samples, {limit} were asked for", "ask for fewer")
     return samples[:limit]

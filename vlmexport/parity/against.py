@@ -14,6 +14,7 @@ from vlmexport.parity.evaluate import Evaluation, run_against, run_samples
 from vlmexport.parity.expected import Live
 from vlmexport.parity.recording import Recorder, Recording
 from vlmexport.parity.result import Inputs
+from vlmexport.runtime.opening import Machine
 from vlmexport.runtime.reference import ReferenceRuntime
 
 
@@ -27,6 +28,7 @@ class Against:
         dask: where samples run, as in ``check``.
         record: file to write its values to.
         replay: recording to take its place.
+        machine: on whose cores bundles run too.
 
     Raises:
         UsageError: these exclude each other, or the recording is none or of other samples.
@@ -43,7 +45,10 @@ class Against:
         dask: str | None = None,
         record: Path | None = None,
         replay: Path | None = None,
+        machine: Machine | None = None,
     ) -> None:
+        if machine and dask:
+            raise UsageError(f"--on {machine} does not run on Dask's workers", "leave out --dask or --on")
         if replay and (reference or vision_tower or dask or record):
             raise UsageError(
                 "--replay takes the place of the float model", "leave out --reference, --vision-tower, --dask, --record"
@@ -52,7 +57,7 @@ class Against:
             raise UsageError("--record and --dask exclude each other", "record in one process")
         if record and not record.absolute().parent.is_dir():
             raise UsageError(f"{record} cannot be written", "name a file in a folder that exists")
-        self._inputs, self._dask, self._record = inputs, dask, record
+        self._inputs, self._dask, self._record, self._machine = inputs, dask, record, machine
         if replay:
             recording = Recording(replay)
             recording.refuse_other(inputs)
@@ -67,16 +72,16 @@ class Against:
             stock: samples to run without our repairs too.
         """
         if isinstance(self._source, Recording):
-            return run_against(bundle, self._source, samples, advance, stock)
+            return run_against(bundle, self._source, samples, advance, stock, self._machine)
         if self._dask is not None:
             from vlmexport.parity.spread import evaluate
 
             return evaluate(bundle, self._source, samples, self._dask, advance, stock)
         if self._record is None:
-            return run_samples(bundle, self._source, samples, advance, stock=stock)
+            return run_samples(bundle, self._source, samples, advance, stock=stock, machine=self._machine)
         recorder = Recorder(Live(ReferenceRuntime(self._source)), self._record, self._inputs)
         try:
-            run = run_against(bundle, recorder, samples, advance, stock)
+            run = run_against(bundle, recorder, samples, advance, stock, self._machine)
             recorder.finish()
         finally:
             recorder.close()

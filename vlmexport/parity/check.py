@@ -15,14 +15,19 @@ from vlmexport.console import QUIET, Console
 from vlmexport.parity.against import Against
 from vlmexport.parity.baseline import SLACK, compared, read_baseline, refuse_baseline
 from vlmexport.parity.chosen import Chosen, choose
+from vlmexport.parity.evaluate import CoreRun
 from vlmexport.parity.gates import broken_stage, judge
 from vlmexport.parity.measured import Measured
 from vlmexport.parity.pictures import pictures
-from vlmexport.parity.result import Inputs, ParityResult, StockResult
+from vlmexport.parity.result import CoreResult, GateResult, Inputs, ParityResult, StockResult
+from vlmexport.runtime.opening import Machine
 
 RESULT = "parity.json"
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "onnxruntime", "llama-cpp-python")
 DEFAULT_SAMPLES = 250
+CORE_SAMPLES = 20
+"""Questions where cores are emulated, which takes minutes: about five images, because an image takes the longest."""
+
 STOCK_SAMPLES = 20
 """Samples that are also run without our repairs: enough for a verdict, and a tenth of the time at most."""
 
@@ -32,7 +37,7 @@ def check(
     *,
     reference: str | None = None,
     vision_tower: str | None = None,
-    samples: list[Sample] | int = DEFAULT_SAMPLES,
+    samples: list[Sample] | int | None = None,
     data: Path | None = None,
     console: Console = QUIET,
     dask: str | None = None,
@@ -41,13 +46,14 @@ def check(
     replay: Path | None = None,
     baseline: Path | None = None,
     slack: float | None = None,
+    on: Machine | None = None,
 ) -> ParityResult:
     """Compare a bundle with its float model; writes ``parity.json``, and updates manifest and card.
 
     Args:
         reference: folder, Hub id or ``demo``; the one that the manifest names where it is None.
         vision_tower: the reference's tower, where it carries none and the folder that the manifest names has moved.
-        samples: held-out samples, or how many of the shipped ones or of ``data``.
+        samples: held-out samples, or how many of the shipped ones or of ``data``; None is 250, with ``on`` 20.
         data: a folder of images, or a file of questions or captions, in place of the shipped samples.
         dask: where the samples run: a scheduler's address, or ``local:N``; in this process where it is None.
         strict_stock: what the library computes without our repairs must pass the gates too.
@@ -55,23 +61,27 @@ def check(
         replay: take them from there.
         baseline: an earlier ``parity.json``; what got worse fails.
         slack: how much worse is none, as a share of the baseline's losses; 0.1 where it is None.
+        on: a machine whose cores the bundle runs on as well; then the verdict is theirs.
 
     Raises:
         ParityFailed: a file of the bundle is missing or changed. (A gate that fails is a result, not an error.)
         CheckpointError: the reference is another model than the bundle was made from.
         NotEnoughData: fewer than 20 samples.
-        UsageError: baseline or recording are none, or of another comparison; or the data cannot be read.
+        MissingDependency: the other machine is not set up.
+        UsageError: baseline or recording are none, or of another comparison; the data cannot be read; or the bundle
+            cannot run on another machine.
     """
     old = read_baseline(baseline) if baseline else None
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
-    chosen = choose(manifest, samples, data)
+    chosen = choose(manifest, samples or (CORE_SAMPLES if on else DEFAULT_SAMPLES), data, by_image=on is not None)
     inputs = _inputs(manifest, chosen.samples)
     if baseline and old:
         refuse_baseline(baseline, old, manifest, inputs.samples)
     against = Against(
-        manifest, inputs, reference=reference, vision_tower=vision_tower, dask=dask, record=record, replay=replay
-    )
+        manifest, inputs, reference=reference, vision_tower=vision_tower, dask=dask, record=record, replay=replay,
+        machine=on,
+    )  # fmt: skip
     result = _compare(bundle, manifest, against, chosen, inputs, console)
     if strict_stock:
         result = _strict(result)
@@ -95,6 +105,8 @@ def _compare(
         notes.append("no sample says which answer is right: accuracy was not judged, equality with the float model was")
     stages = run.measured.stages()
     gates = judge(manifest.recipe.gates, stages)
+    cores = [_core(core, manifest) for core in run.cores]
+    passed, broken = _verdict(gates, cores)
     return ParityResult(
         bundle=bundle.resolve().name,
         kind=manifest.kind,
@@ -109,13 +121,37 @@ def _compare(
         stages=stages,
         gates=gates,
         answers=run.measured.answers["chained"],
-        passed=all(gate.passed for gate in gates),
-        broken_stage=broken_stage(gates),
+        passed=passed,
+        broken_stage=broken,
         seconds=time.monotonic() - start,
         stock=_stock(run.stock, manifest),
+        cores=cores,
         inputs=inputs,
         versions=tool_versions(*PACKAGES),
         pictures=pictures(run.measured, samples, VisionSpec(**manifest.source.spec["vision"])),
+    )
+
+
+def _verdict(gates: list[GateResult], cores: list[CoreResult]) -> tuple[bool, str | None]:
+    """Whether it passed, and the stage where not: of the cores where there are some, else of the run here."""
+    if not cores:
+        return all(gate.passed for gate in gates), broken_stage(gates)
+    return all(core.passed for core in cores), next((core.broken_stage for core in cores if not core.passed), None)
+
+
+def _core(run: CoreRun, manifest: Manifest) -> CoreResult:
+    """What a core of another machine computes, judged by the same gates."""
+    stages = [stage for stage in run.measured.stages() if stage.mode == "chained"]
+    gates = judge(manifest.recipe.gates, stages)
+    return CoreResult(
+        core=run.core,
+        runtime=run.runtime,
+        stages=stages,
+        gates=gates,
+        answers=run.measured.answers["chained"],
+        passed=all(gate.passed for gate in gates),
+        broken_stage=broken_stage(gates),
+        beside=run.beside.stages(),
     )
 
 
@@ -160,6 +196,18 @@ def _summary(result: ParityResult) -> dict[str, object]:
         "gates": [gate.model_dump() for gate in result.gates],
         "stages": {stage.stage: stage.metrics for stage in result.stages if stage.mode == "chained"},
         "stock": _stock_summary(result.stock),
+        "cores": [_core_summary(core) for core in result.cores],
+    }
+
+
+def _core_summary(core: CoreResult) -> dict[str, object]:
+    return {
+        "core": core.core,
+        "runtime": core.runtime,
+        "passed": core.passed,
+        "broken_stage": core.broken_stage,
+        "stages": {stage.stage: stage.metrics for stage in core.stages},
+        "beside": {stage.stage: stage.metrics for stage in core.beside},
     }
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from vlmexport.calibrate import Sample
 from vlmexport.parity.expected import Expected
+from vlmexport.parity.kernels import KernelDifference
 from vlmexport.parity.measured import Measured
 from vlmexport.parity.side import Side
 from vlmexport.runtime import Runtime
@@ -19,15 +20,20 @@ class Comparison:
         expected: the float model's values.
         stock: of this many samples, the first ones, also what the bundle's library computes without our repairs,
             chained; where that makes no difference nothing is run twice.
+        cores: the same bundle on other machines' kernels, by name; chained too.
     """
 
-    def __init__(self, expected: Expected, bundle: Runtime, stock: int = 0) -> None:
+    def __init__(
+        self, expected: Expected, bundle: Runtime, stock: int = 0, cores: Mapping[str, Runtime] | None = None
+    ) -> None:
         self.expected = expected
         self._bundle, self._first = Side(bundle), stock
         self._stock: Side | None = None
         as_is = bundle.stock() if stock and isinstance(bundle, Repairing) else None
         if as_is is not None:
             self._stock = Side(as_is, ("chained",))
+        self._cores = {name: Side(runtime, ("chained",)) for name, runtime in (cores or {}).items()}
+        self._beside = {name: KernelDifference() for name in self._cores}
         self._tokens: dict[str, F32] = {}
 
     @property
@@ -40,10 +46,15 @@ class Comparison:
         """Of the bundle without our repairs; None where there are none."""
         return self._stock.measured if self._stock else None
 
+    @property
+    def cores(self) -> dict[str, tuple[Measured, KernelDifference]]:
+        """Of each core: against the float model, and against the bundle here."""
+        return {name: (side.measured, self._beside[name]) for name, side in self._cores.items()}
+
     def run(self, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None) -> None:
         """Compare over samples; images that several samples share are computed once."""
         for number, sample in enumerate(samples):
-            sides = [self._bundle]
+            sides = [self._bundle, *self._cores.values()]
             if self._stock is not None and number < self._first:
                 sides.append(self._stock)
             if sample.image_id not in self._tokens:
@@ -56,9 +67,15 @@ class Comparison:
         self._tokens[sample.image_id] = expected.tokens
         for side in sides:
             side.image(sample.image_id, image, expected)
+        self._compare_cores()
 
     def _question(self, sample: Sample, sides: list[Side]) -> None:
         tokens = self._tokens[sample.image_id]
         expected = self.expected.question(sample, tokens)
         for side in sides:
             side.question(sample, expected, tokens)
+        self._compare_cores()
+
+    def _compare_cores(self) -> None:
+        for name, side in self._cores.items():
+            self._beside[name].add(self._bundle.values, side.values)

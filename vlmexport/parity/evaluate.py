@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlmexport.artifact.bundle import read_manifest
@@ -11,9 +12,20 @@ from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.parity.compare import Comparison
 from vlmexport.parity.expected import Expected, Live
+from vlmexport.parity.kernels import KernelDifference
 from vlmexport.parity.measured import Measured
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.opening import Machine, open_cores, open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
+
+
+@dataclass(frozen=True)
+class CoreRun:
+    """What was measured on a core: against the float model, and against the same bundle here."""
+
+    core: str
+    runtime: str
+    measured: Measured
+    beside: KernelDifference
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,7 @@ class Evaluation:
     notes: tuple[str, ...]
     stock: Measured | None = None
     """Without our repairs, of the first samples; None where the runtime has none."""
+    cores: list[CoreRun] = field(default_factory=list)
 
 
 def run_samples(
@@ -35,14 +48,17 @@ def run_samples(
     advance: Callable[[], None] = lambda: None,
     share: float = 0.5,
     stock: int = 0,
+    machine: Machine | None = None,
 ) -> Evaluation:
     """Compare a bundle with its float model over samples.
 
     Args:
         share: of the available memory that the float model may take, as in ``model.load``.
         stock: samples to run without our repairs too.
+        machine: on whose cores the bundle runs too.
     """
-    return run_against(bundle, Live(ReferenceRuntime(checkpoint, share=share)), samples, advance, stock)
+    expected = Live(ReferenceRuntime(checkpoint, share=share))
+    return run_against(bundle, expected, samples, advance, stock, machine)
 
 
 def run_against(
@@ -51,13 +67,18 @@ def run_against(
     samples: Sequence[Sample],
     advance: Callable[[], None] = lambda: None,
     stock: int = 0,
+    machine: Machine | None = None,
 ) -> Evaluation:
     """The same with the float model's values from wherever they are."""
-    runtime = open_runtime(bundle, read_manifest(bundle))
-    comparison = Comparison(expected, runtime, stock)
-    try:
+    with ExitStack() as opened:
+        manifest = read_manifest(bundle)
+        cores = open_cores(bundle, manifest, machine)
+        for core in cores.values():
+            opened.callback(core.close)
+        runtime = opened.enter_context(closing(open_runtime(bundle, manifest)))
+        comparison = Comparison(expected, runtime, stock, cores)
         comparison.run(samples, advance)
-        notes = tuple(runtime.notes)
-        return Evaluation(comparison.measured, expected.name, runtime.name, notes, comparison.stock)
-    finally:
-        runtime.close()
+        runs = [CoreRun(name, cores[name].name, *found) for name, found in comparison.cores.items()]
+        notes = tuple(f"here: {note}" for note in runtime.notes) if cores else tuple(runtime.notes)
+        notes += tuple(dict.fromkeys(note for core in cores.values() for note in core.notes))
+        return Evaluation(comparison.measured, expected.name, runtime.name, notes, comparison.stock, runs)

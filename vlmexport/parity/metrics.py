@@ -88,6 +88,36 @@ class ArrayMeasure:
         }
 
 
+@dataclass
+class EqualMeasure:
+    """Counts values that are the same to the bit, and keeps the largest difference."""
+
+    equal: int = 0
+    values: int = 0
+    max_abs: float | None = None
+
+    def add(self, reference: F32, other: F32) -> None:
+        """Compare two arrays of one shape; values that are not finite differ.
+
+        Raises:
+            ShapeDiffersError: their shapes differ.
+        """
+        finite, _ = comparable(reference, other)
+        self.equal += int((reference == other).sum())
+        self.values += reference.size
+        self.max_abs = max(self.max_abs or 0.0, float(np.abs(reference - finite).max(initial=0.0)))
+
+    def count(self, equal: bool) -> None:
+        """Something that is equal or not, and has no size."""
+        self.equal += equal
+        self.values += 1
+
+    def metrics(self) -> dict[str, float]:
+        """equal (share), and max_abs where there were arrays; nothing of nothing."""
+        found = {"equal": self.equal / self.values} if self.values else {}
+        return found if self.max_abs is None else found | {"max_abs": self.max_abs}
+
+
 def log_softmax(logits: F32) -> F64:
     """Row by row, in float64."""
     x = logits.astype(np.float64)

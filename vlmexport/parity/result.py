@@ -104,8 +104,29 @@ class Inputs(_Model):
     samples: str = Field(description="SHA-256 of the samples' ids, questions and right answers.")
 
 
+class CoreResult(_Model):
+    """The bundle on a core of another machine, chained: against the float model, and against the run here.
+
+    Attributes:
+        beside: of each stage, the share of values that are the same to the bit as here (of answers, the share that are
+            equal token by token), and the largest difference.
+    """
+
+    core: str
+    runtime: str
+    stages: list[StageResult]
+    gates: list[GateResult]
+    answers: list[Answer]
+    passed: bool
+    broken_stage: str | None
+    beside: list[StageResult]
+
+
 class ParityResult(_Model):
-    """``parity.json``. ``stock`` is None where nothing was repaired; with ``strict_stock`` it counts in ``passed``."""
+    """``parity.json``. ``stock`` is None where nothing was repaired; with ``strict_stock`` it counts in ``passed``.
+
+    Where the bundle ran on other cores too, ``passed`` and ``broken_stage`` are theirs; all else is of the run here.
+    """
 
     schema_version: Literal[2] = 2
     bundle: str
@@ -130,6 +151,7 @@ class ParityResult(_Model):
     versions: dict[str, str]
     baseline: BaselineResult | None = None
     pictures: list[Picture] = Field(default_factory=list, description="The worst image and the median one.")
+    cores: list[CoreResult] = Field(default_factory=list)
 
     def metric(self, stage: str, metric: str, mode: Mode = "chained") -> float | None:
         """One measured value."""

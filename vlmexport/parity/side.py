@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from vlmexport.calibrate import Sample
@@ -24,21 +26,27 @@ class Side:
 
     Args:
         modes: in which stages are run; without ``local``, only what users get.
+
+    Attributes:
+        values: what the last image or question gave, chained: stage → array (of ``answer``, the token ids).
     """
 
     def __init__(self, runtime: Runtime, modes: tuple[Mode, ...] = MODES) -> None:
         self.runtime = runtime
         self.measured = Measured()
+        self.values: dict[str, npt.NDArray[Any]] = {}
         self._modes = modes
         self._tokens: dict[str, F32 | None] = {}
 
     def image(self, name: str, image: Image.Image, expected: ImageValues) -> None:
         """Run the stages of an image; its visual tokens are kept for the questions about it."""
+        self.values = {}
         self.measured.images.setdefault(name, {})
         self._tokens[name] = self._chain(name, image, expected)
 
     def question(self, sample: Sample, expected: QuestionValues, tokens: F32) -> None:
         """Run the stages of a question about an image that was run; ``tokens`` are the float model's."""
+        self.values = {}
         self.measured.samples += 1
         if "local" in self._modes:
             self._answer(sample, "local", expected.prompt, tokens, expected)
@@ -94,6 +102,7 @@ class Side:
         except (VlmExportError, ShapeDiffersError) as error:
             self.measured.errors[stage, mode] = str(error)
             return None
+        self._keep(stage, mode, value)
         return value
 
     def _took(self, stage: str, mode: Mode, start: float) -> None:
@@ -107,6 +116,7 @@ class Side:
             ids = [token.id for token in self.runtime.generate(prompt, tokens, MAX_NEW_TOKENS)]
             self._took("answer", mode, start)
             text = self.runtime.decode(ids)
+            self._keep("answer", mode, np.array(ids))
         except VlmExportError as error:
             self.measured.errors.setdefault(("answer", mode), str(error))
             return
@@ -129,6 +139,7 @@ class Side:
             start = time.perf_counter()
             logits = self.runtime.logits(whole, tokens)
             self._took("logits", mode, start)
+            self._keep("logits", mode, logits)
             if logits.shape[1] != expected.positions(tokens):
                 raise ShapeDiffersError(f"{logits.shape[1]} positions, the reference has {expected.positions(tokens)}")
             measure = self.measured.logits.setdefault(mode, LogitsMeasure())
@@ -137,3 +148,7 @@ class Side:
             self.measured.errors.setdefault(("logits", mode), str(error))
             return None
         return float(measure.kld[-1].mean())
+
+    def _keep(self, stage: str, mode: Mode, value: npt.NDArray[Any]) -> None:
+        if mode == "chained":
+            self.values[stage] = value

@@ -13,13 +13,14 @@ from vlmexport.runtime import STAGES
 Side = Literal["local", "chained", "stock"]
 Placed = TypeVar("Placed", StageResult, GateResult, Change)
 FED: dict[Side, str] = {"local": "reference", "chained": "itself", "stock": "itself, stock"}
-_SHOWN = {
+SHOWN = {
     "pixels": ("max_abs", "cosine"),
     "features": ("cosine", "cosine_p1", "sqnr_db"),
     "tokens": ("cosine", "cosine_p1", "sqnr_db"),
     "logits": ("kld", "top1", "max_abs"),
     "answer": ("equal", "accuracy", "f1", "cider_d", "task_drop"),
 }
+"""The measures of each stage that matter most."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Row:
         return self._shown(self.old)
 
     def _shown(self, metrics: dict[str, float]) -> list[str]:
-        return [f"{name} {number(metrics[name])}" for name in _SHOWN[self.stage] if name in metrics]
+        return [f"{name} {number(metrics[name])}" for name in SHOWN[self.stage] if name in metrics]
 
     @property
     def failures(self) -> list[str]:

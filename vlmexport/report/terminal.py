@@ -8,34 +8,52 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vlmexport.parity.result import ParityResult, StockResult
-from vlmexport.report.rows import rows
+from vlmexport.parity.result import Answer, ParityResult, StockResult
+from vlmexport.report.cores import cores, summary
+from vlmexport.report.rows import rows, sentence
 
 _DIFFERENT_SHOWN = 3
 
 
 def parity(result: ParityResult) -> RenderableType:
     """Stages, gates that fail, the first answers that differ, and the verdict."""
-    parts: list[RenderableType] = [_stages(result)]
-    failed = [(row, text) for row in rows(result) if row.side != "stock" for text in row.failures]
-    parts += [Text(f"  {row.stage} ({row.side}): {text}", style="red") for row, text in failed]
-    different = [answer for answer in result.answers if not answer.equal]
-    for answer in different[:_DIFFERENT_SHOWN]:
-        margin = "" if answer.margin is None else f" (margin there {answer.margin:.3f})"
-        text = f"  {answer.question} → {answer.bundle!r}, the float model says {answer.reference!r}{margin}"
-        parts.append(Text(text, style="dim"))
-    if len(different) > _DIFFERENT_SHOWN:
-        parts.append(Text(f"  … and {len(different) - _DIFFERENT_SHOWN} more answers that differ", style="dim"))
+    parts: list[RenderableType] = [cores(result) if result.cores else _stages(result)]
+    for core in result.cores:
+        parts += [
+            Text(f"  {gate.stage} on {core.core}: {sentence(gate)}", style="red")
+            for gate in core.gates
+            if not gate.passed
+        ]
+        parts += _different(core.answers, f" on {core.core}")
+    if not result.cores:
+        failed = [(row, text) for row in rows(result) if row.side != "stock" for text in row.failures]
+        parts += [Text(f"  {row.stage} ({row.side}): {text}", style="red") for row, text in failed]
+        parts += _different(result.answers)
     parts += [Text(f"  note: {note}", style="dim") for note in result.notes]
+    parts += [Text(f"  {summary(core)}", style="" if core.passed else "red") for core in result.cores]
     parts.append(verdict(result))
     if result.stock is not None:
         parts.append(stock(result.stock, result.strict_stock))
     return Group(*parts)
 
 
+def _different(answers: list[Answer], where: str = "") -> list[Text]:
+    """The first answers that are not the float model's."""
+    different = [answer for answer in answers if not answer.equal]
+    parts = []
+    for answer in different[:_DIFFERENT_SHOWN]:
+        margin = "" if answer.margin is None else f" (margin there {answer.margin:.3f})"
+        text = f"  {answer.question} → {answer.bundle!r}{where}, the float model says {answer.reference!r}{margin}"
+        parts.append(Text(text, style="dim"))
+    if len(different) > _DIFFERENT_SHOWN:
+        parts.append(Text(f"  … and {len(different) - _DIFFERENT_SHOWN} more answers that differ{where}", style="dim"))
+    return parts
+
+
 def verdict(result: ParityResult) -> Text:
     """One line."""
-    where = f"{result.bundle}: {result.samples} samples, {result.runtime}, {result.seconds:.0f} s"
+    runtime = " and ".join(core.core for core in result.cores) or result.runtime
+    where = f"{result.bundle}: {result.samples} samples, {runtime}, {result.seconds:.0f} s"
     if result.passed:
         return Text(f"PASS  {where}", style="bold green")
     return Text(f"FAIL at {result.broken_stage}  {where}", style="bold red")

@@ -1,12 +1,10 @@
 """The process that holds llama.cpp: a failed assertion in ggml ends this process and not the caller's.
 
-Run as ``python -m vlmexport.runtime.llamacpp_worker``; requests on stdin, replies on stdout (``llamacpp_wire``).
+Run as ``python -m vlmexport.runtime.llamacpp_worker``; requests on stdin, replies on stdout (``wire``).
 """
 
 from __future__ import annotations
 
-import os
-import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,7 @@ import numpy.typing as npt
 from vlmexport.errors import VlmExportError
 from vlmexport.runtime.llamacpp_language import Language
 from vlmexport.runtime.llamacpp_vision import Vision
-from vlmexport.runtime.llamacpp_wire import Message, receive, send
+from vlmexport.runtime.wire import Message, serve
 
 _ERROR_LEVEL = 4
 
@@ -30,10 +28,16 @@ class Worker:
         self._turn = 0
 
     def answer(self, request: Message) -> Message:
-        """Run the operation that ``body["op"]`` names."""
+        """Run the operation that ``body["op"]`` names; an error says what llama.cpp complained of meanwhile."""
         body = dict(request.body)
         operation = getattr(self, f"do_{body.pop('op')}")
-        reply: Message = operation(*request.arrays, **body)
+        try:
+            reply: Message = operation(*request.arrays, **body)
+        except VlmExportError as error:
+            said = f" ({'; '.join(self.complaints)})" if self.complaints else ""
+            raise type(error)(error.what + said, error.cure) from error
+        finally:
+            self.complaints.clear()
         return reply
 
     def do_open(self, language: str, threads: int) -> Message:
@@ -113,24 +117,5 @@ class Worker:
         mtmd_cpp.mtmd_log_set(self._log, None)
 
 
-def main() -> None:
-    """Answer until stdin ends."""
-    replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    worker = Worker()
-    while True:
-        try:
-            request = receive(sys.stdin.buffer)
-        except EOFError:
-            return
-        try:
-            reply = worker.answer(request)
-        except VlmExportError as error:
-            said = f" ({'; '.join(worker.complaints)})" if worker.complaints else ""
-            reply = Message({"error": error.what + said, "cure": error.cure, "kind": type(error).__name__})
-        worker.complaints.clear()
-        send(replies, reply)
-
-
 if __name__ == "__main__":
-    main()
+    serve(Worker().answer)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from vlmexport.artifact.bundle import Manifest, read_manifest
 from vlmexport.runtime.stages import Runtime
+
+Machine = Literal["arm64"]
+"""Another machine, whose kernels a bundle can be run on here."""
 
 
 def open_runtime(bundle: Path, manifest: Manifest | None = None) -> Runtime:
@@ -27,3 +32,17 @@ def open_runtime(bundle: Path, manifest: Manifest | None = None) -> Runtime:
     from vlmexport.runtime.llamacpp import LlamaCppRuntime
 
     return LlamaCppRuntime(bundle, manifest)
+
+
+def open_cores(bundle: Path, manifest: Manifest, machine: Machine | None) -> Mapping[str, Runtime]:
+    """The bundle on each core of another machine, by its name; none where there is no other machine.
+
+    Raises:
+        UsageError: no ONNX bundle.
+        MissingDependency: that machine is not set up.
+    """
+    if machine is None:
+        return {}
+    from vlmexport.runtime import arm64
+
+    return arm64.open_cores(bundle, manifest)

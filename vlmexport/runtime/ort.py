@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
 
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.session import THREADS, run
+from vlmexport.artifact.session import THREADS
 from vlmexport.artifact.tokenizer_json import encode
 from vlmexport.checkpoint import PromptSpec
 from vlmexport.checkpoint.tokenizer import Prompt, split_prompt
 from vlmexport.errors import CheckpointError
-from vlmexport.runtime.ort_cache import open_cache
+from vlmexport.runtime.ort_sessions import Cache, Sessions
 from vlmexport.runtime.ort_vision import OrtVision
 from vlmexport.runtime.stages import F32, Token
 
 
 class OrtRuntime(OrtVision):
-    """The five stages of an ONNX bundle."""
+    """The five stages of an ONNX bundle.
 
-    def __init__(self, bundle: Path, manifest: Manifest, threads: int = THREADS) -> None:
-        super().__init__(bundle, manifest, threads)
+    Args:
+        threads: of one operator.
+        sessions: where the graphs run; in this process where it is None.
+    """
+
+    def __init__(
+        self, bundle: Path, manifest: Manifest, threads: int = THREADS, sessions: Sessions | None = None
+    ) -> None:
+        super().__init__(bundle, manifest, threads, sessions)
         spec = manifest.source.spec
         self.eos_token_id = int(spec["eos_token_id"])
         self._bos = int(spec["bos_token_id"])
@@ -45,12 +50,12 @@ class OrtRuntime(OrtVision):
     def logits(self, prompt: Prompt, tokens: F32) -> F32:
         """[1, sequence, vocabulary]."""
         embeds = self._embeds(prompt, tokens)
-        return open_cache(self._decoder, embeds.shape[1]).step(embeds)
+        return self._cache(embeds.shape[1]).step(embeds)
 
     def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
         """Greedy decoding, the end-of-sequence token included."""
         embeds = self._embeds(prompt, tokens)
-        cache = open_cache(self._decoder, embeds.shape[1] + max_new_tokens)
+        cache = self._cache(embeds.shape[1] + max_new_tokens)
         for _ in range(max_new_tokens):
             logits = cache.step(embeds)
             second, best = np.partition(logits[0, -1], -2)[-2:]
@@ -65,23 +70,11 @@ class OrtRuntime(OrtVision):
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 
-    def close(self) -> None:
-        """Release the sessions."""
-        super().close()
-        for name in ("_embedding", "_decoder"):
-            self.__dict__.pop(name, None)
-
-    @cached_property
-    def _embedding(self) -> onnxruntime.InferenceSession:
-        return self._open("embed_tokens")
-
-    @cached_property
-    def _decoder(self) -> onnxruntime.InferenceSession:
-        return self._open("decoder_model_merged")
+    def _cache(self, length: int) -> Cache:
+        return self.sessions.cache(self.opened("decoder_model_merged"), length)
 
     def _embed(self, ids: tuple[int, ...]) -> F32:
-        outputs = run(self._embedding, {"input_ids": np.array([ids], np.int64).reshape(1, -1)})
-        return outputs["inputs_embeds"]
+        return self.run("embed_tokens", {"input_ids": np.array([ids], np.int64).reshape(1, -1)})["inputs_embeds"]
 
     def _embeds(self, prompt: Prompt, tokens: F32) -> F32:
         image = tokens.reshape(1, -1, tokens.shape[-1])

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 
-from vlmexport.artifact.session import run
-from vlmexport.artifact.verify import empty_cache
+from vlmexport.artifact.session import empty_cache, run
 from vlmexport.runtime.stages import F32
 
 _PAST = "past_key_values"

@@ -1,14 +1,19 @@
-"""Messages between ``llamacpp`` and its worker: a length, a JSON header, then arrays as raw bytes."""
+"""Messages between a runtime and the process that works for it: a length, a JSON header, then arrays as raw bytes."""
 
 from __future__ import annotations
 
 import json
+import os
 import struct
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from vlmexport.errors import VlmExportError
 
 Array = npt.NDArray[Any]
 _LENGTH = struct.Struct("<Q")
@@ -51,6 +56,22 @@ def receive(stream: IO[bytes]) -> Message:
         count = int(np.prod(shape, dtype=np.int64))
         arrays.append(np.frombuffer(_exactly(stream, count * dtype.itemsize), dtype).reshape(shape))
     return Message(header["body"], arrays)
+
+
+def serve(answer: Callable[[Message], Message]) -> None:
+    """Answer requests on stdin until it ends; replies go to stdout, and what others print there to stderr."""
+    replies = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    while True:
+        try:
+            request = receive(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            reply = answer(request)
+        except VlmExportError as error:
+            reply = Message({"error": error.what, "cure": error.cure, "kind": type(error).__name__})
+        send(replies, reply)
 
 
 def _exactly(stream: IO[bytes], size: int) -> bytes:

@@ -1,0 +1,67 @@
+"""A result of several cores on the terminal: one table, and the core that fails by name."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from vlmexport.artifact.card import _core
+from vlmexport.parity.result import Answer, CoreResult, GateResult, ParityResult, StageResult
+from vlmexport.report.terminal import parity
+
+
+def stage(**metrics: float) -> StageResult:
+    return StageResult(stage="tokens", mode="chained", metrics=metrics)
+
+
+def core(name: str, cosine: float) -> CoreResult:
+    passed = cosine >= 0.99
+    gate = GateResult(
+        stage="tokens", mode="chained", metric="cosine", value=cosine, bound=0.99, at_least=True, passed=passed
+    )
+    answer = Answer(
+        sample="1", question="What is this?", expected="cat", reference="cat", bundle="cat" if passed else "dog",
+        equal=passed, first_difference=None if passed else 0, margin=None if passed else 0.25,
+    )  # fmt: skip
+    return CoreResult(
+        core=name, runtime=f"onnxruntime on {name}", stages=[stage(cosine=cosine)], gates=[gate], answers=[answer],
+        passed=passed, broken_stage=None if passed else "tokens", beside=[stage(equal=0.25, max_abs=0.125)],
+    )  # fmt: skip
+
+
+def shown() -> str:
+    """One core passes, the other does not; what runs here would fail, and does not count."""
+    found = [core("cortex-a76", 0.995), core("max", 0.75)]
+    result = ParityResult(
+        bundle="demo-arm64", kind="onnx", recipe="onnx-arm64", reference="demo", runtime="onnxruntime", notes=[],
+        samples=20, images=5, stages=[stage(cosine=0.5)], gates=[], answers=[], passed=False, broken_stage="tokens",
+        seconds=60.0, cores=found,
+    )  # fmt: skip
+    out = io.StringIO()
+    Console(file=out, width=160).print(parity(result))
+    return out.getvalue()
+
+
+def test_all_are_side_by_side() -> None:
+    rows = [line.split("│") for line in shown().splitlines() if "│" in line]
+    cells = {row[2].strip(): [cell.strip() for cell in row[3:7]] for row in rows}
+    assert cells["cosine"] == ["0.5", "0.995", "0.75", "FAIL ≥ 0.99"]
+    assert cells["equal to here"] == ["", "0.25", "0.25", ""]
+    assert cells["off from here by"] == ["", "0.125", "0.125", ""]
+
+
+def test_the_core_that_fails_is_named() -> None:
+    text = shown()
+    assert "tokens (chained): cosine is 0.75, the gate is ≥ 0.99 on max" in text
+    assert "the gate is ≥ 0.99 on cortex-a76" not in text
+    assert "What is this? → 'dog' on max, the float model says 'cat' (margin there 0.250)" in text
+    assert "on cortex-a76, the float model" not in text
+    assert "passes on onnxruntime on cortex-a76" in text
+    assert "FAIL at tokens  demo-arm64: 20 samples, cortex-a76 and max" in text
+
+
+def test_a_core_on_the_card() -> None:
+    beside = {"answer": {"equal": 0.95}}
+    found = {"runtime": "onnxruntime on max", "passed": False, "broken_stage": "tokens", "beside": beside}
+    assert _core(found).startswith("- onnxruntime on max: **failed** at tokens; 95% of its answers")

@@ -1,0 +1,72 @@
+"""The process that holds ONNX Runtime for arm64: of packages, it needs NumPy and onnxruntime alone.
+
+Run as ``python -m vlmexport.runtime.ort_worker``; requests on stdin, replies on stdout (``wire``).
+"""
+
+from __future__ import annotations
+
+import platform
+import struct
+from pathlib import Path
+
+from vlmexport.errors import VlmExportError
+from vlmexport.runtime.ort_sessions import Array, Cache, LocalSessions
+from vlmexport.runtime.wire import Message, serve
+
+_AUXILIARY = Path("/proc/self/auxv")
+_INSTRUCTIONS = {"dot product": (16, 20), "i8mm": (26, 13)}
+"""Entry of the auxiliary vector (AT_HWCAP, AT_HWCAP2) and bit in it; Linux, arch/arm64/include/uapi/asm/hwcap.h."""
+
+
+class Worker:
+    """Answers requests one at a time; of caches it keeps the last."""
+
+    def __init__(self) -> None:
+        self._sessions = LocalSessions()
+        self._cache: Cache | None = None
+        self._turn = 0
+
+    def answer(self, request: Message) -> Message:
+        """Run the operation that ``body["op"]`` names."""
+        body = dict(request.body)
+        operation = getattr(self, f"do_{body.pop('op')}")
+        reply: Message = operation(*request.arrays, **body)
+        return reply
+
+    def do_start(self) -> Message:
+        """What runs here, and which of the instructions that int8 kernels differ by this core has."""
+        return Message({"name": self._sessions.name, "machine": self._sessions.machine, "instructions": instructions()})
+
+    def do_open(self, *graph: Array, name: str, path: str, threads: int) -> Message:
+        """Open a graph file, or the bytes that are given in its place."""
+        self._sessions.open(name, Path(path), threads, graph[0].tobytes() if graph else None)
+        return Message({})
+
+    def do_run(self, *arrays: Array, name: str, inputs: list[str]) -> Message:
+        """All outputs of a graph."""
+        outputs = self._sessions.run(name, dict(zip(inputs, arrays, strict=True)))
+        return Message({"outputs": list(outputs)}, list(outputs.values()))
+
+    def do_cache(self, name: str, length: int) -> Message:
+        """An empty cache; the one before is gone."""
+        self._turn += 1
+        self._cache = self._sessions.cache(name, length)
+        return Message({"turn": self._turn})
+
+    def do_step(self, embeds: Array, turn: int) -> Message:
+        """A step of the decoder through the cache of that turn."""
+        if turn != self._turn or self._cache is None:
+            raise VlmExportError("the cache of this answer is gone", "finish an answer before you begin another")
+        return Message({}, [self._cache.step(embeds)])
+
+
+def instructions() -> list[str]:
+    """Of those in ``_INSTRUCTIONS``, what this core has; none where no Linux on arm64 can tell."""
+    if platform.machine() != "aarch64" or not _AUXILIARY.is_file():
+        return []
+    entries = dict(struct.iter_unpack("<QQ", _AUXILIARY.read_bytes()))
+    return [name for name, (entry, bit) in _INSTRUCTIONS.items() if entries.get(entry, 0) >> bit & 1]
+
+
+if __name__ == "__main__":
+    serve(Worker().answer)
