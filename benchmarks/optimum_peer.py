@@ -22,7 +22,8 @@ import numpy as np
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.session import open_session, run
 from vlmexport.calibrate import Sample, calibration_samples, heldout_samples
-from vlmexport.parity.metrics import ArrayMeasure, paired_drop
+from vlmexport.parity.intervals import paired_drop
+from vlmexport.parity.metrics import ArrayMeasure
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 from vlmexport.runtime.ort import OrtRuntime
@@ -80,10 +81,10 @@ def measure(runtime: OrtRuntime, graphs: dict[str, Path], samples: list[Sample])
     equal = {name: [a == b for a, b in zip(given, answers["fp32"], strict=True)] for name, given in answers.items()}
     found = {}
     for name, path in graphs.items():
-        drop, half = paired_drop(right["fp32"], right[name])
+        drop, low, high = paired_drop(right["fp32"], right[name])
         found[name] = {
             **tokens[name].metrics(), "accuracy": float(np.mean(right[name])), "equal": float(np.mean(equal[name])),
-            "drop": drop, "drop_ci95": half, "bytes": path.stat().st_size,
+            "drop": drop, "drop_ci95": (high - low) / 2, "bytes": path.stat().st_size,
         }  # fmt: skip
     return found
 
