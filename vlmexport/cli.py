@@ -141,6 +141,30 @@ def plan(
 
 
 @app.command()
+def new(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.", show_default=False)],
+    vision: Annotated[str, typer.Option(help="Vision encoder: KIND or KIND:VARIANT.")] = "clip:l14-336",
+    projector: Annotated[str, typer.Option(help="Projector.")] = "ldpnetv2",
+    language: Annotated[str, typer.Option(help="Language model: KIND or KIND:VARIANT.")] = "llama:tiny",
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels along one side, the encoder's own by default.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a checkpoint of any design, with random weights, that every other command takes."""
+    from vlmexport.design import Design, create
+    from vlmexport.report.inspection import describe
+
+    console = Console(as_json, quiet)
+    create(Design(vision, projector, language, image_size, seed), output, force=force, console=console)
+    console.result(*describe(str(output)))
+    console.note(f"next: vlmexport plan {output}")
+
+
+@app.command()
 def onnx(
     model: Model,
     target: Annotated[Target, typer.Option(help="The machine it is for.")] = Target.x86,

@@ -76,6 +76,7 @@ def open_whole(model: str, vision_tower: str | None = None) -> Checkpoint:
         Unsupported: a part of it is not known.
     """
     checkpoint = open_model(model, vision_tower)
+    plugins.check_encoder(checkpoint)
     plugins.check_projector(checkpoint)
     _ = checkpoint.tokenizer
     return checkpoint

@@ -91,6 +91,7 @@ def plan(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> list[Plan]:
     Raises:
         UsageError: an unknown GGUF type.
     """
+    plugins.check_encoder(checkpoint)
     plugins.check_projector(checkpoint)
     settings = cache(lambda: extras(checkpoint))
     return [_plan(checkpoint, recipe, settings) for recipe in recipes]
@@ -154,7 +155,8 @@ def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -
 def _sketch(checkpoint: Checkpoint, recipe: Recipe) -> int:
     """Bytes of the float32 weights that are traced."""
     spec, weights = checkpoint.spec, _weights(checkpoint)
-    layers = TRACED / max(spec.vision.used_layers, 1) * weights["vision"] + weights["projector"]
+    part = TRACED / spec.vision.used_layers if spec.vision.used_layers > TRACED else 1.0
+    layers = part * weights["vision"] + weights["projector"]
     if recipe.format == "onnx" and not recipe.onnx.fused_decoder:
         layers += TRACED / spec.language.num_layers * weights["language"]
     return int(4 * layers)

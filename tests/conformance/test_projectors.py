@@ -12,9 +12,13 @@ import torch
 
 import vlmexport.model.projector as folder
 from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.conformance.parts import SCHEMES, measure
+from vlmexport.artifact import trace
 from vlmexport.checkpoint import ProjectorSpec, open_checkpoint
+from vlmexport.design import Design, specify
 from vlmexport.errors import Unsupported
 from vlmexport.model import load, plugins
+from vlmexport.model.sketch import sketch
 from vlmexport.runtime.reference import ReferenceRuntime
 
 EXAMPLES = [
@@ -74,7 +78,7 @@ def test_shapes(kind: str) -> None:
     assert one.shape[1] == plugin.num_tokens(spec)
 
 
-@pytest.mark.parametrize("kind", [*EXAMPLES, "mlp3x_gelu"])
+@pytest.mark.parametrize("kind", [*EXAMPLES, "mlp3x_gelu", "mlp1x_relu8", "mlp3x_gelu40"])
 def test_shapes_are_those_of_the_module(kind: str) -> None:
     spec = spec_of(kind)
     plugin = plugins.projector(spec)
@@ -126,6 +130,28 @@ def test_ldpnetv2_refuses_a_grid_that_does_not_divide() -> None:
         plugins.projector(spec_of("ldpnetv2", 16)).build(spec_of("ldpnetv2", 16))
 
 
+@pytest.mark.parametrize("kind", ["concat_mlp", "pool", "pool_max", "pixel_shuffle"])
+def test_pairs_refuse_an_odd_grid(kind: str) -> None:
+    plugin = plugins.projector(spec_of(kind, 7))
+    for ask in (plugin.build, plugin.num_tokens):
+        with pytest.raises(Unsupported, match=r"49 of them \(7x7\) do not divide: use .* 6x6 or 8x8"):
+            ask(spec_of(kind, 7))
+
+
+@pytest.mark.parametrize(("kind", "cure"), [("bottleneck_transformer60", "of 8"), ("qformer8x100", "of 64")])
+def test_heads_refuse_a_width_that_does_not_divide(kind: str, cure: str) -> None:
+    with pytest.raises(Unsupported, match=f"do not divide: use a multiple {cure}"):
+        plugins.projector(spec_of(kind)).build(spec_of(kind))
+
+
+@pytest.mark.parametrize(("kind", "tokens"), [("qformer", 96), ("qformer12", 12), ("bottleneck_transformer", 576)])
+def test_usual_sizes(kind: str, tokens: int) -> None:
+    plugin = plugins.projector(spec_of(kind))
+    assert plugin.num_tokens(spec_of(kind)) == tokens
+    width = {"qformer": 768, "qformer12": 768, "bottleneck_transformer": 512}[kind]
+    assert plugin.shapes(spec_of(kind))["layers.1.self_attn.q_proj.weight"] == (width, width)
+
+
 def test_an_unknown_projector_lists_the_known() -> None:
     with pytest.raises(Unsupported, match=r"unknown projector 'nope'.*ldpnetv2.*mlp2x_gelu"):
         plugins.projector(spec_of("nope"))
@@ -143,3 +169,20 @@ def test_a_new_projector_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert tokens.shape == (1, 288, 256)
     with pytest.raises(Unsupported, match="every_second"):
         plugins.projector(checkpoint.spec.projector).gguf(checkpoint.spec.projector)
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_onnx_in_float_and_int8(kind: str, tmp_path: Path) -> None:
+    vlm = sketch(specify(Design("clip:tiny", kind, "llama:tiny", image_size=168)), 1, ("vision", "projector"))
+    spec, random = vlm.spec.projector, torch.Generator().manual_seed(0)
+    features, probe = (torch.randn(2, spec.in_tokens, spec.in_features, generator=random) for _ in range(2))
+    found = measure(vlm, trace.trace_projector(vlm), features, probe, tmp_path)
+    assert found.apart < getattr(plugins.projector(spec), "TOLERANCE", 2e-5)
+    for scheme in SCHEMES:
+        if kind.startswith("quantized"):  # it is int8 already
+            assert not found.coverage[scheme].int8
+            assert found.sqnr[scheme] > 100
+            continue
+        assert {reason for _, reason in found.coverage[scheme].float32.values()} <= {"depthwise", "gate"}
+        assert found.coverage[scheme].share > 0.8
+        assert found.sqnr[scheme] > 15

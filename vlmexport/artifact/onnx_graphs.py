@@ -18,7 +18,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vlmexport.artifact import embedding, fused_decoder, layers, trace, verify, weights
+from vlmexport.artifact import batch_norm, embedding, fused_decoder, layers, trace, verify, weights
 from vlmexport.artifact.bundle import sha256
 from vlmexport.artifact.fuse import fuse
 from vlmexport.artifact.fused_decoder import NEAREST, Rounding
@@ -30,6 +30,7 @@ from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Advance, Console, no_advance
 from vlmexport.errors import VlmExportError
+from vlmexport.model import plugins
 from vlmexport.model.sketch import prefix, sketch
 from vlmexport.quantize.static_int8 import Coverage
 from vlmexport.recipe import Onnx
@@ -163,7 +164,9 @@ class _Graphs:
 
     def tower(self) -> None:
         """Tower with projector."""
-        self._finish("vision", self.settings.vision, self.checkpoint.spec.vision.used_layers)
+        spec = self.checkpoint.spec.vision
+        stack = plugins.vision(spec).layers(spec) is not None
+        self._finish("vision", self.settings.vision, spec.used_layers if stack else 0)
 
     def projector(self) -> None:
         """The projector alone."""
@@ -199,6 +202,7 @@ class _Graphs:
         weights.attach(traced.model, self._parameters, self.checkpoint)
         if count:
             layers.repeat(traced.model, prefix(spec, part), count, weights.next_layer(self.checkpoint))
+        batch_norm.fold(traced.model)
         report: dict[str, Any] = {"onnxsim": self._simplified[part]} if part in self._simplified else {}
         if precision == "int8" and self.int8 is not None:
             report |= {"nodes_float": _count(traced.model)}

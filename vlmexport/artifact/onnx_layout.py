@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
-from vlmexport.checkpoint import Spec
+from vlmexport.checkpoint import Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.pixels import background
 
@@ -77,17 +77,28 @@ def config(layout: Layout) -> dict[str, Any]:
             "bos_token_id": spec.bos_token_id,
             "eos_token_id": spec.eos_token_id,
         },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "hidden_size": vision.hidden_size,
-            "intermediate_size": vision.intermediate_size,
-            "num_hidden_layers": vision.num_layers,
-            "num_attention_heads": vision.num_heads,
-            "hidden_act": vision.hidden_act,
-        },
+        "vision_config": _vision(vision),
         "transformers.js_config": client,
+    }
+
+
+def _vision(vision: VisionSpec) -> dict[str, Any]:
+    """Clients read the sizes of an image and of a patch. They refuse a type that they do not know, so an encoder that
+    transformers has no class for goes by CLIP's name, without sizes where it has no layers."""
+    known = {"siglip": "siglip_vision_model"}
+    found: dict[str, Any] = {
+        "model_type": known.get(vision.kind, "clip_vision_model"),
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_size": vision.hidden_size,
+    }
+    if not vision.num_layers:
+        return found
+    return found | {
+        "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.num_layers,
+        "num_attention_heads": vision.num_heads,
+        "hidden_act": vision.hidden_act,
     }
 
 

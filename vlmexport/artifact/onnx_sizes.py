@@ -17,6 +17,9 @@ _SCALE, _ZERO_POINT, _FLOAT, _HALF = 4, 1, 4, 2
 _NODES = {"fp32": 7_500, "fp16": 3_500, "int8": 15_000, "int4": 5_300}
 """Bytes of a layer's nodes, measured: names mostly, so that they hardly depend on its widths."""
 
+_TENSORS, _COLOURS = 16, 3
+"""Tensors of a layer that ``_NODES`` was measured on."""
+
 _SETTINGS = 10_000
 """Bytes of the clients' configuration files and the manifest."""
 
@@ -47,7 +50,9 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
 def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
     """The same of tower and projector alone."""
     tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
-    nodes = checkpoint.spec.vision.used_layers * _NODES[settings.vision]
+    spec = checkpoint.spec.vision
+    stack = plugins.vision(spec).layers(spec) is not None
+    nodes = int((spec.used_layers if stack else len(tower) / _TENSORS) * _NODES[settings.vision])
     return {
         "vision_encoder": _graph([*tower, *projector], settings.vision) + nodes,
         "projector": _graph(projector, settings.vision),
@@ -63,11 +68,12 @@ def used_tower(checkpoint: Checkpoint) -> list[tuple[str, LazyTensor]]:
     """Tensors of the vision encoder that the features stage reads."""
     spec = checkpoint.spec.vision
     plugin = plugins.vision(spec)
-    layer = re.compile(rf"{re.escape(plugin.LAYERS)}(\d+)\.")
+    prefix, unused = plugin.layers(spec), plugin.unused(spec)
+    layer = re.compile(rf"{re.escape(prefix)}(\d+)\." if prefix is not None else "(?!)")
     found = []
     for name, tensor in checkpoint.tensors["vision"].items():
         match = layer.match(name)
-        if not name.startswith(plugin.UNUSED) and (match is None or int(match[1]) < spec.used_layers):
+        if not name.startswith(unused) and (match is None or int(match[1]) < spec.used_layers):
             found.append((name, tensor))
     return found
 
@@ -81,9 +87,10 @@ def _graph(tensors: Iterable[tuple[str, LazyTensor]], precision: str) -> int:
 
 
 def _is_product(name: str, tensor: LazyTensor) -> bool:
-    """The weight of a linear layer or of a convolution of one pixel."""
+    """The weight of a linear layer or of a convolution that is neither depthwise nor the first, of three colours."""
     shape = tensor.shape
-    return name.endswith(".weight") and "embedding" not in name and len(shape) in (2, 4) and prod(shape[2:]) == 1
+    is_convolution = len(shape) == 4 and shape[1] not in (1, _COLOURS)
+    return name.endswith(".weight") and "embedding" not in name and (len(shape) == 2 or is_convolution)
 
 
 def _int8(shape: tuple[int, ...]) -> int:

@@ -26,19 +26,20 @@ _ROOM = "free some space, or pass another --output"
 
 
 @contextmanager
-def staged(destination: Path, force: bool, needed: int = 0) -> Iterator[Path]:
+def staged(destination: Path, force: bool, needed: int = 0, mark: str = MANIFEST) -> Iterator[Path]:
     """A temporary folder that takes the destination's place when the block ends without an error.
 
     Args:
         force: replace a bundle that is there.
         needed: bytes that will be written; it is an error if they are not free.
+        mark: the file that tells a folder of ours from others.
 
     Raises:
         UsageError: the destination exists and ``force`` is not set, another export to it is running, or the disk is
             full, beforehand or on the way.
     """
     with _locked(destination) as root:
-        _refuse(destination, force)
+        _refuse(destination, force, mark)
         _refuse_full_disk(destination, needed)
         new = root / _NEW
         new.mkdir()
@@ -66,15 +67,15 @@ def refuse_destination(destination: Path, force: bool) -> None:
     _refuse(destination, force)
 
 
-def _refuse(destination: Path, force: bool) -> None:
+def _refuse(destination: Path, force: bool, mark: str = MANIFEST) -> None:
     if not destination.exists():
         return
     if not force:
         raise UsageError(f"{destination} exists already", "pass --force to replace it, or another --output")
     if not destination.is_dir():
         raise UsageError(f"{destination} is a file", "pass another --output; it was left alone")
-    if not (destination / MANIFEST).is_file() and any(destination.iterdir()):
-        raise UsageError(f"{destination} is no bundle and not empty", "pass another --output; it was left alone")
+    if not (destination / mark).is_file() and any(destination.iterdir()):
+        raise UsageError(f"{destination} has no {mark} and is not empty", "pass another --output; it was left alone")
 
 
 def _refuse_full_disk(destination: Path, needed: int) -> None:

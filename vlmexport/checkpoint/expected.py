@@ -59,6 +59,8 @@ def llama(spec: LanguageSpec) -> Shapes:
 
 _VISION = {"clip": clip}
 _LANGUAGE = {"llama": llama}
+KNOWN_ENCODERS = frozenset(_VISION)
+"""Kinds that are checked here; the others by their module (``model.plugins``)."""
 
 
 def check_parts(spec: Spec, tensors: Mapping[str, dict[str, LazyTensor]], where: str) -> None:

@@ -131,6 +131,8 @@ def _sort(path: Path, layout: Layout) -> Sorted:
 
 def _vision(settings: Settings, tensors: dict[str, LazyTensor], tower: Tower | None, path: Path) -> VisionSpec:
     """A tower in its own folder is told by that folder's config; pixels too, unless the checkpoint says."""
+    if settings.encoder is not None:
+        return settings.encoder
     pixels = read_pixels(path)
     if tower is None:
         return sizes.vision(settings, settings.vision, tensors, pixels, path / "config.json")

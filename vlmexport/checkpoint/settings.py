@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from vlmexport.checkpoint.spec import VisionSpec
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -12,7 +14,8 @@ class Settings:
 
     ``vision`` holds what the config says of the tower, which may be nothing; ``tower`` is the folder or Hub id that it
     names; ``aspect_ratio`` is None where the preprocessor decides; ``image_token`` is the id of ``<image>`` where it
-    has one; ``marks``: the image stands between ``<im_start>`` and ``<im_end>``.
+    has one; ``marks``: the image stands between ``<im_start>`` and ``<im_end>``; ``encoder`` is the vision encoder's
+    whole Spec where the config says all of it.
     """
 
     text: dict[str, Any]
@@ -24,3 +27,4 @@ class Settings:
     aspect_ratio: str | None
     image_token: int | None = None
     marks: bool = False
+    encoder: VisionSpec | None = None

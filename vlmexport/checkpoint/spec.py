@@ -8,7 +8,12 @@ from math import isqrt
 
 @dataclass(frozen=True)
 class VisionSpec:
-    """A vision encoder. ``kind`` names the module in ``model/vision``."""
+    """A vision encoder. ``kind`` names the module in ``model/vision``.
+
+    ``variant`` says which model of that kind it is where sizes do not tell (timm's name, or the encoder that ``s2``
+    wraps). ``patch_size`` is the number of pixels along one side of what becomes one feature: of a convolutional
+    encoder, the stride of its last map. One whose layers are no stack of like layers says 0 layers, and layer 0.
+    """
 
     kind: str
     image_size: int
@@ -24,6 +29,7 @@ class VisionSpec:
     select_layer: int = -2
     select_feature: str = "patch"
     aspect_ratio: str = "pad"
+    variant: str = ""
 
     @property
     def grid(self) -> int:

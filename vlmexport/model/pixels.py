@@ -51,7 +51,7 @@ def to_size(image: Image.Image, spec: VisionSpec) -> Image.Image:
 
 
 def normalise(image: Image.Image, spec: VisionSpec) -> torch.Tensor:
-    """RGB image of the right size → f32 [1, 3, height, width], zero mean and unit variance by CLIP's constants."""
+    """RGB image of the right size → f32 [1, 3, height, width], by the encoder's own mean and deviation."""
     rgb = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) * (1 / 255)
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (spec.image_mean, spec.image_std))
     return ((rgb - mean) / std)[None].contiguous()

@@ -7,6 +7,7 @@ In a plug-in folder the module's name is the value in the checkpoint's config. A
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pkgutil import iter_modules
@@ -14,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, cast
 
 from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, VisionSpec
-from vlmexport.checkpoint.expected import check_shapes
+from vlmexport.checkpoint.expected import KNOWN_ENCODERS, check_shapes
 from vlmexport.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -44,14 +45,29 @@ class GgufProjector:
 class VisionPlugin(Protocol):
     """A file in ``model/vision``."""
 
-    LAYERS: str
-    """What comes before a layer's number in its canonical tensor names."""
+    EXAMPLE: str
+    """A small encoder of this file, ``kind`` or ``kind:variant``, for the conformance tests."""
 
-    UNUSED: tuple[str, ...]
-    """How tensors begin that no hidden state depends on."""
+    def preset(self, kind: str, variant: str, image_size: int | None) -> VisionSpec:
+        """The Spec of a published size.
+
+        Args:
+            variant: the size's name; empty for the file's usual one.
+            image_size: pixels along one side; the published number where it is None.
+
+        Raises:
+            Unsupported: an unknown variant, or an image size that it cannot take; the message says which.
+        """
+
+    def layers(self, spec: VisionSpec) -> str | None:
+        """What comes before a layer's number in its canonical tensor names; None where it is no stack of like layers:
+        then it is traced whole."""
+
+    def unused(self, spec: VisionSpec) -> tuple[str, ...]:
+        """How tensors begin that no feature depends on."""
 
     def build(self, spec: VisionSpec) -> nn.Module:
-        """The module; parameters on the meta device, buffers filled."""
+        """The module; parameters on the meta device or not, buffers filled."""
 
     def features(self, module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) -> torch.Tensor:
         """f32 [images, 3, height, width] → [images, patches, vision width]."""
@@ -87,6 +103,13 @@ class LanguagePlugin(Protocol):
     LAYERS: str
     """What comes before a layer's number in its canonical tensor names."""
 
+    def preset(self, variant: str) -> LanguageSpec:
+        """The Spec of a published size; the file's usual one where ``variant`` is empty.
+
+        Raises:
+            Unsupported: an unknown variant; the message says which are known.
+        """
+
     def build(self, spec: LanguageSpec) -> nn.Module:
         """The causal language model; parameters on the meta device, buffers filled."""
 
@@ -118,12 +141,67 @@ def plugin(folder: str, kind: str) -> ModuleType:
 
 def vision(spec: VisionSpec) -> VisionPlugin:
     """The vision encoder's module."""
-    return cast(VisionPlugin, plugin("vision", spec.kind))
+    return encoder(spec.kind)
+
+
+def encoder(kind: str) -> VisionPlugin:
+    """The module of a kind of vision encoder."""
+    return cast(VisionPlugin, plugin("vision", kind))
+
+
+def unknown_variant(kind: str, variant: str, known: Iterable[str]) -> Unsupported:
+    """The error of a preset that there is not."""
+    return Unsupported(f"{kind} has no variant {variant!r}", f"known: {', '.join(f'{kind}:{name}' for name in known)}")
+
+
+def check_image_size(spec: VisionSpec) -> VisionSpec:
+    """The same Spec.
+
+    Raises:
+        Unsupported: patches do not divide the image; the message says which sizes they do.
+    """
+    if spec.image_size < spec.patch_size or spec.image_size % spec.patch_size:
+        near = max(1, round(spec.image_size / spec.patch_size)) * spec.patch_size
+        name = f"{spec.kind}:{spec.variant}" if spec.variant else spec.kind
+        raise Unsupported(
+            f"{name} cuts an image in squares of {spec.patch_size} pixels, {spec.image_size} do not divide",
+            f"use a multiple of {spec.patch_size}, such as {near}",
+        )
+    return spec
 
 
 def projector(spec: ProjectorSpec) -> ProjectorPlugin:
     """The projector's module."""
     return cast(ProjectorPlugin, plugin("projector", spec.kind))
+
+
+def half_grid(spec: ProjectorSpec) -> int:
+    """Squares of 2x2 features along one side.
+
+    Raises:
+        Unsupported: the features are no square with even sides; the message says which would do.
+    """
+    if spec.grid**2 != spec.in_tokens or spec.grid % 2:
+        low = max(2, spec.grid - spec.grid % 2)
+        raise Unsupported(
+            f"{spec.kind} joins 2x2 features; {spec.in_tokens} of them ({spec.grid}x{spec.grid}) do not divide",
+            f"use an image size that gives {low}x{low} or {low + 2}x{low + 2} features",
+        )
+    return spec.grid // 2
+
+
+def check_encoder(checkpoint: Checkpoint) -> None:
+    """Compare a checkpoint's vision encoder with the module of its kind, where opening it has not done so; reads no
+    weights.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape.
+        Unsupported: the kind or a tensor is unknown.
+    """
+    spec = checkpoint.spec.vision
+    if spec.kind not in KNOWN_ENCODERS:
+        shapes = {name: tuple(value.shape) for name, value in vision(spec).build(spec).state_dict().items()}
+        check_shapes(shapes, checkpoint.tensors["vision"], f"{checkpoint.path} vision")
 
 
 def check_projector(checkpoint: Checkpoint) -> None:
@@ -139,4 +217,9 @@ def check_projector(checkpoint: Checkpoint) -> None:
 
 def language(spec: LanguageSpec) -> LanguagePlugin:
     """The language model's module."""
-    return cast(LanguagePlugin, plugin("language", spec.kind))
+    return decoder(spec.kind)
+
+
+def decoder(kind: str) -> LanguagePlugin:
+    """The module of a kind of language model."""
+    return cast(LanguagePlugin, plugin("language", kind))

@@ -1,7 +1,4 @@
-"""A model with the widths of another one but few layers and random weights: what tracing needs, whatever the size.
-
-Random weights are distinct, so that no optimiser takes two of them for one, or a norm of ones for nothing.
-"""
+"""A model with the widths of another one but few layers and random weights: what tracing needs, whatever the size."""
 
 from __future__ import annotations
 
@@ -14,6 +11,7 @@ from torch import nn
 from vlmexport.checkpoint import Spec
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.model import plugins
+from vlmexport.model.random_weights import measure_statistics, randomise
 from vlmexport.model.vlm import VLM
 
 VOCABULARY = 64
@@ -21,9 +19,10 @@ VOCABULARY = 64
 
 
 def prefix(spec: Spec, component: str) -> str:
-    """What comes before a layer's number in the parameter paths of a component of ``VLM``."""
-    plugin = plugins.vision(spec.vision) if component == "vision" else plugins.language(spec.language)
-    return f"{component}.{plugin.LAYERS}"
+    """What comes before a layer's number in the parameter paths of a component of ``VLM`` that is a stack of layers."""
+    if component == "vision":
+        return f"vision.{plugins.vision(spec.vision).layers(spec.vision)}"
+    return f"{component}.{plugins.language(spec.language).LAYERS}"
 
 
 def cut(spec: Spec, layers: int) -> Spec:
@@ -39,23 +38,19 @@ def cut(spec: Spec, layers: int) -> Spec:
 
 
 def sketch(spec: Spec, layers: int, components: tuple[str, ...] = COMPONENTS) -> VLM:
-    """A ``VLM`` with at most ``layers`` layers, of the components that are asked for.
-
-    Weights are of a size that keeps activations alive: norms near one, products near unit gain.
-    """
+    """A ``VLM`` with at most ``layers`` layers, of the components that are asked for, with random weights."""
     vlm = VLM(cut(spec, layers), components)
     random = torch.Generator().manual_seed(0)
     for component in components:
-        module = cast(nn.Module, getattr(vlm, component))
-        state = {name: _random(name, value, random) for name, value in module.state_dict().items()}
-        module.load_state_dict(state, assign=True)
+        randomise(cast(nn.Module, getattr(vlm, component)), random)
     if "language" in components and spec.language.tie_word_embeddings:
         vlm.language.tie_weights()  # type: ignore[operator]
-    return vlm.eval().requires_grad_(False)
-
-
-def _random(name: str, like: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    values = torch.randn(like.shape, generator=random)
-    if like.ndim == 1:
-        return values * 0.1 + 1 if name.endswith("weight") else values * 0.1
-    return values.div_(like[0].numel() ** 0.5)
+    vlm.eval().requires_grad_(False)
+    if "vision" in components:
+        side = spec.vision.image_size
+        noise = torch.randn(2, 3, side, side, generator=random)
+        measure_statistics(vlm.vision, lambda: vlm.features(noise))
+    if "projector" in components:
+        shape = (2, spec.projector.in_tokens, spec.projector.in_features)
+        measure_statistics(vlm.projector, lambda: vlm.tokens(torch.randn(shape, generator=random)))
+    return vlm

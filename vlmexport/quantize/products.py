@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 OPERATORS = frozenset({"MatMul", "Gemm", "Conv"})
+_COLOURS = 3
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,11 @@ class Product:
 
     @property
     def is_first(self) -> bool:
-        """A convolution of the graph's own input: the patch embedding."""
+        """A convolution of the graph's own input, or of three colours (tiles of it): the patch embedding."""
         source = self.node.inputs[0]
-        return self.node.op_type == "Conv" and source is not None and source.is_graph_input()
+        if self.node.op_type != "Conv" or source is None:
+            return False
+        return source.is_graph_input() or self.shape[1] == _COLOURS
 
 
 def weight_of(node: ir.Node) -> ir.Value | None:

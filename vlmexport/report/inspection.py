@@ -46,7 +46,8 @@ def describe(model: str, vision_tower: str | None = None) -> tuple[RenderableTyp
 def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
     """Components with parameters and bytes, visual tokens, and what each format can hold."""
     spec = checkpoint.spec
-    kinds = {"vision": spec.vision.kind, "projector": spec.projector.kind, "language": spec.language.kind}
+    encoder = ":".join(part for part in (spec.vision.kind, spec.vision.variant) if part)
+    kinds = {"vision": encoder, "projector": spec.projector.kind, "language": spec.language.kind}
     components = {}
     for component in COMPONENTS:
         tensors = checkpoint.tensors[component].values()
@@ -57,6 +58,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
             "bytes": sum(tensor.nbytes for tensor in tensors),
             "dtypes": sorted({tensor.dtype for tensor in tensors}),
         }
+    plugins.check_encoder(checkpoint)
     plugins.check_projector(checkpoint)
     projector = plugins.projector(spec.projector)
     holds = {"onnx": "yes", "gguf": "yes"}
@@ -82,8 +84,7 @@ def table(facts: dict[str, Any]) -> Table:
     spec = facts["spec"]
     vision, language = spec["vision"], spec["language"]
     sizes = {
-        "vision": f"{vision['image_size']} px, patch {vision['patch_size']}, "
-        f"{vision['num_layers']} layers of {vision['hidden_size']}",
+        "vision": f"{vision['image_size']} px, patch {vision['patch_size']}, {_layers(vision)}",
         "projector": f"{spec['projector']['in_tokens']} patches → {facts['visual_tokens']} visual tokens",
         "language": f"{language['num_layers']} layers of {language['hidden_size']}, "
         f"vocabulary {language['vocab_size']}",
@@ -102,3 +103,8 @@ def table(facts: dict[str, Any]) -> Table:
     ) + "; ".join(f"{name.upper()}: {answer}" for name, answer in facts["formats"].items())
     found.caption_justify = "left"
     return found
+
+
+def _layers(vision: dict[str, Any]) -> str:
+    count = f"{vision['num_layers']} layers of " if vision["num_layers"] else "features of "
+    return f"{count}{vision['hidden_size']}"

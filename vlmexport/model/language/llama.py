@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -10,8 +11,28 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from vlmexport.checkpoint import LanguageSpec
+from vlmexport.model import plugins
 
 LAYERS = "model.layers."
+_TINY = LanguageSpec("llama", 1536, 256, 512, 2, 4, 4, 64, 1e-5, 10000.0, 2048, False)
+_VARIANTS = {
+    "tiny": _TINY,
+    "1.4b": replace(_TINY, vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_layers=24, num_heads=16,
+                    num_kv_heads=16, head_dim=128, rms_norm_eps=1e-6),
+    "2.7b": replace(_TINY, vocab_size=32000, hidden_size=2560, intermediate_size=6912, num_layers=32, num_heads=32,
+                    num_kv_heads=32, head_dim=80, rms_norm_eps=1e-6),
+    "7b": replace(_TINY, vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_layers=32, num_heads=32,
+                  num_kv_heads=32, head_dim=128),
+}  # fmt: skip
+"""One for tests, MobileLLaMA's two (arXiv:2312.16886, table 1) and Vicuna's, all with 2048 positions."""
+
+
+def preset(variant: str) -> LanguageSpec:
+    """A size of ``_VARIANTS``."""
+    name = variant or next(iter(_VARIANTS))
+    if name not in _VARIANTS:
+        raise plugins.unknown_variant("llama", name, _VARIANTS)
+    return _VARIANTS[name]
 
 
 def config(spec: LanguageSpec) -> LlamaConfig:

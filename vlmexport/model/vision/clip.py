@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -10,9 +11,36 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from vlmexport.checkpoint import VisionSpec
 from vlmexport.errors import Unsupported
+from vlmexport.model import plugins
 
-LAYERS = "encoder.layers."
-UNUSED = ("post_layernorm.",)
+EXAMPLE = "clip:tiny"
+_VARIANTS = {
+    "l14-336": VisionSpec("clip", 336, 14, 1024, 4096, 24, 16),
+    "l14": VisionSpec("clip", 224, 14, 1024, 4096, 24, 16),
+    "b16": VisionSpec("clip", 224, 16, 768, 3072, 12, 12),
+    "b32": VisionSpec("clip", 224, 32, 768, 3072, 12, 12),
+    "tiny": VisionSpec("clip", 336, 14, 64, 128, 3, 2),
+}
+"""OpenAI's four, table 20 of the paper, and one for tests; the first is MobileVLM's."""
+
+
+def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
+    """A size of ``_VARIANTS``; other image sizes take other position embeddings."""
+    name = variant or next(iter(_VARIANTS))
+    if name not in _VARIANTS:
+        raise plugins.unknown_variant(kind, name, _VARIANTS)
+    spec = _VARIANTS[name]
+    return plugins.check_image_size(replace(spec, image_size=image_size or spec.image_size))
+
+
+def layers(spec: VisionSpec) -> str:
+    """``encoder.layers.``"""
+    return "encoder.layers."
+
+
+def unused(spec: VisionSpec) -> tuple[str, ...]:
+    """The norm after the last layer: features are hidden states."""
+    return ("post_layernorm.",)
 
 
 def build(spec: VisionSpec) -> nn.Module:

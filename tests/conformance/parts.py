@@ -1,0 +1,62 @@
+"""One component alone: traced, compared with torch, and quantized by both targets' schemes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from tests.onnx_bundles import picture, recipe
+from vlmexport.artifact import batch_norm, verify
+from vlmexport.artifact.graph import save
+from vlmexport.artifact.int8 import Int8
+from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.trace import Traced
+from vlmexport.calibrate.recorder import Recorder
+from vlmexport.calibrate.statistics import Statistics
+from vlmexport.model import VLM
+from vlmexport.model.pixels import pixel_values
+from vlmexport.quantize.static_int8 import Coverage
+
+SCHEMES = ("fbgemm", "qnnpack")
+
+
+@dataclass
+class Measured:
+    """``apart``: relative difference of the float graph; by scheme: ``sqnr`` in decibels, ``coverage`` of layers."""
+
+    apart: float
+    sqnr: dict[str, float] = field(default_factory=dict)
+    coverage: dict[str, Coverage] = field(default_factory=dict)
+
+
+def pixels(vlm: VLM, seeds: range) -> torch.Tensor:
+    """Pictures as the encoder's own preprocessing makes them."""
+    return torch.cat([pixel_values(picture(seed), vlm.spec.vision) for seed in seeds])
+
+
+def measure(vlm: VLM, traced: Traced, calibration: torch.Tensor, probe: torch.Tensor, folder: Path) -> Measured:
+    """Compare as it was traced and with batch norms folded; quantize that, and compare on ``probe``."""
+    path = folder / "float.onnx"
+    save(traced.model, path)
+    apart = verify.check(traced, path)
+    if batch_norm.fold(traced.model):
+        save(traced.model, path)
+        apart = max(apart, verify.check(traced, path))
+    with Recorder(vlm) as recorder, torch.inference_mode():
+        traced.module(calibration)
+    statistics = Statistics(dict(sorted(recorder.layers.items())), ("0",))
+    name = next(value.name for value in open_session(path).get_inputs())
+    expected = run(open_session(path), {name: probe.numpy()})["image_features"]
+    found = Measured(apart)
+    for scheme in SCHEMES:
+        model = ir.load(path)
+        found.coverage[scheme] = Int8(recipe("int8", scheme).onnx, statistics).quantize(model)
+        save(model, folder / f"{scheme}.onnx")
+        got = run(open_session(folder / f"{scheme}.onnx"), {name: probe.numpy()})["image_features"]
+        noise = float(np.square(got - expected).mean() / np.square(expected - expected.mean()).mean())
+        found.sqnr[scheme] = -10 * float(np.log10(max(noise, 1e-12)))
+    return found

@@ -1,0 +1,104 @@
+"""Every vision encoder, whatever the folder holds: shapes, names, own pixels, ONNX in float and both int8 schemes."""
+
+from __future__ import annotations
+
+import pkgutil
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vlmexport.model.vision as folder
+from tests.conformance.parts import SCHEMES, measure, pixels
+from tests.onnx_bundles import picture
+from vlmexport.artifact import onnx_layout, trace
+from vlmexport.artifact.mmproj import projector_of
+from vlmexport.artifact.onnx_sizes import used_tower
+from vlmexport.design import Design, create, specify, vision_of
+from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.model import load
+from vlmexport.model.pixels import background
+from vlmexport.model.sketch import sketch
+from vlmexport.pipeline import open_whole
+
+EXAMPLES = [
+    str(import_module(f"{folder.__name__}.{info.name}").EXAMPLE) for info in pkgutil.iter_modules(folder.__path__)
+]
+FAMILIES = ["timm:mobilenetv3_small_050", "timm:mobilevit_xxs", "timm:efficientformerv2_s0", "timm:fastvit_t8"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
+LEFT_IN_FLOAT = {"patch embedding", "depthwise", "gate", "its signal would drown in int8"}
+
+
+def design(text: str) -> Design:
+    """Behind the smallest images that make a few features."""
+    if text.startswith("timm"):
+        pytest.importorskip("timm", reason="timm is not installed")
+    spec = vision_of(text)
+    return Design(text, "linear", "llama:tiny", image_size=min(spec.image_size, 4 * spec.patch_size))
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_a_checkpoint_of_it_opens_and_runs(text: str, tmp_path: Path) -> None:
+    spec = create(design(text), tmp_path / "model")
+    checkpoint = open_whole(str(tmp_path / "model"))
+    assert checkpoint.spec == spec
+    vlm = load(checkpoint)
+    image = picture(3)
+    with torch.inference_mode():
+        found = vlm.features(torch.cat([vlm.pixels(image), vlm.pixels(picture(4))]))
+    assert found.shape == (2, spec.vision.num_patches, spec.vision.hidden_size)
+    assert torch.isfinite(found).all()
+    assert float((found[0] - found[1]).norm() / found[0].norm()) > 0.02, "features do not depend on the picture"
+    assert {name for name, _ in used_tower(checkpoint)} <= set(vlm.vision.state_dict())
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_damaged_weights_are_found_before_they_are_read(text: str, tmp_path: Path) -> None:
+    create(design(text), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    state = load_file(file)
+    name = next(key for key, value in state.items() if key.startswith("vision.") and value.ndim > 1)
+    whole = state.pop(name)
+    save_file(state, file)
+    with pytest.raises(CheckpointError, match=name.removeprefix("vision.")):
+        open_whole(str(tmp_path / "model"))
+    save_file(state | {name: torch.zeros(3, *whole.shape)}, file)
+    with pytest.raises(CheckpointError, match=r"missing|lacks|shape|sizes"):
+        open_whole(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_pixels_are_the_encoders_own(text: str) -> None:
+    """Padded in its mean colour, which normalises to about nothing; and the client's file says the same."""
+    spec = specify(design(text))
+    vision = spec.vision
+    found = sketch(spec, 1, ("vision",)).pixels(picture(0, (300, 100)))
+    assert found.shape == (1, 3, vision.image_size, vision.image_size)
+    assert float(found[:, :, 0].abs().max()) < 1 / 255 / min(vision.image_std)
+    file = onnx_layout.preprocessor(spec)
+    assert (file["image_mean"], file["image_std"]) == (list(vision.image_mean), list(vision.image_std))
+    assert file["pad_size"] == {"width": vision.image_size, "height": vision.image_size}
+    colour = np.array(background(vision)) / 255
+    assert np.allclose(file["background_color"], 255 * (colour - vision.image_mean) / vision.image_std)
+
+
+@pytest.mark.parametrize("text", [text for text in EXAMPLES if not text.startswith("clip")])
+def test_mmproj_refuses_it_and_says_what_to_do(text: str) -> None:
+    with pytest.raises(Unsupported, match="export a hybrid"):
+        projector_of(specify(design(text)))
+
+
+@pytest.mark.parametrize("text", [*EXAMPLES, *SLOW])
+def test_onnx_in_float_and_int8(text: str, tmp_path: Path) -> None:
+    spec = specify(design(text))
+    vlm = sketch(spec, 1, ("vision", "projector"))
+    found = measure(vlm, trace.trace_vision(vlm), pixels(vlm, range(4)), pixels(vlm, range(8, 10)), tmp_path)
+    assert found.apart < 2e-5
+    for scheme in SCHEMES:
+        coverage = found.coverage[scheme]
+        assert {reason for _, reason in coverage.float32.values()} <= LEFT_IN_FLOAT
+        assert coverage.share > 0.3
+        assert found.sqnr[scheme] > 10

@@ -1,0 +1,106 @@
+"""What ``vlmexport new`` writes: any vision encoder, projector and language model (docs/designs.md has the schema).
+
+Tensors lie under ``vision.``, ``projector.`` and ``language.`` with their canonical names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from vlmexport.checkpoint.documents import section
+from vlmexport.checkpoint.settings import Settings
+from vlmexport.checkpoint.spec import LanguageSpec, Spec, VisionSpec
+from vlmexport.errors import CheckpointError
+
+MODEL_TYPES: tuple[str, ...] = ("vlmexport",)
+_CURE = "write it again with `vlmexport new`, or see docs/designs.md"
+_COLOURS = ("image_mean", "image_std")
+
+
+def recognise(config: dict[str, Any]) -> str | None:
+    """``design``, by model type."""
+    return "design" if config.get("model_type") in MODEL_TYPES else None
+
+
+def place(name: str) -> tuple[str, str]:
+    """The component stands before the first dot."""
+    component, _, canonical = name.partition(".")
+    if component in ("vision", "projector", "language"):
+        return component, canonical
+    raise CheckpointError(f"the tensor {name} belongs to no component", _CURE)
+
+
+def settings(config: dict[str, Any], path: Path) -> Settings:
+    """``text_config`` in the terms of ``LlamaConfig``, ``vision_config`` in those of ``VisionSpec``.
+
+    Raises:
+        CheckpointError: one of them is missing or garbled.
+    """
+    text, vision = section(config, "text_config", path), section(config, "vision_config", path)
+    if text is None or vision is None or not isinstance(config.get("projector"), str):
+        raise CheckpointError(f"{path} lacks vision_config, projector or text_config", _CURE)
+    encoder = _encoder(vision, path)
+    return Settings(
+        text=text,
+        vision=vision,
+        tower=None,
+        projector=config["projector"],
+        select_layer=encoder.select_layer,
+        select_feature=encoder.select_feature,
+        aspect_ratio=encoder.aspect_ratio,
+        encoder=encoder,
+    )
+
+
+def _encoder(vision: dict[str, Any], path: Path) -> VisionSpec:
+    known = {field.name: field for field in fields(VisionSpec)}
+    unknown = sorted(set(vision) - set(known))
+    if unknown:
+        raise CheckpointError(f"{path}: vision_config.{unknown[0]} is unknown", f"known: {', '.join(known)}")
+    try:
+        values = {key: _typed(str(known[key].type), value) for key, value in vision.items()}
+        spec = VisionSpec(**values)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: vision_config is garbled ({error})", _CURE) from error
+    sizes = (spec.image_size, spec.patch_size, spec.hidden_size)
+    if min(sizes) < 1 or spec.grid < 1 or not 0 <= spec.used_layers <= spec.num_layers:
+        raise CheckpointError(f"{path}: vision_config has sizes that cannot be", _CURE)
+    return spec
+
+
+def _typed(kind: str, value: Any) -> Any:
+    """A value of a JSON document as the type of a field of ``VisionSpec``."""
+    if kind.startswith("tuple"):
+        red, green, blue = (float(part) for part in value)
+        return red, green, blue
+    expected = {"int": int, "float": (int, float), "str": str}[kind]
+    if isinstance(value, bool) or not isinstance(value, expected):
+        raise TypeError(f"{value!r} is no {kind}")
+    return value
+
+
+def config(spec: Spec) -> dict[str, Any]:
+    """``config.json`` of a Spec, as ``settings`` reads it."""
+    vision = asdict(spec.vision)
+    return {
+        "model_type": MODEL_TYPES[0],
+        "vision_config": vision | {key: list(vision[key]) for key in _COLOURS},
+        "projector": spec.projector.kind,
+        "text_config": _text(spec.language) | {
+            "bos_token_id": spec.bos_token_id, "eos_token_id": spec.eos_token_id, "pad_token_id": spec.pad_token_id,
+            "torch_dtype": spec.torch_dtype,
+        },
+    }  # fmt: skip
+
+
+def _text(language: LanguageSpec) -> dict[str, Any]:
+    return {
+        "model_type": language.kind, "vocab_size": language.vocab_size, "hidden_size": language.hidden_size,
+        "intermediate_size": language.intermediate_size, "num_hidden_layers": language.num_layers,
+        "num_attention_heads": language.num_heads, "num_key_value_heads": language.num_kv_heads,
+        "head_dim": language.head_dim, "hidden_act": "silu", "rms_norm_eps": language.rms_norm_eps,
+        "rope_theta": language.rope_theta, "max_position_embeddings": language.max_positions,
+        "tie_word_embeddings": language.tie_word_embeddings,
+    }  # fmt: skip

@@ -1,0 +1,41 @@
+"""Rounding to integers and back with scales that are tensors: QuantizeLinear and DequantizeLinear when traced.
+
+torch 2.14 traces ``fake_quantize_per_tensor_affine`` with tensors for scale and zero point only where every dimension
+is fixed, for want of a shape function; it stands here.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+
+_EPS = 2.0**-23
+"""The smallest scale of torch's observers."""
+
+
+def affine(x: torch.Tensor, span: torch.Tensor, steps: int) -> torch.Tensor:
+    """Round to the integers 0…255, ``steps`` of which span f32 [2] (least, largest, zero inside), and back."""
+    low, high = span.amin(0).clamp(max=0.0), span.amax(0).clamp(min=0.0)
+    scale = ((high - low) / steps).clamp(min=_EPS)
+    return torch.fake_quantize_per_tensor_affine(x, scale, (-low / scale).round().to(torch.int32), 0, 255)
+
+
+def symmetric(weight: torch.Tensor, per_channel: bool) -> torch.Tensor:
+    """Round f32 [outputs, inputs] to the integers −128…127 of one scale, or of one for each output, and back."""
+    largest = weight.abs().amax(1) if per_channel else weight.abs().amax((0, 1))
+    scale = (largest / 127.5).clamp(min=_EPS)
+    zero = torch.zeros(scale.shape, dtype=torch.int32)
+    if per_channel:
+        return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -128, 127)
+    return torch.fake_quantize_per_tensor_affine(weight, scale, zero, -128, 127)
+
+
+def _shapes(
+    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, enabled: torch.Tensor, low: int, high: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+
+
+with suppress(RuntimeError):  # a later torch may have its own
+    torch.library.register_fake("aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", _shapes)

@@ -1,0 +1,59 @@
+"""2x2 neighbours concatenated on the channel dimension, then one linear layer: a quarter of the tokens.
+
+As LLaVA-like models for high resolutions do it (MiniGPT-v2: Chen et al. 2023, arXiv:2310.09478, with four tokens of a
+row instead of a square). The four stand in the order left-top, right-top, left-bottom, right-bottom.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlmexport.checkpoint import ProjectorSpec
+from vlmexport.errors import Unsupported
+from vlmexport.model.plugins import HYBRID, GgufProjector, half_grid
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+EXAMPLE = "concat_mlp"
+
+
+def build(spec: ProjectorSpec) -> nn.Module:
+    """Names: ``proj.weight``, ``proj.bias``.
+
+    Raises:
+        Unsupported: the features are no square with even sides.
+    """
+    import torch
+    from torch import nn
+
+    half = half_grid(spec)
+
+    class ConcatMlp(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(4 * spec.in_features, spec.out_features)
+
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            squares = torch.unflatten(features, 1, (half, 2, half, 2)).transpose(2, 3)
+            tokens: torch.Tensor = self.proj(squares.flatten(3).flatten(1, 2))
+            return tokens
+
+    with torch.device("meta"):
+        return ConcatMlp()
+
+
+def num_tokens(spec: ProjectorSpec) -> int:
+    """A quarter of the patches."""
+    return half_grid(spec) ** 2
+
+
+def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
+    """Name → shape."""
+    return {"proj.weight": (spec.out_features, 4 * spec.in_features), "proj.bias": (spec.out_features,)}
+
+
+def gguf(spec: ProjectorSpec) -> GgufProjector:
+    """libmtmd has no such projector."""
+    raise Unsupported("libmtmd has no projector that concatenates neighbours and has one layer", HYBRID)

@@ -1,0 +1,60 @@
+"""InternVL's projector: 2x2 neighbours move into the channels, then a norm and two linear layers.
+
+Source: Chen et al. 2024, arXiv:2404.16821; the channels are in the order of its ``pixel_shuffle`` (``ps_version`` v2,
+which keeps rows rows: v1 leaves the map transposed).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlmexport.checkpoint import ProjectorSpec
+from vlmexport.errors import Unsupported
+from vlmexport.model.plugins import HYBRID, GgufProjector, half_grid
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+EXAMPLE = "pixel_shuffle"
+
+
+def build(spec: ProjectorSpec) -> nn.Module:
+    """Published names, without ``mlp1.``: ``0`` (norm), ``1`` and ``3``.
+
+    Raises:
+        Unsupported: the features are no square with even sides.
+    """
+    import torch
+    from torch import nn
+
+    half, inner = half_grid(spec), 4 * spec.in_features
+
+    class PixelShuffle(nn.Sequential):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            squares = torch.unflatten(features, 1, (half, 2, half, 2)).transpose(2, 3)
+            tokens: torch.Tensor = super().forward(squares.flatten(3).flatten(1, 2))
+            return tokens
+
+    with torch.device("meta"):
+        first, second = nn.Linear(inner, spec.out_features), nn.Linear(spec.out_features, spec.out_features)
+        return PixelShuffle(nn.LayerNorm(inner), first, nn.GELU(), second)
+
+
+def num_tokens(spec: ProjectorSpec) -> int:
+    """A quarter of the patches."""
+    return half_grid(spec) ** 2
+
+
+def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
+    """Published name → shape."""
+    inner, out = 4 * spec.in_features, spec.out_features
+    return {
+        "0.weight": (inner,), "0.bias": (inner,), "1.weight": (out, inner), "1.bias": (out,),
+        "3.weight": (out, out), "3.bias": (out,),
+    }  # fmt: skip
+
+
+def gguf(spec: ProjectorSpec) -> GgufProjector:
+    """libmtmd has it for InternVL's own tower alone."""
+    raise Unsupported("libmtmd has pixel_shuffle for InternVL's own tower alone", HYBRID)
