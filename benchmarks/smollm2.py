@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,15 +82,19 @@ def installed() -> Path:
     return files[0]
 
 
-def prepare(path: Path, folder: Path, seed: int = 0) -> SmolLM2:
-    """Dequantize, fold, rotate; written as float32 to ``folder``."""
+def prepare(path: Path, folder: Path, rotate: bool = True, seed: int = 0) -> SmolLM2:
+    """Dequantize, fold and rotate unless told not to; written as float32 to ``folder`` where it is not there yet."""
     reader = gguf.GGUFReader(path)
     about = {key: field.contents() for key, field in reader.fields.items()}
     spec = _spec(about, reader)
-    weights = {t.name: _values(t) for t in reader.tensors}
-    rotation = np.linalg.qr(np.random.default_rng(seed).standard_normal((spec.hidden_size, spec.hidden_size)))[0]
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(_rotated(weights, spec, rotation), folder / "model.safetensors")
+    if not (folder / "model.safetensors").exists():
+        weights = _weights(reader, spec)
+        if rotate:
+            normal = np.random.default_rng(seed).standard_normal((spec.hidden_size, spec.hidden_size))
+            weights = _rotated(weights, np.linalg.qr(normal)[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        found = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+        save_file(found, folder / "model.safetensors")
     fields = {key: _field(field) for key, field in reader.fields.items() if not key.startswith(_SKIPPED)}
     return SmolLM2(path, spec, fields, open_tensors(folder))
 
@@ -113,29 +117,36 @@ def _values(tensor: Any) -> np.ndarray:
     return values
 
 
-def _rotated(weights: dict[str, np.ndarray], spec: LanguageSpec, rotation: np.ndarray) -> dict[str, np.ndarray]:
-    ones = np.ones(spec.hidden_size)
-    found = {
-        "model.embed_tokens.weight": weights["token_embd.weight"] @ rotation,
-        "model.norm.weight": ones,
-        "lm_head.weight": weights["token_embd.weight"] * weights["output_norm.weight"] @ rotation,
-    }
-    for name in (name for name, _ in llama.build(spec).named_parameters() if ".layers." in name):
-        source = gguf_language.gguf_name(name)
-        layer, part = source.removesuffix(".weight").rsplit(".", 1)
-        weight = weights[source]
-        if part.endswith("norm"):
-            weight = ones
-        elif part in ("attn_output", "ffn_down"):
-            weight = rotation.T @ weight
-        else:
-            gain = weights[f"{layer}.{part.partition('_')[0]}_norm.weight"]
-            weight = weight * gain @ rotation
-        heads = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads}.get(part)
+def _weights(reader: gguf.GGUFReader, spec: LanguageSpec) -> dict[str, np.ndarray]:
+    """f64 by the names of ``LlamaForCausalLM``; the output layer is the embedding."""
+    own = {tensor.name: _values(tensor) for tensor in reader.tensors}
+    own.setdefault("output.weight", own["token_embd.weight"])
+    found = {}
+    for name, _ in llama.build(spec).named_parameters():
+        weight = own[gguf_language.gguf_name(name)]
+        heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}.get(name.split(".")[-2])
         if heads:  # llama.cpp's order of rotary pairs, back to transformers'
             weight = weight.reshape(heads, spec.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
         found[name] = weight
-    return {name: np.ascontiguousarray(value, np.float32) for name, value in found.items()}
+    return found
+
+
+def _rotated(weights: dict[str, np.ndarray], rotation: np.ndarray) -> dict[str, np.ndarray]:
+    """Gains of the norms folded, f64 [hidden, hidden] rotation on both sides of the residual stream."""
+    found = {}
+    for name, weight in weights.items():
+        layer, part = name.split(".")[:3], name.split(".")[-2]
+        if part.endswith("norm"):
+            found[name] = np.ones_like(weight)
+        elif part in ("o_proj", "down_proj"):
+            found[name] = rotation.T @ weight
+        elif part == "embed_tokens":
+            found[name] = weight @ rotation
+        else:
+            before = "post_attention_layernorm" if part in ("gate_proj", "up_proj") else "input_layernorm"
+            gain = "model.norm.weight" if part == "lm_head" else ".".join([*layer, before, "weight"])
+            found[name] = weight * weights[gain] @ rotation
+    return found
 
 
 def _field(field: Any) -> Field:
@@ -171,7 +182,7 @@ def compare(kinds: list[str], scratch: Path) -> list[dict[str, Any]]:
     def types_of(kind: str) -> dict[str, str]:
         return tensor_types(find_mix(kind), shapes, Decoder(model.spec.num_layers, groups), True)
 
-    reference = _log_probabilities(write("f32.gguf", types_of("f32"))[0], heldout)
+    reference = list(_log_probabilities(write("f32.gguf", types_of("f32"))[0], heldout))
     rows = []
     for kind in kinds:
         path, size = write(f"{kind}.gguf", types_of(kind))
@@ -179,43 +190,55 @@ def compare(kinds: list[str], scratch: Path) -> list[dict[str, Any]]:
         budget = gguf_budget.choose(model.spec, entries, {}, sensitivity, size, QUIET)
         other, other_size = write(f"{kind}-budget.gguf", types_of(kind) | budget.types)
         pair = {
-            "mix": _compared(reference, path, size, heldout), "budget": _compared(reference, other, other_size, heldout)
-        }  # fmt: skip
+            "mix": {"bytes": size} | compared(reference, _log_probabilities(path, heldout)),
+            "budget": {"bytes": other_size} | compared(reference, _log_probabilities(other, heldout)),
+        }
         rows.append({"model": "SmolLM2-135M", "type": kind} | pair)
     return rows
 
 
-def _calibrated(model: SmolLM2, texts: list[list[int]]) -> tuple[ImportanceMatrix, Sensitivity]:
-    language, sensitivity = model.model(), Sensitivity(samples=tuple(str(i) for i in range(len(texts))))
+def embeddings(language: Any, texts: list[list[int]]) -> list[torch.Tensor]:
+    """f32 [1, TOKENS, hidden] of each text."""
+    return [language.get_input_embeddings()(torch.tensor([ids])).detach() for ids in texts]
+
+
+def statistics(language: nn.Module, texts: list[torch.Tensor], first: bool = True) -> Statistics:
+    """Of embedded texts; without the first token of each where ``first`` is false."""
     holder = nn.Module()
     holder.language = language
-    embeds = [language.get_input_embeddings()(torch.tensor([ids])).detach() for ids in texts]  # type: ignore[operator]
     with Recorder(holder) as recorder, torch.inference_mode():  # type: ignore[arg-type]
         recorder.is_image = np.zeros(TOKENS, np.bool_)
-        for rows in embeds:
-            language(inputs_embeds=rows)
-    statistics = Statistics(recorder.layers, sensitivity.samples)
+        recorder.counted = np.arange(TOKENS) >= (0 if first else 1)
+        for embeds in texts:
+            language(inputs_embeds=embeds)
+    return Statistics(recorder.layers, tuple(str(number) for number in range(len(texts))))
+
+
+def _calibrated(model: SmolLM2, texts: list[list[int]]) -> tuple[ImportanceMatrix, Sensitivity]:
+    language = model.model()
+    embeds = embeddings(language, texts)
+    seen = statistics(language, embeds)
+    sensitivity = Sensitivity(samples=seen.samples)
     accumulate(language, [Sequence(e, TOKENS, torch.ones(TOKENS, dtype=torch.bool)) for e in embeds], sensitivity)
-    return imatrix.from_statistics(statistics, gguf_language.importance_names(model.spec), 1.0), sensitivity
+    return imatrix.from_statistics(seen, gguf_language.importance_names(model.spec), 1.0), sensitivity
 
 
-def _log_probabilities(path: Path, texts: list[list[int]]) -> np.ndarray:
-    """f32 [texts, TOKENS, vocabulary]."""
+def _log_probabilities(path: Path, texts: list[list[int]]) -> Iterator[torch.Tensor]:
+    """f32 [TOKENS, vocabulary] of each text."""
     model = Llama(str(path), n_ctx=TOKENS, n_batch=TOKENS, logits_all=True, verbose=False)
-    found = []
     for ids in texts:
         model.reset()
         model.eval(ids)
-        logits = torch.from_numpy(np.array(model.scores[:TOKENS], np.float32))
-        found.append(logits.log_softmax(-1).numpy())
-    return np.stack(found)
+        yield torch.from_numpy(np.array(model.scores[:TOKENS], np.float32)).log_softmax(-1)
 
 
-def _compared(reference: np.ndarray, path: Path, size: int, texts: list[list[int]]) -> dict[str, Any]:
-    found = _log_probabilities(path, texts)
-    kld = (np.exp(reference) * (reference - found)).sum(-1).mean(-1)
-    top1 = float((reference.argmax(-1) == found.argmax(-1)).mean())
-    return {"bytes": size, "kld": float(kld.mean()), "top1": top1, "kld_by_text": kld.tolist()}
+def compared(reference: Iterable[torch.Tensor], found: Iterable[torch.Tensor]) -> dict[str, Any]:
+    """KL divergence in nats and share of equal best tokens, of log probabilities f32 [TOKENS, vocabulary] by text."""
+    kld, top1 = [], []
+    for a, b in zip(reference, found, strict=True):
+        kld.append(float((a.exp() * (a - b)).sum(-1).mean()))
+        top1.append(float((a.argmax(-1) == b.argmax(-1)).float().mean()))
+    return {"kld": float(np.mean(kld)), "top1": float(np.mean(top1)), "kld_by_text": kld}
 
 
 def main() -> None:

@@ -98,7 +98,7 @@ def trace_vision(vlm: VLM) -> Traced:
     side = vlm.spec.vision.image_size
     random = _random(0)
     module = _Vision(vlm)
-    model = _export(module, (random(2, 3, side, side),), ({0: "num_images"},), ["pixel_values"],
+    model = trace_module(module, (random(2, 3, side, side),), ({0: "num_images"},), ["pixel_values"],
                     ["image_features", FEATURES])  # fmt: skip
     model.graph.outputs.pop()
     _set_tokens(model, vlm)
@@ -110,7 +110,7 @@ def trace_projector(vlm: VLM) -> Traced:
     shape = (vlm.spec.projector.in_tokens, vlm.spec.projector.in_features)
     random = _random(1)
     module = _Projector(vlm)
-    model = _export(module, (random(2, *shape),), ({0: "num_images"},), [FEATURES], ["image_features"])
+    model = trace_module(module, (random(2, *shape),), ({0: "num_images"},), [FEATURES], ["image_features"])
     _set_tokens(model, vlm)
     return Traced("projector", model, module, ((random(1, *shape),), (random(3, *shape),)), _tolerance(vlm))
 
@@ -134,7 +134,7 @@ def trace_decoder(vlm: VLM) -> Traced:
         {0: "batch_size", 1: "sequence_length"}, [(dict(cache), dict(cache)) for _ in pairs],
     )  # fmt: skip
     example, *probes = (_decoder_inputs(vlm, *sizes) for sizes in ((2, 3, 5), (1, 4, 0), (2, 1, 7)))
-    model = _export(module, example, axes, names, outputs)
+    model = trace_module(module, example, axes, names, outputs)
     heads = (language.num_kv_heads, "total_sequence_length", language.head_dim)
     shapes: dict[str, tuple[str | int, ...]] = dict.fromkeys(outputs[1:], ("batch_size", *heads))
     rename_dimensions(model, shapes)
@@ -159,8 +159,19 @@ def _decoder_inputs(vlm: VLM, batch: int, length: int, past: int) -> Any:
     return random(batch, length, language.hidden_size) * scale, mask, positions, cache
 
 
-def _export(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:
-    """Trace, then name and clean. Axis names that several axes share are not a conflict here; they are meant."""
+def trace_module(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:
+    """Trace a module, then name and clean its graph (``graph.clean``).
+
+    Axis names that several axes share are not a conflict here; they are meant.
+
+    Args:
+        inputs: what the module is called with.
+        axes: of every input, number → name of the axes that are not fixed.
+        names, outputs: of the graph's inputs and outputs.
+
+    Raises:
+        Unsupported: the module cannot be traced.
+    """
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
