@@ -47,8 +47,6 @@ class Against:
         replay: Path | None = None,
         machine: Machine | None = None,
     ) -> None:
-        if machine and dask:
-            raise UsageError(f"--on {machine} does not run on Dask's workers", "leave out --dask or --on")
         if replay and (reference or vision_tower or dask or record):
             raise UsageError(
                 "--replay takes the place of the float model", "leave out --reference, --vision-tower, --dask, --record"

@@ -12,6 +12,7 @@ from vlmexport.artifact.bundle import Manifest, read_manifest, tool_versions, ve
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import VisionSpec
 from vlmexport.console import QUIET, Console
+from vlmexport.errors import UsageError
 from vlmexport.parity.against import Against
 from vlmexport.parity.baseline import SLACK, compared, read_baseline, refuse_baseline
 from vlmexport.parity.chosen import Chosen, choose
@@ -71,6 +72,8 @@ def check(
         UsageError: baseline or recording are none, or of another comparison; the data cannot be read; or the bundle
             cannot run on another machine.
     """
+    if on is not None and dask is not None:
+        raise UsageError(f"--on {on} does not run on Dask's workers", "leave out --dask or --on")
     old = read_baseline(baseline) if baseline else None
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
