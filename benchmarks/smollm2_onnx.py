@@ -32,8 +32,7 @@ from vlmexport.artifact import fused_decoder, layers, trace, weights
 from vlmexport.artifact.fused_decoder import NEAREST, Rounding, Weights
 from vlmexport.artifact.graph import save, weight_bytes
 from vlmexport.artifact.int8 import Int8
-from vlmexport.artifact.session import open_session, run
-from vlmexport.artifact.session import empty_cache
+from vlmexport.artifact.session import empty_cache, open_session, run
 from vlmexport.calibrate.hessians import Hessians
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint import Checkpoint, ProjectorSpec, PromptSpec, Spec, VisionSpec
