@@ -173,7 +173,7 @@ def contenders() -> dict[str, Make]:
     found = {scheme: ours(scheme) for scheme in schemes} | {"fbgemm, minmax": ours("fbgemm", "minmax")}
     found |= {"quantize_static, per channel": static(True), "quantize_static, per tensor": static(False)}
     found |= {f"{scheme}, depthwise int8": ours(scheme, keep=patch_alone) for scheme in schemes}
-    return found | {f"{scheme}, all int8": ours(scheme, keep=lambda _: None) for scheme in schemes}
+    return found | {"fbgemm, all int8": ours("fbgemm", keep=lambda _: None)}
 
 
 def shares(path: Path) -> tuple[float, float]:
