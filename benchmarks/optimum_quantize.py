@@ -2,7 +2,7 @@
 
 python benchmarks/optimum_quantize.py GRAPH.onnx PIXELS.npy PRESET FOLDER
 
-PIXELS: f32 [samples, 3, height, width]. Everything else is left at optimum's defaults, minima and maxima included.
+PIXELS: f32 [samples, 3, height, width]. Ranges are minima and maxima; everything else is left at optimum's defaults.
 """
 
 from __future__ import annotations

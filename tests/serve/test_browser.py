@@ -121,6 +121,8 @@ def test_speed_is_shown(page: Page) -> None:
     ask(page, "Describe the picture.")
     assert re.fullmatch(r"image ([\d.]+ m?s), 144 visual tokens", page.locator("#seen").inner_text())
     measures = page.locator("article .measures").last.inner_text()
+    ids = (page.locator("article .ids").last.text_content() or "").split()
+    assert page.locator("summary").last.inner_text() == f"{len(ids)} tokens, after a prompt of 185"
     assert re.fullmatch(r"first token [\d.]+ m?s · [\d.]+ tokens/s", measures)
     threads = min(os.cpu_count() or 1, 4)
     assert f"WebAssembly, {threads} thread" in page.locator("#facts").inner_text()

@@ -32,7 +32,7 @@ class Pieces extends BaseStreamer {
 
   put([tokens]) {
     if (this.prompt === null) {
-      this.prompt = tokens; // comes first
+      this.prompt = tokens.length; // comes first
       return;
     }
     this.ids.push(...tokens.map(Number));
@@ -96,7 +96,7 @@ const handlers = {
     const { ids, times, prompt } = streamer;
     const decoding = (times.at(-1) - times[0]) / 1000;
     post('answered', {
-      ids, prompt: prompt.length, first: (times[0] - start) / 1000, rate: (ids.length - 1) / decoding,
+      ids, prompt, first: (times[0] - start) / 1000, rate: (ids.length - 1) / decoding,
     });
   },
 };
