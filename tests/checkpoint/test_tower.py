@@ -18,7 +18,7 @@ from vlmexport.checkpoint import Spec, hub, open_checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
 from vlmexport.model import load
-from vlmexport.parity.check import _reference
+from vlmexport.parity.against import _reference
 from vlmexport.recipe import Recipe
 from vlmexport.report.inspection import describe
 
