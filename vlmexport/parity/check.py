@@ -27,7 +27,7 @@ RESULT = "parity.json"
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "onnxruntime", "llama-cpp-python")
 DEFAULT_SAMPLES = 250
 CORE_SAMPLES = 20
-"""Questions where cores are emulated, which takes minutes: about five images, because an image takes the longest."""
+"""Questions where cores are emulated, which is slow: about five images, because an image takes the longest."""
 
 STOCK_SAMPLES = 20
 """Samples that are also run without our repairs: enough for a verdict, and a tenth of the time at most."""

@@ -75,8 +75,8 @@ def _typed(kind: str, value: Any) -> Any:
     if kind.startswith("tuple"):
         red, green, blue = (float(part) for part in value)
         return red, green, blue
-    expected = {"int": int, "float": (int, float), "str": str}[kind]
-    if isinstance(value, bool) or not isinstance(value, expected):
+    known: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
+    if isinstance(value, bool) or not isinstance(value, known[kind]):
         raise TypeError(f"{value!r} is no {kind}")
     return value
 

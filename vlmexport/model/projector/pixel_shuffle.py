@@ -32,9 +32,10 @@ def build(spec: ProjectorSpec) -> nn.Module:
 
     class PixelShuffle(nn.Sequential):
         def forward(self, features: torch.Tensor) -> torch.Tensor:
-            squares = torch.unflatten(features, 1, (half, 2, half, 2)).transpose(2, 3)
-            tokens: torch.Tensor = super().forward(squares.flatten(3).flatten(1, 2))
-            return tokens
+            x = torch.unflatten(features, 1, (half, 2, half, 2)).transpose(2, 3).flatten(3).flatten(1, 2)
+            for layer in self:
+                x = layer(x)
+            return x
 
     with torch.device("meta"):
         first, second = nn.Linear(inner, spec.out_features), nn.Linear(spec.out_features, spec.out_features)

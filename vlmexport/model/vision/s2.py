@@ -106,7 +106,7 @@ def features(module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) ->
         tiles.append(_cut(image, factor))
     found = plugins.vision(inner).features(module, torch.cat(tiles).flatten(0, 1), inner)
     counts = [factor**2 for factor in factors]
-    parts = torch.unflatten(found, 0, (sum(counts), -1)).split(counts)
+    parts = torch.split(torch.unflatten(found, 0, (sum(counts), -1)), counts)
     maps = [_joined(part, factor, inner.grid) for part, factor in zip(parts, factors, strict=True)]
     small = [functional.avg_pool2d(x, factor) for x, factor in zip(maps, factors, strict=True)]
     return torch.cat(small, 1).flatten(2).transpose(1, 2)
