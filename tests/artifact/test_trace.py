@@ -45,7 +45,9 @@ def test_vision_and_projector(kind: str, tmp_path: Path) -> None:
     vision, alone = trace.trace_vision(vlm), trace.trace_projector(vlm)
     for traced in (vision, alone):
         save(traced.model, tmp_path / f"{traced.name}.onnx")
-        assert verify.check(traced, tmp_path / f"{traced.name}.onnx") < 1e-5
+        # A quantized projector may round a value the other way where float sums differ.
+        bound = 1e-5 if traced.tolerance == trace.Traced.tolerance else traced.tolerance
+        assert verify.check(traced, tmp_path / f"{traced.name}.onnx") < bound
     graph = with_output(tmp_path / "vision_encoder.onnx", trace.FEATURES)
     session = open_session(tmp_path / "vision_encoder.onnx", graph=graph)
     pixels = torch.randn(2, 3, 336, 336)

@@ -65,6 +65,7 @@ def spec_of(kind: str, grid: int = 24) -> ProjectorSpec:
     return ProjectorSpec(kind, 64, 256, grid**2)
 
 
+@torch.inference_mode()
 @pytest.mark.parametrize("kind", EXAMPLES)
 def test_shapes(kind: str) -> None:
     spec = spec_of(kind)
@@ -184,5 +185,5 @@ def test_onnx_in_float_and_int8(kind: str, tmp_path: Path) -> None:
             assert found.sqnr[scheme] > 100
             continue
         assert {reason for _, reason in found.coverage[scheme].float32.values()} <= {"depthwise", "gate"}
-        assert found.coverage[scheme].share > 0.8
+        assert found.coverage[scheme].share > 0.7  # gates stay in float, and are much of a projector this narrow
         assert found.sqnr[scheme] > 15
