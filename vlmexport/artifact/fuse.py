@@ -16,6 +16,8 @@ from onnxscript.rewriter.ort_fusions.mha_bias import fuse_mha_bias
 from onnxscript.rewriter.ort_fusions.sdpa import fuse_sdpa
 from onnxscript.rewriter.ort_fusions.sdpa_via_mha import replace_sdpa_by_mha
 
+from vlmexport.artifact.trace import FEATURES
+
 _BETWEEN = "ai.onnxruntime._fusion"
 """Domain of operators that the rules make for each other."""
 
@@ -31,7 +33,12 @@ def fuse(model: ir.Model) -> dict[str, int]:
     """
     for rule in (fuse_sdpa, fuse_mha1, fuse_mha2, fuse_mha_bias, replace_sdpa_by_mha):
         rule(model)
+    # What makes the features stays where only a check reads them: pooling projectors take the encoder's map before.
+    watched = [value for node in model.graph for value in node.outputs if value.name == FEATURES]
+    model.graph.outputs.extend(watched)
     RemoveUnusedNodesPass()(model)
+    for _ in watched:
+        model.graph.outputs.pop()
     RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
     model.opset_imports.pop(_BETWEEN, None)
     return dict(Counter(node.op_type for node in model.graph if node.domain == "com.microsoft"))
