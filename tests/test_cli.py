@@ -117,7 +117,7 @@ def test_existing_output_is_left_alone(tmp_path: Path, tiny_folder: Path) -> Non
     result = vlmexport("gguf", tiny_folder, "--type", "f16", "-o", out)
     assert_one_line_error(result, 2, "--force")
     result = vlmexport("gguf", tiny_folder, "--type", "f16", "-o", out, "--force")
-    assert_one_line_error(result, 2, "is no bundle")
+    assert_one_line_error(result, 2, "is not vlmexport's")
     assert (out / "precious.txt").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 

@@ -95,7 +95,7 @@ def test_a_users_folder_is_left_alone(tmp_path: Path) -> None:
         folder = tmp_path / name
         folder.mkdir()
         (folder / "thesis.txt").write_text("mine")
-        with pytest.raises(UsageError, match=r"not vlmexport's|has no vlmexport.json"):
+        with pytest.raises(UsageError, match=r"not vlmexport's"):
             make(tmp_path / "b", "new", force=True)
         assert (folder / "thesis.txt").read_text() == "mine"
         assert len(list(tmp_path.iterdir())) == 1

@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 
 from vlmexport.artifact.card import _core
-from vlmexport.parity.result import Answer, CoreResult, GateResult, ParityResult, StageResult
+from vlmexport.parity.result import Answer, CoreResult, GateResult, Inputs, ParityResult, StageResult
 from vlmexport.report.terminal import parity
 
 
@@ -21,7 +21,7 @@ def core(name: str, cosine: float) -> CoreResult:
         stage="tokens", mode="chained", metric="cosine", value=cosine, bound=0.99, at_least=True, passed=passed
     )
     answer = Answer(
-        sample="1", question="What is this?", expected="cat", reference="cat", bundle="cat" if passed else "dog",
+        sample="1", question="What is this?", expected=["cat"], reference="cat", bundle="cat" if passed else "dog",
         equal=passed, first_difference=None if passed else 0, margin=None if passed else 0.25,
     )  # fmt: skip
     return CoreResult(
@@ -36,7 +36,8 @@ def shown() -> str:
     result = ParityResult(
         bundle="demo-arm64", kind="onnx", recipe="onnx-arm64", reference="demo", runtime="onnxruntime", notes=[],
         samples=20, images=5, stages=[stage(cosine=0.5)], gates=[], answers=[], passed=False, broken_stage="tokens",
-        seconds=60.0, cores=found,
+        seconds=60.0, cores=found, target="arm64", data="held-out scenes", versions={},
+        inputs=Inputs(weights={}, files={}, samples=""),
     )  # fmt: skip
     out = io.StringIO()
     Console(file=out, width=160).print(parity(result))
@@ -53,8 +54,8 @@ def test_all_are_side_by_side() -> None:
 
 def test_the_core_that_fails_is_named() -> None:
     text = shown()
-    assert "tokens (chained): cosine is 0.75, the gate is ≥ 0.99 on max" in text
-    assert "the gate is ≥ 0.99 on cortex-a76" not in text
+    assert "tokens on max: cosine is 0.75, the gate is ≥ 0.99" in text
+    assert "tokens on cortex-a76" not in text
     assert "What is this? → 'dog' on max, the float model says 'cat' (margin there 0.250)" in text
     assert "on cortex-a76, the float model" not in text
     assert "passes on onnxruntime on cortex-a76" in text

@@ -75,7 +75,10 @@ def _refuse(destination: Path, force: bool, mark: str = MANIFEST) -> None:
     if not destination.is_dir():
         raise UsageError(f"{destination} is a file", "pass another --output; it was left alone")
     if not (destination / mark).is_file() and any(destination.iterdir()):
-        raise UsageError(f"{destination} has no {mark} and is not empty", "pass another --output; it was left alone")
+        raise UsageError(
+            f"{destination} is not vlmexport's (no {mark} in it) and not empty",
+            "pass another --output; it was left alone",
+        )
 
 
 def _refuse_full_disk(destination: Path, needed: int) -> None:
