@@ -56,7 +56,8 @@ def test_vision_and_projector(kind: str, tmp_path: Path) -> None:
         features = vlm.features(pixels)
         tokens = vlm.tokens(features)
     np.testing.assert_allclose(outputs["features"], features.numpy(), atol=1e-4)
-    np.testing.assert_allclose(outputs["image_features"], tokens.flatten(0, 1).numpy(), atol=1e-4)
+    room = max(1e-4, vision.tolerance * float(tokens.abs().max()))
+    np.testing.assert_allclose(outputs["image_features"], tokens.flatten(0, 1).numpy(), atol=room)
     linear = {name for name, m in vlm.named_modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)}
     found = {product.path for product in products(vision.model)}
     unused = f"vision.encoder.layers.{vlm.spec.vision.used_layers}."
