@@ -120,7 +120,10 @@ form.addEventListener('submit', (event) => {
   if (document.activeElement === question) question.select(); // on a telephone the keyboard stays away
 });
 stop.addEventListener('click', () => Atomics.store(flag, 0, 1));
-file.addEventListener('change', () => look(file.files[0]));
+file.addEventListener('change', () => {
+  look(file.files[0]);
+  file.value = ''; // so that the same file, changed meanwhile, can be chosen again
+});
 document.addEventListener('paste', (event) => look(event.clipboardData.files[0]));
 document.addEventListener('dragover', (event) => {
   event.preventDefault();
