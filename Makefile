@@ -1,7 +1,7 @@
 # make demo   everything once, on the model that ships with the package
 # make test   all tests; `make quick` leaves the slow ones out
 # make optimum  optimum, which pins an older transformers, in an environment of its own: a test and a benchmark use it
-# make arm64  arm64's onnxruntime under QEMU, for `vlmexport check --on arm64` and its tests (Debian or Ubuntu; 180 MB)
+# make arm64  arm64's onnxruntime under QEMU, for `vlmexport check --on arm64` and its tests (Debian; 180 MB)
 # make bench  us and the peers in turn, on a MobileVLM V2 1.7B of random weights (16 GB of disk and 11 GB of memory)
 PYTHON ?= python3.11
 VENV := .venv

@@ -48,6 +48,13 @@ def test_an_arm64_machine_needs_nothing(
     assert not cache.exists()
 
 
+def test_apt_must_know_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arm64_install, "_run", lambda command, *_: "")
+    with pytest.raises(MissingDependency, match="apt knows no mirror"):
+        arm64_install._debian(tmp_path, tmp_path)
+    assert list(tmp_path.glob("*")) in ([], [tmp_path / "cache"])
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("apt-get") is None, reason="apt-get is not here")
 @pytest.mark.skipif(not arm64_install._KEYRING.is_file(), reason="Debian's keyring is not installed")

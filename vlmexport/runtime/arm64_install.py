@@ -25,7 +25,6 @@ from vlmexport.runtime.arm64_root import CORES, PYTHON, command, environment, na
 _RELEASE = "trixie"
 """Its QEMU 10 runs onnxruntime; QEMU 7.2 of the release before crashes when onnxruntime is imported."""
 
-_MIRROR = "http://deb.debian.org/debian"
 _KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _PACKAGES = (
     f"python{PYTHON}-minimal", f"libpython{PYTHON}-minimal", f"libpython{PYTHON}-stdlib", "libc6", "libstdc++6",
@@ -45,7 +44,7 @@ def install(console: Console) -> Path:
         return root
     for tool in ("apt-get", "dpkg", "dpkg-deb"):
         if shutil.which(tool) is None:
-            raise MissingDependency(f"{tool} is not here, and QEMU comes as a Debian package", "use Debian or Ubuntu")
+            raise MissingDependency(f"{tool} is not here, and QEMU comes as a Debian package", "use Debian")
     if not _KEYRING.is_file():
         raise MissingDependency(f"{_KEYRING} is missing", "apt-get install debian-archive-keyring")
     partial = root.with_name(f".{root.name}.partial")
@@ -69,9 +68,12 @@ def install(console: Console) -> Path:
 def _debian(downloads: Path, root: Path) -> None:
     """``qemu-aarch64`` and ``debian``, from packages that apt has verified."""
     mirrors = _run(["apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages", "Label: Debian"])
-    mirror = next(iter(mirrors.split()), _MIRROR)
+    if not mirrors.split():
+        raise MissingDependency("apt knows no mirror of Debian", "run `apt-get update` on a Debian machine, then again")
     here = _run(["dpkg", "--print-architecture"]).strip()
-    (downloads / "sources.list").write_text(f"deb [arch={here},arm64 signed-by={_KEYRING}] {mirror} {_RELEASE} main\n")
+    (downloads / "sources.list").write_text(
+        f"deb [arch={here},arm64 signed-by={_KEYRING}] {mirrors.split()[0]} {_RELEASE} main\n"
+    )
     apt = ["apt-get", *_options(downloads)]
     _run([*apt, "update"])
     _run([*apt, "download", f"qemu-user:{here}", *(f"{name}:arm64" for name in _PACKAGES)], downloads)
