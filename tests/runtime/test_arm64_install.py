@@ -52,7 +52,6 @@ def test_apt_must_know_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(arm64_install, "_run", lambda command, *_: "")
     with pytest.raises(MissingDependency, match="apt knows no mirror"):
         arm64_install._debian(tmp_path, tmp_path)
-    assert list(tmp_path.glob("*")) in ([], [tmp_path / "cache"])
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlmexport.checkpoint import Spec, VisionSpec
 from vlmexport.errors import Unsupported
+from vlmexport.model import plugins
 from vlmexport.model.pixels import background
 
 _LANCZOS, _BICUBIC = 1, 3
@@ -84,10 +85,9 @@ def config(layout: Layout) -> dict[str, Any]:
 
 def _vision(vision: VisionSpec) -> dict[str, Any]:
     """Clients read the sizes of an image and of a patch. They refuse a type that they do not know, so an encoder that
-    transformers has no class for goes by CLIP's name, without sizes where it has no layers."""
-    known = {"siglip": "siglip_vision_model"}
+    transformers has no class for (its file names none) goes by CLIP's, without sizes where it has no layers."""
     found: dict[str, Any] = {
-        "model_type": known.get(vision.kind, "clip_vision_model"),
+        "model_type": getattr(plugins.vision(vision), "CLIENT_TYPE", "clip_vision_model"),
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
         "hidden_size": vision.hidden_size,

@@ -17,6 +17,9 @@ from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 
 EXAMPLE = "siglip:tiny"
+CLIENT_TYPE = "siglip_vision_model"
+"""What transformers.js and transformers call it in config.json."""
+
 _HALF = (0.5, 0.5, 0.5)
 _BASE = VisionSpec("siglip", 224, 16, 768, 3072, 12, 12, "gelu_pytorch_tanh", 1e-6, _HALF, _HALF)
 _VARIANTS = {
