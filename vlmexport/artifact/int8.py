@@ -54,25 +54,25 @@ class Int8:
         settings, found = self._settings, Decisions()
         limits = Limits(settings.twice_below_db, settings.float_below_db)
         pick = choose_for_avx2 if settings.saturation == "avx2" else choose
-        for product in products(model):
-            if reason := self._asked(product):
-                found.kept[product.path] = reason
-            elif product.path not in self._layers:
-                raise NotEnoughData(f"{product.path} has no activation range",
-                                    "calibrate with this checkpoint, or list it in float_layers")  # fmt: skip
-            else:
-                found.choices[product.path] = Choice(self._range(product.path), None, 1, 0.0, self.scheme)
+        wanted = [product.path for product in products(model) if not self._asked(product)]
+        found.kept = {product.path: reason for product in products(model) if (reason := self._asked(product))}
+        for path in wanted:
+            if path not in self._layers:
+                raise NotEnoughData(
+                    f"{path} has no activation range", "calibrate with this checkpoint, or list it in float_layers"
+                )
         found.groups = list(groups(model, self._asked))
         for group in found.groups:
             paths = [member.path for member in group.members]
             foldable = settings.smooth and bool(group.makers)
             choice = pick(group.weights, self._layers[paths[0]], self._range(paths[0]), self.scheme, foldable, limits)
-            for path in paths:
-                if choice is not None:
-                    found.choices[path] = choice
-                else:
-                    found.kept[path] = "its signal would drown in int8"
-                    found.choices.pop(path)
+            if choice is not None:
+                found.choices |= dict.fromkeys(paths, choice)
+            else:
+                found.kept |= dict.fromkeys(paths, "its signal would drown in int8")
+        for path in wanted:  # convolutions, which stand in no group
+            if path not in found.choices and path not in found.kept:
+                found.choices[path] = Choice(self._range(path), None, 1, 0.0, self.scheme)
         return found
 
     def measure(self, decisions: Decisions) -> None:
