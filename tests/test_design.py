@@ -67,7 +67,7 @@ def test_force_replaces_a_design_and_nothing_else(folder: Path, tmp_path: Path) 
     create(TINY, folder, force=True)
     assert (folder / "model.safetensors").read_bytes() == before
     (tmp_path / "own.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"no design\.json and is not empty"):
+    with pytest.raises(UsageError, match=r"no design\.json in it\) and not empty"):
         create(TINY, tmp_path, force=True)
 
 
