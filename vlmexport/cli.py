@@ -354,6 +354,38 @@ def run(
 
 
 @app.command()
+def bench(
+    bundles: Annotated[list[Path], typer.Argument(help="Folders of bundles.", show_default=False)],
+    image: Annotated[
+        Path | None, typer.Option("--image", "-i", help="The picture; a drawn one by default.", show_default=False)
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="What to ask: its length counts, not its sense.", show_default=False)
+    ] = None,
+    new_tokens: Annotated[int, typer.Option(help="Length of an answer, in tokens.", min=2)] = 64,
+    rounds: Annotated[int, typer.Option(help="Fresh processes a bundle, of four answers each.", min=1)] = 3,
+    plot: Annotated[
+        Path | None, typer.Option(help="Write an SVG: size against parity and speed.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure bundles side by side: image, first token, tokens a second, memory, size, energy."""
+    from vlmexport.bench import bench as measure
+    from vlmexport.model.pixels import read_image
+    from vlmexport.report import bench as report
+
+    console = Console(as_json, quiet)
+    picture = read_image(image) if image else None
+    found = measure(bundles, image=picture, question=question, new_tokens=new_tokens, rounds=rounds, console=console)
+    if plot:
+        plot.write_text(report.plot(found), encoding="utf-8")
+        for name in report.unchecked(found):
+            console.note(f"{name} is not in the plot of parity: `vlmexport check` it first")
+    console.result(report.table(found), [one.facts() for one in found])
+
+
+@app.command()
 def serve(
     bundle: Annotated[Path, typer.Argument(help="An ONNX bundle's folder.", show_default=False)],
     port: Annotated[

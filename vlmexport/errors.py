@@ -22,6 +22,10 @@ class VlmExportError(Exception):
         self.cure = cure
         super().__init__(f"{what}: {cure}" if cure else what)
 
+    def __reduce__(self) -> tuple[type[VlmExportError], tuple[str, str]]:
+        """Through another process, ``what`` and ``cure`` stay apart."""
+        return type(self), (self.what, self.cure)
+
 
 class ParityFailed(VlmExportError):
     """A gate failed."""

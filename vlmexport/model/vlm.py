@@ -66,8 +66,10 @@ class VLM(nn.Module):
         """f32 [batch, sequence, hidden] → f32 [batch, sequence, vocabulary]."""
         return cast(torch.Tensor, self.language(inputs_embeds=embeds, use_cache=False).logits)
 
-    def generate(self, embeds: torch.Tensor, max_new_tokens: int) -> Iterator[tuple[int, torch.Tensor]]:
-        """Greedy decoding of one prompt.
+    def generate(
+        self, embeds: torch.Tensor, max_new_tokens: int, ignore_eos: bool = False
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Greedy decoding of one prompt, up to the end-of-sequence token or past it.
 
         Yields:
             (token id, f32 [positions, vocabulary] logits, from whose last row it was taken), the end-of-sequence token
@@ -78,7 +80,7 @@ class VLM(nn.Module):
             logits = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True).logits[0]
             token = int(logits[-1].argmax())
             yield token, logits
-            if token == self.spec.eos_token_id:
+            if token == self.spec.eos_token_id and not ignore_eos:
                 return
             embeds = self.embed([token])
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from functools import cache
 from itertools import takewhile
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.card import budget_rows, number
+from vlmexport.artifact.card import budget_rows
 from vlmexport.parity.result import Answer, ParityResult
 from vlmexport.report.heat import LEGEND, heats
 from vlmexport.report.histogram import histogram
 from vlmexport.report.rows import Row, rows
+from vlmexport.report.templating import environment
 from vlmexport.runtime import STAGES
 
 _ANSWERS_SHOWN = 100
@@ -48,30 +45,24 @@ def html(result: ParityResult, manifest: Manifest) -> str:
     """
     found = rows(result)
     different = sorted((a for a in result.answers if not a.equal), key=lambda a: -(a.margin or 0.0))
-    return _template().render(
-        result=result,
-        manifest=manifest,
-        rows=found,
-        stations=[_station(stage, found, result.broken_stage) for stage in STAGES],
-        pictures=[(picture, heats(picture)) for picture in result.pictures],
-        legend=LEGEND,
-        bars=histogram([answer.kld for answer in result.answers if answer.kld is not None]),
-        differences=[_difference(answer) for answer in different[:_ANSWERS_SHOWN]],
-        different=len(different),
-        components=_components(manifest),
-        seconds=_seconds(result),
-        budget=budget_rows(manifest.details["budget"]) if "budget" in manifest.details else [],
+    return (
+        environment()
+        .get_template("parity.html.jinja")
+        .render(
+            result=result,
+            manifest=manifest,
+            rows=found,
+            stations=[_station(stage, found, result.broken_stage) for stage in STAGES],
+            pictures=[(picture, heats(picture)) for picture in result.pictures],
+            legend=LEGEND,
+            bars=histogram([answer.kld for answer in result.answers if answer.kld is not None]),
+            differences=[_difference(answer) for answer in different[:_ANSWERS_SHOWN]],
+            different=len(different),
+            components=_components(manifest),
+            seconds=_seconds(result),
+            budget=budget_rows(manifest.details["budget"]) if "budget" in manifest.details else [],
+        )
     )
-
-
-@cache
-def _template() -> Template:
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number}
-    return environment.get_template("parity.html.jinja")
 
 
 def _station(stage: str, found: list[Row], broken: str | None) -> Station:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.errors import UsageError
 from vlmexport.runtime.arm64_root import command, cores, environment, native, root_folder
 from vlmexport.runtime.ort import OrtRuntime
-from vlmexport.runtime.ort_sessions import Array
-from vlmexport.runtime.stages import F32
 from vlmexport.runtime.worker_process import WorkerProcess
+from vlmexport.runtime.worker_sessions import WorkerSessions
 
 _CURE = "try again with more memory, or check without --on arm64"
 
@@ -43,50 +39,16 @@ def open_cores(bundle: Path, manifest: Manifest) -> dict[str, OrtRuntime]:
     return found
 
 
-class Arm64Sessions:
+class Arm64Sessions(WorkerSessions):
     """``ort_sessions.Sessions`` on a core of arm64."""
 
     def __init__(self, core: str) -> None:
         root = root_folder()
-        self._worker = WorkerProcess(f"onnxruntime on {core}", command(root), environment(root, core), _CURE)
-        facts = self._worker.ask({"op": "start"}, "starting").body
-        self.machine: str = facts["machine"]
-        has = f" ({', '.join(facts['instructions'])})" if facts["instructions"] else ""
+        super().__init__(WorkerProcess(f"onnxruntime on {core}", command(root), environment(root, core), _CURE))
+        instructions = self.facts["instructions"]
+        has = f" ({', '.join(instructions)})" if instructions else ""
         where = "" if native() else f" under {_qemu(root)}"
-        self.name = f"{facts['name']} on arm64 {core}{has}{where}"
-
-    def open(self, name: str, path: Path, threads: int, graph: bytes | None) -> None:
-        """Open a graph file under a name."""
-        request = {"op": "open", "name": name, "path": str(path), "threads": threads}
-        instead = [] if graph is None else [np.frombuffer(graph, np.uint8)]
-        self._worker.ask(request, f"opening {path}", *instead)
-
-    def run(self, name: str, inputs: dict[str, Array]) -> dict[str, Array]:
-        """All outputs of an open graph."""
-        request: dict[str, Any] = {"op": "run", "name": name, "inputs": list(inputs)}
-        reply = self._worker.ask(request, f"running {name}", *inputs.values())
-        return dict(zip(reply.body["outputs"], reply.arrays, strict=True))
-
-    def cache(self, name: str, length: int) -> _Cache:
-        """An empty cache of an open decoder; the one before is gone."""
-        turn = self._worker.ask({"op": "cache", "name": name, "length": length}, "decoding").body["turn"]
-        return _Cache(self._worker, turn)
-
-    def close(self) -> None:
-        """End the process."""
-        self._worker.close()
-
-
-class _Cache:
-    """A cache that the worker holds."""
-
-    def __init__(self, worker: WorkerProcess, turn: int) -> None:
-        self._worker, self._turn = worker, turn
-
-    def step(self, embeds: F32) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
-        logits: F32 = self._worker.ask({"op": "step", "turn": self._turn}, "decoding", embeds).arrays[0]
-        return logits
+        self.name = f"{self.name} on arm64 {core}{has}{where}"
 
 
 def _qemu(root: Path) -> str:

@@ -49,9 +49,11 @@ class HybridRuntime:
         """[1, sequence, vocabulary]."""
         return self._decoder.logits(prompt, tokens)
 
-    def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
-        """Greedy decoding, the end-of-sequence token included."""
-        return self._decoder.generate(prompt, tokens, max_new_tokens)
+    def generate(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[Token]:
+        """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
+        return self._decoder.generate(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids."""

@@ -69,8 +69,10 @@ class LlamaCppDecoder:
         """[1, sequence, vocabulary]."""
         return self.process.ask(_chunks("logits", prompt), "decoding a prompt", tokens).arrays[0]
 
-    def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
-        """Greedy decoding, the end-of-sequence token included; one answer at a time."""
+    def generate(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[Token]:
+        """Greedy decoding up to the end-of-sequence token, which is included, or past it; one answer at a time."""
         reply: dict[str, Any] | None = None
         for _ in range(max_new_tokens):
             if reply is None:
@@ -79,7 +81,7 @@ class LlamaCppDecoder:
                 step = {"op": "next", "token": reply["token"], "turn": reply["turn"]}
                 reply = self.process.ask(step, "decoding an answer").body
             yield Token(reply["token"], reply["margin"])
-            if reply["token"] == self.eos_token_id:
+            if reply["token"] == self.eos_token_id and not ignore_eos:
                 return
 
     def decode(self, ids: list[int]) -> str:
@@ -92,29 +94,73 @@ class LlamaCppDecoder:
         self.process.close()
 
 
-class LlamaCppRuntime(LlamaCppDecoder):
-    """The five stages of a GGUF bundle with an mmproj.
+class LlamaCppVision:
+    """Pixels, features and tokens of an mmproj.
 
     Float pixels are written over libmtmd's own input (``inp_raw``), given features over the input of the projector:
     both are exact. Where the probe says that the installed libmtmd fills its two index inputs wrongly, they are set
     right in every pass.
 
     Args:
+        process: the worker that loads it, with a language model or without one.
         repair: False leaves the index inputs as they are.
+
+    Raises:
+        VlmExportError: llama.cpp cannot load the file, or it died.
     """
+
+    def __init__(
+        self, bundle: Path, manifest: Manifest, process: Process, *, threads: int = 2, repair: bool = True
+    ) -> None:
+        spec, mmproj = manifest.source.spec, str(bundle / manifest.details["mmproj"])
+        sizes = {"image_size": spec["vision"]["image_size"], "width": spec["language"]["hidden_size"]}
+        self.process = process
+        found = probe()
+        opened = self.process.ask(
+            {"op": "open_vision", "mmproj": mmproj, "threads": threads, **sizes}, f"loading {mmproj}"
+        )
+        self.name = f"llama-cpp-python {opened.body['version']}"
+        self.repair = repair and found.repairable and not found.right
+        self.notes: tuple[str, ...] = (_PIXELS, found.note(repair))
+
+    def pixels(self, image: Image.Image) -> F32:
+        """RGB image → [1, 3, height, width], by libmtmd's own preprocessing."""
+        rgb = np.asarray(image.convert("RGB"), np.uint8)
+        return self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
+
+    def features(self, pixels: F32) -> F32:
+        """[images, 3, height, width] → [images, patches, vision width]."""
+        return self.encode(pixels, self.repair)
+
+    def tokens(self, features: F32) -> F32:
+        """[images, patches, vision width] → [images, visual tokens, hidden]."""
+        return self._each({"op": "tokens"}, features, "projecting features")
+
+    def encode(self, pixels: F32, repair: bool) -> F32:
+        """``features``, repaired or as libmtmd has them."""
+        return self._each({"op": "features", "repair": repair}, pixels, "encoding an image")
+
+    def close(self) -> None:
+        """End the worker."""
+        self.process.close()
+
+    def _each(self, request: dict[str, Any], values: F32, doing: str) -> F32:
+        one_by_one = (values[i : i + 1] for i in range(len(values)))
+        return np.concatenate([self.process.ask(request, doing, one).arrays[0] for one in one_by_one])
+
+
+class LlamaCppRuntime(LlamaCppDecoder):
+    """The five stages of a GGUF bundle with an mmproj, in one worker; ``repair`` as in ``LlamaCppVision``."""
 
     def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = 2, repair: bool = True) -> None:
         super().__init__(bundle, manifest, threads=threads)
-        spec, mmproj = manifest.source.spec, str(bundle / manifest.details["mmproj"])
-        sizes = {"image_size": spec["vision"]["image_size"], "width": spec["language"]["hidden_size"]}
         try:
-            found = probe()
-            self.process.ask({"op": "open_vision", "mmproj": mmproj, "threads": threads, **sizes}, f"loading {mmproj}")
+            self.vision = LlamaCppVision(bundle, manifest, self.process, threads=threads, repair=repair)
         except VlmExportError:
             self.close()
             raise
-        self._repair = repair and found.repairable and not found.right
-        self.notes = (*self.notes, _PIXELS, found.note(repair))
+        self.pixels, self.features, self.tokens = self.vision.pixels, self.vision.features, self.vision.tokens
+        self.notes = (*self.notes, *self.vision.notes)
 
     @property
     def pid(self) -> int:
@@ -126,28 +172,7 @@ class LlamaCppRuntime(LlamaCppDecoder):
 
         It shares the worker: close this runtime alone.
         """
-        return _Stock(self) if self._repair else None
-
-    def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width], by libmtmd's own preprocessing."""
-        rgb = np.asarray(image.convert("RGB"), np.uint8)
-        return self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
-
-    def features(self, pixels: F32) -> F32:
-        """[images, 3, height, width] → [images, patches, vision width]."""
-        return self.encode(pixels, self._repair)
-
-    def tokens(self, features: F32) -> F32:
-        """[images, patches, vision width] → [images, visual tokens, hidden]."""
-        return self._each({"op": "tokens"}, features, "projecting features")
-
-    def encode(self, pixels: F32, repair: bool) -> F32:
-        """``features``, repaired or as libmtmd has them."""
-        return self._each({"op": "features", "repair": repair}, pixels, "encoding an image")
-
-    def _each(self, request: dict[str, Any], values: F32, doing: str) -> F32:
-        one_by_one = (values[i : i + 1] for i in range(len(values)))
-        return np.concatenate([self.process.ask(request, doing, one).arrays[0] for one in one_by_one])
+        return _Stock(self) if self.vision.repair else None
 
 
 class _Stock:
@@ -161,7 +186,7 @@ class _Stock:
 
     def features(self, pixels: F32) -> F32:
         """[images, 3, height, width] → [images, patches, vision width]."""
-        return self._repaired.encode(pixels, repair=False)
+        return self._repaired.vision.encode(pixels, repair=False)
 
     def close(self) -> None:
         """Nothing: the worker is the other's."""

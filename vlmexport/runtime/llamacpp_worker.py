@@ -15,6 +15,7 @@ import numpy.typing as npt
 from vlmexport.errors import VlmExportError
 from vlmexport.runtime.llamacpp_language import Language
 from vlmexport.runtime.llamacpp_vision import Vision
+from vlmexport.runtime.memory import peak_bytes
 from vlmexport.runtime.wire import Message, serve
 
 _ERROR_LEVEL = 4
@@ -39,6 +40,10 @@ class Worker:
         finally:
             self.complaints.clear()
         return reply
+
+    def do_peak(self) -> Message:
+        """The most memory that this process has held."""
+        return Message({"bytes": peak_bytes()})
 
     def do_open(self, language: str, threads: int) -> Message:
         """Load the language model."""

@@ -52,8 +52,10 @@ class OrtRuntime(OrtVision):
         embeds = self._embeds(prompt, tokens)
         return self._cache(embeds.shape[1]).step(embeds)
 
-    def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
-        """Greedy decoding, the end-of-sequence token included."""
+    def generate(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[Token]:
+        """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
         embeds = self._embeds(prompt, tokens)
         cache = self._cache(embeds.shape[1] + max_new_tokens)
         for _ in range(max_new_tokens):
@@ -61,7 +63,7 @@ class OrtRuntime(OrtVision):
             second, best = np.partition(logits[0, -1], -2)[-2:]
             token = int(logits[0, -1].argmax())
             yield Token(token, float(best - second))
-            if token == self.eos_token_id:
+            if token == self.eos_token_id and not ignore_eos:
                 return
             embeds = self._embed((token,))
 

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 
 from vlmexport.errors import VlmExportError
+from vlmexport.runtime.memory import peak_bytes
 from vlmexport.runtime.ort_sessions import Array, Cache, LocalSessions
 from vlmexport.runtime.wire import Message, serve
 
@@ -36,6 +37,10 @@ class Worker:
     def do_start(self) -> Message:
         """What runs here, and which of the instructions that int8 kernels differ by this core has."""
         return Message({"name": self._sessions.name, "machine": self._sessions.machine, "instructions": instructions()})
+
+    def do_peak(self) -> Message:
+        """The most memory that this process has held."""
+        return Message({"bytes": peak_bytes()})
 
     def do_open(self, *graph: Array, name: str, path: str, threads: int) -> Message:
         """Open a graph file, or the bytes that are given in its place."""

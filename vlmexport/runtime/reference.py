@@ -52,9 +52,11 @@ class ReferenceRuntime:
         """[1, sequence, vocabulary]."""
         return self._vlm.logits(self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))).numpy()
 
-    def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
-        """Greedy decoding, the end-of-sequence token included."""
-        for token, _ in self._steps(prompt, tokens, max_new_tokens):
+    def generate(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[Token]:
+        """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
+        for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos):
             yield token
 
     def answer(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> tuple[list[Token], F32]:
@@ -67,9 +69,11 @@ class ReferenceRuntime:
         return [token for token, _ in steps], torch.cat([logits for _, logits in steps])[None].numpy()
 
     @torch.inference_mode()
-    def _steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, torch.Tensor]]:
+    def _steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, ignore_eos: bool = False
+    ) -> Iterator[tuple[Token, torch.Tensor]]:
         embeds = self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
-        for token, logits in self._vlm.generate(embeds, max_new_tokens):
+        for token, logits in self._vlm.generate(embeds, max_new_tokens, ignore_eos):
             best = torch.topk(logits[-1], 2).values
             yield Token(token, float(best[0] - best[1])), logits
 

@@ -26,8 +26,8 @@ class Token:
     margin: float
 
 
-class Runtime(Protocol):
-    """Runs the five stages of one bundle (or of the float model). Arrays are float32, in C order.
+class Seeing(Protocol):
+    """Runs the first three stages of one bundle. Arrays are float32, in C order.
 
     Every method raises ``vlmexport.errors.VlmExportError`` with a cure when the runtime cannot run it.
     """
@@ -38,8 +38,6 @@ class Runtime(Protocol):
     notes: tuple[str, ...]
     """What the verdict must say about this run (e.g. kernels of another machine, the class-token repair)."""
 
-    eos_token_id: int
-
     def pixels(self, image: Image.Image) -> F32:
         """RGB image → [1, 3, height, width]."""
 
@@ -49,20 +47,37 @@ class Runtime(Protocol):
     def tokens(self, features: F32) -> F32:
         """[1, patches, vision width] → [1, visual tokens, hidden]."""
 
+    def close(self) -> None:
+        """Release the runtime (sessions, subprocesses)."""
+
+
+class Decoding(Protocol):
+    """Runs the other two, from visual tokens on."""
+
+    name: str
+    notes: tuple[str, ...]
+    eos_token_id: int
+
     def prompt(self, question: str) -> Prompt:
         """Token ids before and after the image, by this bundle's own tokenizer and template."""
 
     def logits(self, prompt: Prompt, tokens: F32) -> F32:
         """Logits at every position of before + image + after: [1, sequence, vocabulary]."""
 
-    def generate(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[Token]:
-        """Greedy decoding, the end-of-sequence token included."""
+    def generate(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[Token]:
+        """Greedy decoding up to the end-of-sequence token, which is included, or past it (to measure speed)."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids."""
 
     def close(self) -> None:
         """Release the runtime (sessions, subprocesses)."""
+
+
+class Runtime(Seeing, Decoding, Protocol):
+    """Runs the five stages of one bundle (or of the float model)."""
 
 
 @runtime_checkable

@@ -51,6 +51,11 @@ class WorkerProcess:
             raise kind(reply.body["error"], reply.body["cure"])
         return reply
 
+    def peak_bytes(self) -> int | None:
+        """The most memory that it has held (``memory.peak_bytes``)."""
+        peak: int | None = self.ask({"op": "peak"}, "telling its memory").body["bytes"]
+        return peak
+
     def close(self) -> None:
         """End the process; again is harmless."""
         self._finalizer()

@@ -1,0 +1,113 @@
+"""Answers and memory of one bundle, measured in this process: a fresh one each."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from vlmexport.artifact.bundle import Manifest, read_manifest
+from vlmexport.bench.energy import open_meter
+from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.errors import UsageError
+from vlmexport.runtime.halves import decoder_alone, vision_alone
+from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.stages import F32, Runtime, Seeing
+
+WARM_ANSWERS = 3
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to ask. ``new_tokens`` (two at least) are decoded, whether the answer ends before or not."""
+
+    image: Image.Image
+    question: str
+    new_tokens: int
+
+
+@dataclass
+class Round:
+    """The answers of one process, in seconds and joules; ``cold`` begins before the bundle is opened."""
+
+    runtime: str
+    positions: int
+    cold: float
+    image: list[float] = field(default_factory=list)
+    prompt: list[float] = field(default_factory=list)
+    token: list[float] = field(default_factory=list)
+    joules: list[float] = field(default_factory=list)
+
+
+def answers(bundle: Path, request: Request) -> Round:
+    """One cold answer, then warm ones.
+
+    Raises:
+        VlmExportError: the bundle cannot be opened or run.
+    """
+    meter, start = open_meter(), time.perf_counter()
+    runtime = open_runtime(bundle, read_manifest(bundle))
+    try:
+        opening = time.perf_counter() - start
+        image, prompt, _, positions = _answer(runtime, request)
+        found = Round(runtime.name, positions, opening + image + prompt)
+        for _ in range(WARM_ANSWERS):
+            if meter:
+                meter()
+            image, prompt, token, _ = _answer(runtime, request)
+            if meter:
+                found.joules.append(meter())
+            found.image.append(image)
+            found.prompt.append(prompt)
+            found.token.append(token)
+    finally:
+        runtime.close()
+    return found
+
+
+def _answer(runtime: Runtime, request: Request) -> tuple[float, float, float, int]:
+    """Seconds of the image, of the first token and of each later one, and the positions of the prompt."""
+    marks = [time.perf_counter()]
+    tokens = _see(runtime, request)
+    marks.append(time.perf_counter())
+    prompt = runtime.prompt(request.question)
+    for _ in runtime.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
+        marks.append(time.perf_counter())
+    start, seen, first, *_, last = marks
+    return seen - start, first - seen, (last - first) / (request.new_tokens - 1), _positions(prompt, tokens)
+
+
+def vision_peak(bundle: Path, manifest: Manifest, request: Request) -> tuple[int | None, F32]:
+    """Peak bytes of tower and projector at work on one image, and the visual tokens."""
+    with vision_alone(bundle, manifest) as (vision, worker):
+        tokens = _see(vision, request)
+        return worker.peak_bytes(), tokens
+
+
+def decoder_peak(bundle: Path, manifest: Manifest, request: Request, tokens: F32) -> int | None:
+    """Peak bytes of the decoder at work on one answer.
+
+    Raises:
+        UsageError: prompt and answer are longer than the model's context.
+    """
+    context = int(manifest.source.spec["language"]["max_positions"])
+    with decoder_alone(bundle, manifest) as (decoder, worker):
+        prompt = decoder.prompt(request.question)
+        length = _positions(prompt, tokens) + request.new_tokens
+        if length > context:
+            raise UsageError(
+                f"{bundle}: prompt and answer are {length} positions, its context is {context}", "ask for fewer tokens"
+            )
+        for _ in decoder.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
+            pass
+        return worker.peak_bytes()
+
+
+def _see(vision: Seeing, request: Request) -> F32:
+    return vision.tokens(vision.features(vision.pixels(request.image)))
+
+
+def _positions(prompt: Prompt, tokens: F32) -> int:
+    return len(prompt.before) + int(tokens.shape[1]) + len(prompt.after)
