@@ -13,8 +13,8 @@ PACKAGE = Path(vlmexport.__file__).parent
 # demo holds scenes and weights and imports nothing, so it stands first.
 ROOMS = (
     "errors", "console", "cache", "compiled", "demo", "recipe", "checkpoint", "model", "calibrate", "quantize",
-    "artifact", "design", "runtime", "serve", "bench", "parity", "plan", "report", "pipeline", "cli", "pytest_plugin",
-    "__init__", "__main__",
+    "artifact", "design", "runtime", "serve", "bench", "parity", "plan", "costs", "report", "pipeline", "cli",
+    "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

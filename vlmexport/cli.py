@@ -79,6 +79,9 @@ Imatrix = Annotated[
     str | None, typer.Option(help="auto (calibration set), none, or llama.cpp's imatrix file.", show_default=False)
 ]
 Samples = Annotated[int | None, typer.Option("--samples", help="Samples to use.", min=1, show_default=False)]
+Phones = Annotated[
+    list[str] | None, typer.Option("--phone", help="Estimate times on this one, all by default.", show_default=False)
+]
 Dask = Annotated[
     str | None, typer.Option("--dask", help="Spread over Dask: a scheduler, or local:N.", show_default=False)
 ]
@@ -123,21 +126,46 @@ def plan(
     bpw: BitsPerWeight = None,
     tensor_type: TensorTypes = None,
     imatrix: Imatrix = None,
+    phone: Phones = None,
     vision_tower: Tower = None,
     as_json: Json = False,
 ) -> None:
-    """Say what exports would write and take: bytes, bits a weight, peak memory. Reads no weights."""
+    """Say what exports would write and take: bytes, memory, operations, times on phones. Reads no weights."""
     from vlmexport.checkpoint.locate import open_model
+    from vlmexport.costs import choose_phones, estimate
     from vlmexport.plan import choose
-    from vlmexport.plan import plan as make
     from vlmexport.recipe import budget_flags
     from vlmexport.report.plan import table
 
     checkpoint = open_model(model, vision_tower)
     flags: dict[str, Any] = {"gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix}
     flags |= budget_flags(str(bits) if bits else kind[0] if kind else None, max_size, bpw)
-    plans = make(checkpoint, choose(recipe or [], kind or [], bits, flags))
-    Console(as_json).result(table(checkpoint.spec.name, plans), [found.facts() for found in plans])
+    on, chosen = choose_phones(phone), choose(recipe or [], kind or [], bits, flags)
+    found = [estimate(checkpoint, recipe, on) for recipe in chosen]
+    Console(as_json).result(table(found), [costs.facts() for costs in found])
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(help="Checkpoint folders, Hub ids, or `demo`.", show_default=False)],
+    recipe: Annotated[str, typer.Option("--recipe", help="A recipe's name or TOML file.")] = "onnx-arm64-int4",
+    phone: Annotated[str, typer.Option(help="Where times are estimated.")] = "snapdragon-888",
+    plot: Annotated[
+        Path | None, typer.Option(help="Write an SVG: size against estimated times.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Put what designs would cost beside each other: parameters, operations, bytes, times. Reads no weights."""
+    from vlmexport.checkpoint.locate import open_model
+    from vlmexport.costs import choose_phones, estimate
+    from vlmexport.recipe import resolve
+    from vlmexport.report import costs as report
+
+    chosen, on = resolve(recipe), choose_phones([phone])
+    found = [estimate(open_model(model), chosen, on) for model in models]
+    if plot:
+        plot.write_text(report.plot(found), encoding="utf-8")
+    Console(as_json).result(report.compare(found), [costs.facts() for costs in found])
 
 
 @app.command()

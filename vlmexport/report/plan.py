@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 
+from vlmexport.costs import Costs
 from vlmexport.plan import Plan
+from vlmexport.report.costs import times
 
 
-def table(name: str, plans: Sequence[Plan]) -> Table:
+def table(found: Sequence[Costs]) -> RenderableType:
     """For people."""
-    return _parts(name, plans[0]) if len(plans) == 1 else _side_by_side(name, plans)
+    first = found[0]
+    if len(found) > 1:
+        return _side_by_side(first.name, [costs.plan for costs in found])
+    parts = _parts(first.name, first.plan)
+    return Group(parts, times(first)) if first.times else parts
 
 
 def _parts(name: str, plan: Plan) -> Table:

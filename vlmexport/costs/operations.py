@@ -1,0 +1,74 @@
+"""Operations of the float model, counted on tensors that have shapes and no values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import DynamicCache
+
+from vlmexport.checkpoint import Spec
+from vlmexport.model.vlm import VLM
+
+QUESTION = 40
+"""Text tokens of a prompt: MobileVLM's system sentence and a short question."""
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Multiplications and additions of products and convolutions; the others are left out, as is usual.
+
+    Attributes:
+        vision, projector: of one image.
+        prompt: of the decoder, for the image's tokens and ``QUESTION`` of text.
+        token: of the decoder, for one more token after that prompt.
+    """
+
+    vision: int
+    projector: int
+    prompt: int
+    token: int
+    visual_tokens: int
+
+    @property
+    def positions(self) -> int:
+        """Length of the prompt."""
+        return self.visual_tokens + QUESTION
+
+
+@torch.inference_mode()
+def count(spec: Spec) -> Operations:
+    """Count the operations of a design.
+
+    Raises:
+        Unsupported: an unknown kind, or parts that do not fit.
+    """
+    vlm = VLM(spec).to("meta").eval().requires_grad_(False)
+    side = spec.vision.image_size
+    with FlopCounterMode(display=False) as vision:
+        features = vlm.features(torch.empty(1, 3, side, side, device="meta"))
+    with FlopCounterMode(display=False) as projector:
+        visual_tokens = vlm.tokens(features).shape[1]
+    positions = visual_tokens + QUESTION
+    prompt, token = _decoder(vlm, positions, 0), _decoder(vlm, 1, positions)
+    return Operations(vision.get_total_flops(), projector.get_total_flops(), prompt, token, visual_tokens)
+
+
+def _decoder(vlm: VLM, length: int, past: int) -> int:
+    """Of ``length`` positions that follow ``past`` others; the output layer runs for the last alone."""
+    language, cache = vlm.spec.language, DynamicCache()
+    shape = (1, language.num_kv_heads, past, language.head_dim)
+    if past:
+        for layer in range(language.num_layers):
+            cache.update(torch.empty(shape, device="meta"), torch.empty(shape, device="meta"), layer)
+    with FlopCounterMode(display=False) as counter:
+        vlm.language(
+            inputs_embeds=torch.empty(1, length, language.hidden_size, device="meta"),
+            attention_mask=torch.empty(1, 1, length, past + length, device="meta"),
+            position_ids=torch.empty(1, length, dtype=torch.long, device="meta"),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    return int(counter.get_total_flops())
