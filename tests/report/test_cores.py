@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import re
+from xml.etree.ElementTree import fromstring
 
 from rich.console import Console
 
+from tests.report.test_html import manifest
 from vlmexport.artifact.card import _core
 from vlmexport.parity.result import Answer, CoreResult, GateResult, Inputs, ParityResult, StageResult
+from vlmexport.report.html import html
+from vlmexport.report.junit import junit
+from vlmexport.report.markdown import markdown
 from vlmexport.report.terminal import parity
 
 
@@ -30,17 +36,23 @@ def core(name: str, cosine: float) -> CoreResult:
     )  # fmt: skip
 
 
-def shown() -> str:
+def result() -> ParityResult:
     """One core passes, the other does not; what runs here would fail, and does not count."""
     found = [core("cortex-a76", 0.995), core("max", 0.75)]
-    result = ParityResult(
+    here = GateResult(
+        stage="tokens", mode="chained", metric="cosine", value=0.5, bound=0.99, at_least=True, passed=False
+    )
+    return ParityResult(
         bundle="demo-arm64", kind="onnx", recipe="onnx-arm64", reference="demo", runtime="onnxruntime", notes=[],
-        samples=20, images=5, stages=[stage(cosine=0.5)], gates=[], answers=[], passed=False, broken_stage="tokens",
+        samples=20, images=5, stages=[stage(cosine=0.5)], gates=[here], answers=[], passed=False, broken_stage="tokens",
         seconds=60.0, cores=found, target="arm64", data="held-out scenes", versions={},
         inputs=Inputs(weights={}, files={}, samples=""),
     )  # fmt: skip
+
+
+def shown() -> str:
     out = io.StringIO()
-    Console(file=out, width=160).print(parity(result))
+    Console(file=out, width=160).print(parity(result()))
     return out.getvalue()
 
 
@@ -66,3 +78,24 @@ def test_a_core_on_the_card() -> None:
     beside = {"answer": {"equal": 0.95}}
     found = {"runtime": "onnxruntime on max", "passed": False, "broken_stage": "tokens", "beside": beside}
     assert _core(found).startswith("- onnxruntime on max: **failed** at tokens; 95% of its answers")
+
+
+def test_every_core_is_a_case_and_this_machine_does_not_count() -> None:
+    suite = next(iter(fromstring(junit(result()))))
+    cases = {case.get("name"): [part.tag for part in case] for case in suite.findall("testcase")}
+    assert cases == {
+        "tokens (chained)": ["skipped", "system-out"],
+        "tokens (cortex-a76)": ["system-out"],
+        "tokens (max)": ["failure", "system-out"],
+    }
+    (skipped,) = suite.findall("testcase/skipped")
+    assert "the verdict is that of the cores" in skipped.get("message", "")
+
+
+def test_cores_in_markdown_and_html() -> None:
+    assert "itself, on cortex-a76" in markdown(result())
+    assert "**tokens** (max)" in markdown(result())
+    page = html(result(), manifest())
+    assert "itself, on max" in page
+    assert "The verdict is that of cortex-a76 and max" in page
+    assert re.search(r'<li class="broke">\s*<span class="stage">tokens', page)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint.tokenizer import Prompt
-from vlmexport.runtime.stages import F32, Reference
+from vlmexport.runtime.stages import F32, Runtime
 
 MAX_NEW_TOKENS = 64
 
@@ -57,7 +59,7 @@ class Expected(Protocol):
 class Live:
     """The float model itself."""
 
-    def __init__(self, reference: Reference) -> None:
+    def __init__(self, reference: Runtime) -> None:
         self.name = reference.name
         self._reference = reference
 
@@ -70,6 +72,7 @@ class Live:
     def question(self, sample: Sample, tokens: F32) -> QuestionValues:
         """Run the last two stages."""
         prompt = self._reference.prompt(sample.question)
-        greedy, logits = self._reference.answer(prompt, tokens, MAX_NEW_TOKENS)
+        steps = list(self._reference.steps(prompt, tokens, MAX_NEW_TOKENS))
+        greedy, logits = [token for token, _ in steps], np.concatenate([rows for _, rows in steps])[None]
         answer, margins = [token.id for token in greedy], [token.margin for token in greedy]
         return QuestionValues(prompt, answer, margins, self._reference.decode(answer), logits)

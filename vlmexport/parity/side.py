@@ -109,36 +109,53 @@ class Side:
         self.measured.seconds.setdefault((stage, mode), []).append(time.perf_counter() - start)
 
     def _answer(self, sample: Sample, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues) -> None:
-        answer, margins = expected.answer, expected.margins
-        divergence = self._logits(mode, prompt, tokens, expected)
+        """Decode greedily, and measure the logits over the float model's answer.
+
+        Where both answers are the same, decoding has computed these logits on its way.
+        """
         try:
-            start = time.perf_counter()
-            ids = [token.id for token in self.runtime.generate(prompt, tokens, MAX_NEW_TOKENS)]
-            self._took("answer", mode, start)
+            ids, rows = self._decode(mode, prompt, tokens)
             text = self.runtime.decode(ids)
-            self._keep("answer", mode, np.array(ids))
         except VlmExportError as error:
-            self.measured.errors.setdefault(("answer", mode), str(error))
+            for stage in ("logits", "answer"):
+                self.measured.errors.setdefault((stage, mode), str(error))
             return
-        length = max(len(ids), len(answer))
-        different = [i for i in range(length) if ids[i : i + 1] != answer[i : i + 1]]
-        first = different[0] if different else None
+        self._keep("answer", mode, np.array(ids))
+        divergence = self._logits(mode, prompt, tokens, expected, rows if ids == expected.answer else None)
+        first = _first_difference(ids, expected.answer)
+        margins = expected.margins
         self.measured.answers[mode].append(
             Answer(
                 sample=sample.id, question=sample.question, expected=list(sample.answers), task=sample.task,
-                reference=expected.text, bundle=text, equal=not different, first_difference=first,
+                reference=expected.text, bundle=text, equal=first is None, first_difference=first,
                 margin=margins[first] if first is not None and first < len(margins) else None,
                 kld=divergence,
             )
         )  # fmt: skip
 
-    def _logits(self, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues) -> float | None:
-        """Measure the logits over the float model's answer; their mean KL divergence is returned."""
-        whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
+    def _decode(self, mode: Mode, prompt: Prompt, tokens: F32) -> tuple[list[int], F32]:
+        """Ids of the greedy answer, and the logits [1, prompt and answer but its last token, vocabulary]."""
+        ids, rows, start = [], [], time.perf_counter()
+        for token, logits in self.runtime.steps(prompt, tokens, MAX_NEW_TOKENS):
+            if not ids:
+                self._took("logits", mode, start)
+            ids.append(token.id)
+            rows.append(logits)
+        self._took("answer", mode, start)
+        return ids, np.concatenate(rows)[None]
+
+    def _logits(
+        self, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues, logits: F32 | None
+    ) -> float | None:
+        """Measure the logits over the float model's answer; their mean KL divergence is returned.
+
+        Args:
+            logits: they, where they are known; else they are computed.
+        """
         try:
-            start = time.perf_counter()
-            logits = self.runtime.logits(whole, tokens)
-            self._took("logits", mode, start)
+            if logits is None:
+                whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
+                logits = self.runtime.logits(whole, tokens)
             self._keep("logits", mode, logits)
             if logits.shape[1] != expected.positions(tokens):
                 raise ShapeDiffersError(f"{logits.shape[1]} positions, the reference has {expected.positions(tokens)}")
@@ -152,3 +169,9 @@ class Side:
     def _keep(self, stage: str, mode: Mode, value: npt.NDArray[Any]) -> None:
         if mode == "chained":
             self.values[stage] = value
+
+
+def _first_difference(ids: list[int], answer: list[int]) -> int | None:
+    """Index of the first token that differs, or that one of them lacks."""
+    length = max(len(ids), len(answer))
+    return next((i for i in range(length) if ids[i : i + 1] != answer[i : i + 1]), None)

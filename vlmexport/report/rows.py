@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from vlmexport.artifact.card import number
 from vlmexport.parity.result import MODES, BaselineResult, Change, GateResult, ParityResult, StageResult
 from vlmexport.runtime import STAGES
 
-Side = Literal["local", "chained", "stock"]
+Side = str
+"""``local``, ``chained``, ``stock``, or the core of another machine that ran it (chained)."""
+
 Placed = TypeVar("Placed", StageResult, GateResult, Change)
 FED: dict[Side, str] = {"local": "reference", "chained": "itself", "stock": "itself, stock"}
+"""What a stage was fed, by its side."""
+
 SHOWN = {
     "pixels": ("max_abs", "cosine"),
     "features": ("cosine", "cosine_p1", "sqnr_db"),
@@ -25,7 +29,8 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Row:
-    """A stage as one side ran it. ``counts`` is False where a failure does not fail the check (unrepaired libraries).
+    """A stage as one side ran it. ``counts`` is False where a failure does not fail the check (unrepaired libraries;
+    this machine, where the verdict is that of another's cores).
 
     Attributes:
         metrics: all that were measured.
@@ -51,7 +56,12 @@ class Row:
     @property
     def fed(self) -> str:
         """What the stage was fed."""
-        return FED[self.side]
+        return FED.get(self.side, f"itself, on {self.side}")
+
+    @property
+    def spared(self) -> str:
+        """Why a failure does not count, where it does not."""
+        return "not gated without --strict-stock" if self.side == "stock" else "the verdict is that of the cores"
 
     @property
     def measured(self) -> list[str]:
@@ -73,10 +83,13 @@ class Row:
 
 
 def rows(result: ParityResult) -> list[Row]:
-    """In the order of the stages; those of the unrepaired library last."""
-    found = [row for stage in STAGES for mode in MODES for row in _row(stage, mode, result.stages, result.gates)]
+    """In the order of the stages; those of other machines' cores and of the unrepaired library last."""
+    here = (result.stages, result.gates, not result.cores)
+    found = [row for stage in STAGES for mode in MODES for row in _row(stage, mode, *here)]
     if result.baseline is not None:
         found = [_beside(row, result.baseline) for row in found]
+    for core in result.cores:
+        found += [row for stage in STAGES for row in _row(stage, core.core, core.stages, core.gates)]
     if result.stock is not None:
         stages, gates, counts = result.stock.stages, result.stock.gates, result.strict_stock
         found += [row for stage in STAGES for row in _row(stage, "stock", stages, gates, counts)]
@@ -97,7 +110,7 @@ def _row(
     stage: str, side: Side, stages: Sequence[StageResult], gates: Sequence[GateResult], counts: bool = True
 ) -> list[Row]:
     """None or one; a stage that did not run has gates all the same."""
-    mode = "chained" if side == "stock" else side
+    mode = side if side in MODES else "chained"
     measured = _of(stages, stage, mode)
     judged = _of(gates, stage, mode)
     if not measured and not judged:

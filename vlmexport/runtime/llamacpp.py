@@ -73,16 +73,24 @@ class LlamaCppDecoder:
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it; one answer at a time."""
-        reply: dict[str, Any] | None = None
-        for _ in range(max_new_tokens):
-            if reply is None:
-                reply = self.process.ask(_chunks("start", prompt), "decoding a prompt", tokens).body
-            else:
-                step = {"op": "next", "token": reply["token"], "turn": reply["turn"]}
-                reply = self.process.ask(step, "decoding an answer").body
-            yield Token(reply["token"], reply["margin"])
-            if reply["token"] == self.eos_token_id and not ignore_eos:
+        return (token for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos, every=False))
+
+    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
+        """``generate``, each token with the logits of the positions that its step decoded."""
+        return self._steps(prompt, tokens, max_new_tokens, ignore_eos=False, every=True)
+
+    def _steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, ignore_eos: bool, every: bool
+    ) -> Iterator[tuple[Token, F32]]:
+        """``every``: logits of all positions, which take their time to compute and to hand over, or of the last."""
+        start = _chunks("start", prompt) | {"every": every}
+        reply = self.process.ask(start, "decoding a prompt", tokens)
+        for step in range(max_new_tokens):
+            token = reply.body["token"]
+            yield Token(token, reply.body["margin"]), reply.arrays[0]
+            if step == max_new_tokens - 1 or (token == self.eos_token_id and not ignore_eos):
                 return
+            reply = self.process.ask({"op": "next", "token": token, "turn": reply.body["turn"]}, "decoding an answer")
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, by llama.cpp's detokenizer."""
@@ -183,6 +191,7 @@ class _Stock:
         self._repaired = repaired
         self.pixels, self.tokens, self.prompt = repaired.pixels, repaired.tokens, repaired.prompt
         self.logits, self.generate, self.decode = repaired.logits, repaired.generate, repaired.decode
+        self.steps = repaired.steps
 
     def features(self, pixels: F32) -> F32:
         """[images, 3, height, width] → [images, patches, vision width]."""

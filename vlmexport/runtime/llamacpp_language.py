@@ -74,17 +74,16 @@ class Language:
 
     def logits(self, before: list[int], tokens: F32, after: list[int]) -> F32:
         """Logits of a prompt from an empty cache: f32 [1, before + visual tokens + after, vocabulary]."""
-        return np.concatenate(self._prompt(before, tokens, after, every=True))[None]
+        return self.start(before, tokens, after, every=True)[None]
 
-    def start(self, before: list[int], tokens: F32, after: list[int]) -> F32:
-        """Logits [vocabulary] after a prompt, from an empty cache."""
-        last: F32 = self._prompt(before, tokens, after, every=False)[-1][-1]
-        return last
+    def start(self, before: list[int], tokens: F32, after: list[int], every: bool) -> F32:
+        """Logits [positions, vocabulary] of a prompt from an empty cache: of every position, or of the last."""
+        found = self._prompt(before, tokens, after, every)
+        return np.concatenate(found) if every else found[-1][-1:]
 
     def next(self, token: int) -> F32:
-        """Logits [vocabulary] after one more token."""
-        last: F32 = self._feed([token], None, every=False)[-1][-1]
-        return last
+        """Logits [1, vocabulary] after one more token."""
+        return self._feed([token], None, every=False)[-1][-1:]
 
     def _prompt(self, before: list[int], tokens: F32, after: list[int], every: bool) -> list[F32]:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)

@@ -89,13 +89,13 @@ class Worker:
         self._turn += 1
         return Message({}, [self.language.logits(before, tokens, after)])
 
-    def do_start(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int]) -> Message:
-        """The first token of an answer."""
+    def do_start(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int], every: bool) -> Message:
+        """The first token of an answer, and the logits of the last position or of every one."""
         self._turn += 1
-        return self._token(self.language.start(before, tokens, after))
+        return self._token(self.language.start(before, tokens, after, every))
 
     def do_next(self, token: int, turn: int) -> Message:
-        """The next token of the answer that ``start`` began."""
+        """The next token of the answer that ``start`` began, and its logits."""
         if turn != self._turn:
             raise VlmExportError("the cache of this answer is gone", "finish an answer before you begin another")
         return self._token(self.language.next(token))
@@ -105,9 +105,9 @@ class Worker:
         return Message({"text": self.language.decode(ids)})
 
     def _token(self, logits: npt.NDArray[np.float32]) -> Message:
-        token = int(logits.argmax())
-        best = np.partition(logits, -2)[-2:]
-        return Message({"token": token, "margin": float(best[1] - best[0]), "turn": self._turn})
+        token = int(logits[-1].argmax())
+        best = np.partition(logits[-1], -2)[-2:]
+        return Message({"token": token, "margin": float(best[1] - best[0]), "turn": self._turn}, [logits])
 
     def _silence(self) -> None:
         """Nothing of llama.cpp's log is shown; its last errors are kept for our own messages."""

@@ -56,13 +56,22 @@ class OrtRuntime(OrtVision):
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
+        return (token for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos))
+
+    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
+        """``generate``, each token with the logits of the positions that its step decoded."""
+        return self._steps(prompt, tokens, max_new_tokens)
+
+    def _steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, ignore_eos: bool = False
+    ) -> Iterator[tuple[Token, F32]]:
         embeds = self._embeds(prompt, tokens)
         cache = self._cache(embeds.shape[1] + max_new_tokens)
         for _ in range(max_new_tokens):
-            logits = cache.step(embeds)
-            second, best = np.partition(logits[0, -1], -2)[-2:]
-            token = int(logits[0, -1].argmax())
-            yield Token(token, float(best - second))
+            logits = cache.step(embeds)[0]
+            second, best = np.partition(logits[-1], -2)[-2:]
+            token = int(logits[-1].argmax())
+            yield Token(token, float(best - second)), logits
             if token == self.eos_token_id and not ignore_eos:
                 return
             embeds = self._embed((token,))

@@ -56,26 +56,20 @@ class ReferenceRuntime:
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
-        for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos):
-            yield token
+        return (token for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos))
 
-    def answer(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> tuple[list[Token], F32]:
-        """Greedy answer, and the logits that decoding saw on its way: one pass in place of two.
-
-        Returns:
-            the answer, and f32 [1, prompt and answer but its last token, vocabulary].
-        """
-        steps = list(self._steps(prompt, tokens, max_new_tokens))
-        return [token for token, _ in steps], torch.cat([logits for _, logits in steps])[None].numpy()
+    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
+        """``generate``, each token with the logits of the positions that its step decoded."""
+        return self._steps(prompt, tokens, max_new_tokens)
 
     @torch.inference_mode()
     def _steps(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, ignore_eos: bool = False
-    ) -> Iterator[tuple[Token, torch.Tensor]]:
+    ) -> Iterator[tuple[Token, F32]]:
         embeds = self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
         for token, logits in self._vlm.generate(embeds, max_new_tokens, ignore_eos):
             best = torch.topk(logits[-1], 2).values
-            yield Token(token, float(best[0] - best[1])), logits
+            yield Token(token, float(best[0] - best[1])), logits.numpy()
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids."""

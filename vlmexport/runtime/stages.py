@@ -69,6 +69,10 @@ class Decoding(Protocol):
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it (to measure speed)."""
 
+    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
+        """``generate``, each token with the logits of the positions that its step decoded: [positions, vocabulary],
+        all of the prompt, then one."""
+
     def decode(self, ids: list[int]) -> str:
         """Text of token ids."""
 
@@ -86,10 +90,3 @@ class Repairing(Protocol):
 
     def stock(self) -> Runtime | None:
         """The same bundle as the library computes it by itself; None where that makes no difference."""
-
-
-class Reference(Runtime, Protocol):
-    """The float model, which also tells the logits of its answer."""
-
-    def answer(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> tuple[list[Token], F32]:
-        """Greedy answer, and the logits [1, prompt and answer but its last token, vocabulary]."""
