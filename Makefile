@@ -1,12 +1,13 @@
 # make demo   everything once, on the model that ships with the package
 # make test   all tests; `make quick` leaves the slow ones out
+# make parity the demo's bundles against the committed baselines; `make baselines` makes them anew
 # make optimum  optimum, which pins an older transformers, in an environment of its own: a test and a benchmark use it
 # make arm64  arm64's onnxruntime under QEMU, for `vlmexport check --on arm64` and its tests (Debian; 180 MB)
 # make bench  us and the peers in turn, on a MobileVLM V2 1.7B of random weights (16 GB of disk and 11 GB of memory)
 PYTHON ?= python3.11
 VENV := .venv
 
-.PHONY: demo test quick optimum arm64 bench lint clean
+.PHONY: demo test quick parity baselines optimum arm64 bench lint clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -30,8 +31,26 @@ out/demo-gguf/vlmexport.json: $(VENV)/ready $(SOURCES)
 demo: $(BUNDLES:=/vlmexport.json)
 	$(VENV)/bin/python recipes/demo/tour.py $(BUNDLES)
 
+# Two processes, one for each core; a file's tests stay together, because they share what they export. Each library
+# is told to use one thread, lest four threads fight for two cores.
+WORKERS ?= 2
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
 test: lint
-	$(VENV)/bin/python -m pytest
+	$(ONE_THREAD) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+
+# The demo's bundles against what was reached before (baselines/). Half of the losses may be added: another machine has other kernels.
+parity: $(BUNDLES:=/vlmexport.json)
+	for bundle in $(BUNDLES); do \
+	    $(VENV)/bin/vlmexport check $$bundle --samples 100 --baseline baselines/$$(basename $$bundle).json --slack 0.5 || exit 1; \
+	done
+
+# After a change that is meant to change them: look at the difference that git shows before you commit it.
+baselines: $(BUNDLES:=/vlmexport.json)
+	for bundle in $(BUNDLES); do \
+	    $(VENV)/bin/vlmexport check $$bundle --samples 100 || exit 1; \
+	    cp $$bundle/parity.json baselines/$$(basename $$bundle).json; \
+	done
 
 quick: $(VENV)/ready
 	$(VENV)/bin/python -m pytest -m "not slow"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from tests.checkpoints import tiny_spec, write_checkpoint
@@ -54,11 +56,20 @@ def short_statistics(short: Checkpoint) -> Statistics:
 
 @pytest.fixture(scope="session")
 def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Bundles by name: ``fp32``, ``int8``, ``again``, a second ``int8``, ``int4`` and ``fp16`` with a float tower."""
-    root = tmp_path_factory.mktemp("onnx")
+    """Bundles by name: ``fp32``, ``int8``, ``again``, a second ``int8``, ``int4`` and ``fp16`` with a float tower.
+
+    Workers of pytest-xdist share them: the first that needs one exports it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "onnx"
+    root.mkdir(exist_ok=True)
 
     @cache
     def bundle(name: str) -> Path:
+        with FileLock(root / f"{name}.lock"):
+            return root / name if (root / name).exists() else export_bundle(name)
+
+    def export_bundle(name: str) -> Path:
         precision = "int8" if name in ("int8", "again") else "fp32"
         chosen = recipe(precision, decoder=name if name in ("int4", "fp16") else precision)
         statistics = short_statistics if chosen.needs_statistics else None

@@ -1,0 +1,197 @@
+"""What encoders and projectors cost in ONNX Runtime, float32 and int8, and what int8 does to them.
+
+    python benchmarks/architectures.py --json benchmarks/results/architectures.json
+
+Weights are random: time and size do not depend on them, int8's error does, so its column compares designs and promises
+nothing for a trained model. Float and int8 run in turn in one process, two threads each; medians. Rows that the JSON
+file holds already are not measured again. ``--show`` prints the tables alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import torch
+from onnxruntime import InferenceSession
+
+from vlmexport.artifact.graph import save
+from vlmexport.artifact.int8 import Int8
+from vlmexport.artifact.onnx_graphs import write_vision
+from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.trace import trace_projector
+from vlmexport.calibrate import calibration_samples, collect
+from vlmexport.calibrate.recorder import Recorder
+from vlmexport.calibrate.statistics import Statistics
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.console import QUIET
+from vlmexport.costs.operations import count
+from vlmexport.design import Design, create, specify
+from vlmexport.errors import Unsupported
+from vlmexport.model import load
+from vlmexport.model.sketch import sketch
+from vlmexport.parity.metrics import ArrayMeasure
+from vlmexport.recipe import resolve
+
+TOWER, LANGUAGE = "clip:l14-336", "llama:1.4b"
+PROJECTORS = (
+    "linear", "mlp2x_gelu", "mlp2x_relu4096", "bottleneck_transformer512", "ldpnet", "ldpnetv2", "qformer96x768",
+    "concat_mlp", "pool_avg", "pool_max", "pixel_shuffle", "quantized_fbgemm",
+)  # fmt: skip
+ENCODERS = (
+    TOWER, "clip:l14", "clip:b16", "clip:b32", "siglip:b16-224", "vit:tutorial", "s2:clip:b16",
+    "mobileformer:26m", "mobileformer:52m", "mobileformer:96m", "mobileformer:151m", "mobileformer:214m",
+    "mobileformer:294m", "mobileformer:508m", "timm:mobilenetv3_small_100", "timm:mobilenetv3_large_100",
+    "timm:efficientnet_lite0", "timm:efficientnet_b0", "timm:mobilevit_xxs", "timm:mobilevit_xs", "timm:mobilevit_s",
+    "timm:mobilevitv2_100", "timm:efficientformer_l1", "timm:efficientformer_l3", "timm:efficientformerv2_s1",
+    "timm:fastvit_t8", "timm:fastvit_mci0",
+)  # fmt: skip
+IMAGES, HELD_OUT = 16, 8
+TURNS = 9
+LAYERS = 2
+"""Of the tower that makes features for projectors: their time does not depend on what they are of."""
+
+Row = dict[str, Any]
+
+
+def encoder(name: str) -> Row:
+    """An encoder with a linear projector."""
+    samples = calibration_samples(IMAGES + HELD_OUT)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        spec = create(Design(name, "linear", "llama:tiny"), folder / "model")
+        checkpoint = open_model(str(folder / "model"))
+        vlm = load(checkpoint, components=("vision", "projector"))
+        statistics = collect(vlm, checkpoint.tokenizer, samples[:IMAGES])
+        sessions, sizes = {}, {}
+        for precision, recipe in (("fp32", "onnx-fp32"), ("int8", "onnx-x86")):
+            settings, place = resolve(recipe, environ={}).onnx, folder / precision
+            int8 = Int8(settings, statistics) if precision == "int8" else None
+            files = write_vision(checkpoint, settings, int8, place, QUIET).files
+            sessions[precision] = open_session(place / files["vision_encoder"])
+            sizes[precision] = sum(path.stat().st_size for path in (place / "onnx").iterdir())
+        pixels = [vlm.pixels(sample.image()).numpy() for sample in samples[IMAGES:]]
+        counted = count(spec)
+        return {
+            "parameters": checkpoint.parameters("vision"), "image_size": spec.vision.image_size,
+            "tokens": spec.vision.num_patches, "width": spec.vision.hidden_size, "operations": counted.vision,
+            "mb": {precision: size / 1e6 for precision, size in sizes.items()},
+            **measured(sessions, [{"pixel_values": one} for one in pixels]),
+        }  # fmt: skip
+
+
+def projector(name: str) -> Row:
+    """A projector alone, behind features of the tower's width."""
+    spec = specify(Design(TOWER, name, LANGUAGE))
+    vlm = sketch(spec, LAYERS, ("vision", "projector"))
+    with torch.inference_mode():
+        features = [vlm.features(vlm.pixels(sample.image())) for sample in calibration_samples(IMAGES + HELD_OUT)]
+        with Recorder(vlm) as recorder:
+            for one in features[:IMAGES]:
+                vlm.tokens(one)
+    statistics = Statistics(dict(sorted(recorder.layers.items())), ("0",))
+    traced = trace_projector(vlm)
+    with tempfile.TemporaryDirectory() as scratch:
+        paths = {precision: Path(scratch) / f"{precision}.onnx" for precision in ("fp32", "int8")}
+        save(traced.model, paths["fp32"])
+        model = ir.load(paths["fp32"])
+        Int8(resolve("onnx-x86", environ={}).onnx, statistics).quantize(model)
+        save(model, paths["int8"])
+        sessions = {precision: open_session(path) for precision, path in paths.items()}
+        counted = count(spec)
+        return {
+            "parameters": sum(value.numel() for value in vlm.projector.parameters()),
+            "tokens": counted.visual_tokens, "operations": counted.projector, "prompt_operations": counted.prompt,
+            **measured(sessions, [{"features": one.numpy()} for one in features[IMAGES:]]),
+        }  # fmt: skip
+
+
+def measured(sessions: dict[str, InferenceSession], inputs: list[dict[str, npt.NDArray[np.float32]]]) -> Row:
+    """Milliseconds of both, in turn, and how far int8 is from float."""
+    loss = ArrayMeasure()
+    for one in inputs:
+        found = {precision: run(session, one)["image_features"][None] for precision, session in sessions.items()}
+        loss.add(found["fp32"], found["int8"])
+    times: dict[str, list[float]] = {precision: [] for precision in sessions}
+    for _ in range(TURNS):
+        for precision, session in sessions.items():
+            start = time.perf_counter()
+            run(session, inputs[0])
+            times[precision].append(1e3 * (time.perf_counter() - start))
+    metrics = loss.metrics()
+    return {
+        "ms": {precision: median(values) for precision, values in times.items()},
+        "cosine": metrics["cosine"], "sqnr_db": metrics["sqnr_db"],
+    }  # fmt: skip
+
+
+def tables(found: dict[str, dict[str, Row]]) -> str:
+    """Markdown: encoders, then projectors against the tower's time."""
+    lines = [
+        "| encoder | pixels | tokens × width | M parameters | G operations | float32, ms | int8, ms "
+        "| int8 ÷ float | int8, dB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    for name, row in found["encoders"].items():
+        cells = (
+            str(row["image_size"]), f"{row['tokens']} × {row['width']}", f"{row['parameters'] / 1e6:.1f}",
+            f"{row['operations'] / 1e9:.3g}", *_times(row), f"{row['sqnr_db']:.1f}",
+        )  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| projector | tokens | M parameters | G operations | prompt, G operations | float32, ms | int8, ms "
+        "| int8 ÷ float | of the tower, float32 | of the tower, int8 | int8, dB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]  # fmt: skip
+    tower = found["encoders"].get(TOWER)
+    for name, row in found["projectors"].items():
+        shares = [f"1/{tower['ms'][p] / row['ms'][p]:.0f}" if tower else "" for p in ("fp32", "int8")]
+        cells = (
+            str(row["tokens"]), f"{row['parameters'] / 1e6:.1f}", f"{row['operations'] / 1e9:.3g}",
+            f"{row['prompt_operations'] / 1e9:.0f}", *_times(row), *shares, f"{row['sqnr_db']:.1f}",
+        )  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _times(row: Row) -> tuple[str, str, str]:
+    fp32, int8 = row["ms"]["fp32"], row["ms"]["int8"]
+    return f"{fp32:.1f}", f"{int8:.1f}", f"{int8 / fp32:.2f}"
+
+
+def main() -> None:
+    """Parse, measure what is missing, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--show", action="store_true")
+    arguments = parser.parse_args()
+    found: dict[str, dict[str, Row]] = {"encoders": {}, "projectors": {}}
+    if arguments.json.exists():
+        found = json.loads(arguments.json.read_text())
+    work: list[tuple[str, str, Callable[[str], Row]]] = [("projectors", name, projector) for name in PROJECTORS]
+    work += [("encoders", name, encoder) for name in ENCODERS]
+    for kind, name, measure in work:
+        if name in found[kind] or arguments.show:
+            continue
+        try:
+            found[kind][name] = measure(name)
+        except Unsupported as error:
+            print(f"{name}: {error}", flush=True)
+            continue
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        print(name, found[kind][name], flush=True)
+    print(tables(found))
+
+
+if __name__ == "__main__":
+    main()
