@@ -123,7 +123,7 @@ def _weights(reader: gguf.GGUFReader, spec: LanguageSpec) -> dict[str, np.ndarra
     own.setdefault("output.weight", own["token_embd.weight"])
     found = {}
     for name, _ in llama.build(spec).named_parameters():
-        weight = own[gguf_language.gguf_name(name)]
+        weight = own[gguf_language.gguf_name(spec, name)]
         heads = {"q_proj": spec.num_heads, "k_proj": spec.num_kv_heads}.get(name.split(".")[-2])
         if heads:  # llama.cpp's order of rotary pairs, back to transformers'
             weight = weight.reshape(heads, spec.head_dim // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
@@ -170,7 +170,7 @@ def compare(kinds: list[str], scratch: Path) -> list[dict[str, Any]]:
     tokenizer = Llama(str(model.path), vocab_only=True, verbose=False)
     seen, heldout = prose(tokenizer, odd=False), prose(tokenizer, odd=True)
     matrix, sensitivity = _calibrated(model, seen)
-    tensors = {gguf_language.gguf_name(name): tensor for name, tensor in model.tensors.items()}
+    tensors = {gguf_language.gguf_name(model.spec, name): tensor for name, tensor in model.tensors.items()}
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     groups = model.spec.num_heads // model.spec.num_kv_heads
 

@@ -49,6 +49,8 @@ def export(
     refuse_destination(destination, force)
     write: Callable[..., Manifest]
     if recipe.format == "onnx":
+        if recipe.onnx.fused_decoder:
+            plugins.check_fused(checkpoint.spec.language)
         from vlmexport.artifact.onnx import export_onnx as write
     else:
         from vlmexport.artifact.gguf import refuse_gguf
@@ -76,8 +78,7 @@ def open_whole(model: str, vision_tower: str | None = None) -> Checkpoint:
         Unsupported: a part of it is not known.
     """
     checkpoint = open_model(model, vision_tower)
-    plugins.check_encoder(checkpoint)
-    plugins.check_projector(checkpoint)
+    plugins.check_parts(checkpoint)
     _ = checkpoint.tokenizer
     return checkpoint
 

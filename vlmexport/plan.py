@@ -91,8 +91,7 @@ def plan(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> list[Plan]:
     Raises:
         UsageError: an unknown GGUF type.
     """
-    plugins.check_encoder(checkpoint)
-    plugins.check_projector(checkpoint)
+    plugins.check_parts(checkpoint)
     settings = cache(lambda: extras(checkpoint))
     return [_plan(checkpoint, recipe, settings) for recipe in recipes]
 
@@ -142,7 +141,7 @@ def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], flo
 
 def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> tuple[tuple[Part, ...], float]:
     weights, graphs = _weights(checkpoint), sizes(checkpoint, recipe.onnx)
-    table = checkpoint.tensors["language"]["model.embed_tokens.weight"].numel
+    table = plugins.token_table(checkpoint).numel
     stands_for = {
         "vision_encoder": weights["vision"] + weights["projector"], "embed_tokens": table,
         "decoder_model_merged": weights["language"] - table,

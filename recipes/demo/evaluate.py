@@ -32,10 +32,12 @@ from vlmexport.artifact.gguf_language import gguf_name
 from vlmexport.demo.heldout import SCENES, heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import Scene
+from vlmexport.model import plugins
 from vlmexport.quantize import ggml
 from vlmexport.quantize.gguf_mix import Decoder, find_mix, tensor_types
 
 ROOT = Path(__file__).parents[2]
+_LLAMA = plugins.decoder("llama").preset("tiny")
 
 
 class Exported:
@@ -65,7 +67,7 @@ class Exported:
 def quantize(language: Language, mix: str) -> None:
     """Replace the weights by what a GGUF mix keeps of them."""
     named = {
-        gguf_name(name if name.startswith("lm_head") else f"model.{name}"): parameter
+        gguf_name(_LLAMA, name if name.startswith("lm_head") else f"model.{name}"): parameter
         for name, parameter in language.named_parameters()
     }
     shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}

@@ -14,11 +14,12 @@ from vlmexport.artifact import batch_norm, verify
 from vlmexport.artifact.graph import save
 from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.session import open_session, run
-from vlmexport.artifact.trace import Traced
+from vlmexport.artifact.trace import Inputs, Traced
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.model import VLM
 from vlmexport.model.pixels import pixel_values
+from vlmexport.quantize.ranges import F32
 from vlmexport.quantize.static_int8 import Coverage
 
 SCHEMES = ("fbgemm", "qnnpack")
@@ -38,8 +39,8 @@ def pixels(vlm: VLM, seeds: range) -> torch.Tensor:
     return torch.cat([pixel_values(picture(seed), vlm.spec.vision) for seed in seeds])
 
 
-def measure(vlm: VLM, traced: Traced, calibration: torch.Tensor, probe: torch.Tensor, folder: Path) -> Measured:
-    """Compare as it was traced and with batch norms folded; quantize that, and compare on ``probe``."""
+def measure(vlm: VLM, traced: Traced, calibration: Inputs, probe: Inputs, folder: Path) -> Measured:
+    """Compare as it was traced and with batch norms folded; quantize that, and compare its first output on ``probe``."""
     path = folder / "float.onnx"
     save(traced.model, path)
     apart = verify.check(traced, path)
@@ -47,16 +48,22 @@ def measure(vlm: VLM, traced: Traced, calibration: torch.Tensor, probe: torch.Te
         save(traced.model, path)
         apart = max(apart, verify.check(traced, path))
     with Recorder(vlm) as recorder, torch.inference_mode():
-        traced.module(calibration)
+        traced.module(*calibration)
     statistics = Statistics(dict(sorted(recorder.layers.items())), ("0",))
-    name = next(value.name for value in open_session(path).get_inputs())
-    expected = run(open_session(path), {name: probe.numpy()})["image_features"]
+    expected = _first_output(path, probe)
     found = Measured(apart)
     for scheme in SCHEMES:
         model = ir.load(path)
         found.coverage[scheme] = Int8(recipe("int8", scheme).onnx, statistics).quantize(model)
         save(model, folder / f"{scheme}.onnx")
-        got = run(open_session(folder / f"{scheme}.onnx"), {name: probe.numpy()})["image_features"]
+        got = _first_output(folder / f"{scheme}.onnx", probe)
         noise = float(np.square(got - expected).mean() / np.square(expected - expected.mean()).mean())
         found.sqnr[scheme] = -10 * float(np.log10(max(noise, 1e-12)))
+    return found
+
+
+def _first_output(path: Path, probe: Inputs) -> F32:
+    session = open_session(path)
+    names = [value.name for value in session.get_inputs()]
+    found: F32 = next(iter(run(session, dict(zip(names, verify.flat(probe), strict=True))).values()))
     return found

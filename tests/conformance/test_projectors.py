@@ -177,7 +177,7 @@ def test_onnx_in_float_and_int8(kind: str, tmp_path: Path) -> None:
     vlm = sketch(specify(Design("clip:tiny", kind, "llama:tiny", image_size=168)), 1, ("vision", "projector"))
     spec, random = vlm.spec.projector, torch.Generator().manual_seed(0)
     features, probe = (torch.randn(2, spec.in_tokens, spec.in_features, generator=random) for _ in range(2))
-    found = measure(vlm, trace.trace_projector(vlm), features, probe, tmp_path)
+    found = measure(vlm, trace.trace_projector(vlm), (features,), (probe,), tmp_path)
     assert found.apart < getattr(plugins.projector(spec), "TOLERANCE", 2e-5)
     for scheme in SCHEMES:
         if kind.startswith("quantized"):  # it is int8 already

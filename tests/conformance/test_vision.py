@@ -95,7 +95,8 @@ def test_mmproj_refuses_it_and_says_what_to_do(text: str) -> None:
 def test_onnx_in_float_and_int8(text: str, tmp_path: Path) -> None:
     spec = specify(design(text))
     vlm = sketch(spec, 1, ("vision", "projector"))
-    found = measure(vlm, trace.trace_vision(vlm), pixels(vlm, range(4)), pixels(vlm, range(8, 10)), tmp_path)
+    calibration, probe = (pixels(vlm, seeds) for seeds in (range(4), range(8, 10)))
+    found = measure(vlm, trace.trace_vision(vlm), (calibration,), (probe,), tmp_path)
     assert found.apart < 2e-5
     for scheme in SCHEMES:
         coverage = found.coverage[scheme]

@@ -1,4 +1,4 @@
-"""A Llama decoder in ONNX Runtime's fused operators: weights of 4 bits in blocks or of float16, grouped-query attention
+"""A Llama or Qwen2 decoder in ONNX Runtime's fused operators: weights of 4 bits in blocks or of float16, grouped-query attention
 with its cache and rotary embedding inside. It is built, not traced: no exporter emits these operators.
 
 The contract is that of the traced decoder, but for ``position_ids``: positions follow from the attention mask.
@@ -22,7 +22,7 @@ from vlmexport.artifact.weights import find, read, read_raw
 from vlmexport.calibrate.hessians import Hessians
 from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
-from vlmexport.errors import Unsupported
+from vlmexport.model import plugins
 from vlmexport.quantize import blocks, gptq
 from vlmexport.quantize.blocks import F32
 
@@ -62,12 +62,10 @@ def build(checkpoint: Checkpoint, weights: Weights, rounding: Rounding = NEAREST
     """The decoder of a checkpoint; its weights are read and quantized when they are written.
 
     Raises:
-        Unsupported: not a Llama.
+        Unsupported: neither a Llama nor like one.
         CheckpointError: a tensor is missing.
     """
-    spec = checkpoint.spec.language
-    if spec.kind != "llama":
-        raise Unsupported(f"a decoder of fused operators is not known for {spec.kind!r}", "use --decoder fp32 or int8")
+    plugins.check_fused(checkpoint.spec.language)
     return _Builder(checkpoint, weights, rounding).model()
 
 
@@ -145,7 +143,7 @@ class _Builder:
         sources = [find(self.checkpoint, f"{path}.weight") for path in paths]
         name = paths[0] if len(paths) == 1 else f"{paths[0].rpartition('.')[0]}.qkv_proj"
         if bits == 16:
-            return self._half_product(name, sources, x)
+            return self._with_bias(paths, self._half_product(name, sources, x))
         # Query, key and value read one input, so the first one's statistics are those of all.
         held = _Quantized(sources, paths[0], bits, self.weights.block, self.rounding if bits == 4 else NEAREST)
         levels, scales = held.levels(f"{name}.weight_int{bits}"), held.scales(f"{name}.scales")
@@ -156,7 +154,17 @@ class _Builder:
             "K": held.columns, "N": held.rows, "bits": bits, "block_size": self.weights.block,
             "accuracy_level": self.weights.accuracy,
         }  # fmt: skip
-        return self.op.op("MatMulNBits", operands, attributes, domain=_MS, name=name)
+        return self._with_bias(paths, self.op.op("MatMulNBits", operands, attributes, domain=_MS, name=name))
+
+    def _with_bias(self, paths: list[str], product: ir.Value) -> ir.Value:
+        """A product and the biases of its layers, where the checkpoint has them."""
+        held = self.checkpoint.tensors["language"]
+        names = [name for path in paths if (name := f"{path}.bias").removeprefix("language.") in held]
+        if not names:
+            return product
+        name = f"{paths[0] if len(paths) == 1 else paths[0].rpartition('.')[0]}.bias"
+        bias = self._constant(name, np.concatenate([read(find(self.checkpoint, name)) for name in names]))
+        return self.op.op("Add", [product, bias], name=f"{name}.add")
 
     def _half_product(self, name: str, sources: list[LazyTensor], x: ir.Value) -> ir.Value:
         """x times float16 weights, in float32. ONNX Runtime widens them once, when it opens the graph; what goes into a

@@ -15,6 +15,7 @@ from vlmexport.artifact.imatrix import ImportanceMatrix
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
+from vlmexport.model import plugins
 from vlmexport.quantize.gguf_mix import Mix, find_mix, mostly
 from vlmexport.quantize.gguf_override import given_types
 from vlmexport.recipe import Gguf, Recipe
@@ -137,7 +138,8 @@ def _files(
     metadata = gguf_language.fields(checkpoint, mix, shapes["token_embd.weight"][0])
     entries = gguf_language.entries(spec.language, tensors, types, importance)
     name = f"{spec.name}-{settings.budget or mix.name.upper()}.gguf"
-    files = {LANGUAGE: GgufFile(name, "llama", metadata, entries)}
+    architecture = plugins.language(spec.language).gguf(spec.language).architecture
+    files = {LANGUAGE: GgufFile(name, architecture, metadata, entries)}
     return (files if importance is None else files | {IMPORTANCE: imatrix.as_file(IMATRIX, importance)}), mix
 
 

@@ -1,4 +1,4 @@
-"""A Llama as GGUF: names, row order, types and metadata of the language model."""
+"""A language model as GGUF: names, row order, types and metadata, after what the file of its kind says."""
 
 from __future__ import annotations
 
@@ -12,49 +12,34 @@ from vlmexport.artifact.imatrix import ImportanceMatrix
 from vlmexport.checkpoint import Checkpoint, LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported, UsageError
+from vlmexport.model import plugins
 from vlmexport.quantize.gguf_mix import Mix, in_order, needs_importance, tensor_types
 from vlmexport.quantize.gguf_override import given_types
 from vlmexport.quantize.gguf_rules import Decoder
 
-_OUTSIDE = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-_INSIDE = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 _QUANTIZATION_VERSION = 2
 
 
-def gguf_name(name: str) -> str:
-    """The GGUF name of a tensor of ``LlamaForCausalLM``.
+def gguf_name(spec: LanguageSpec, name: str) -> str:
+    """The GGUF name of a tensor.
 
     Raises:
-        Unsupported: a tensor that llama.cpp's Llama does not have.
+        Unsupported: a model or a tensor that llama.cpp does not have.
     """
-    match = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
-    if match and match[2] in _INSIDE:
-        return f"blk.{match[1]}.{_INSIDE[match[2]]}.{match[3]}"
-    if name in _OUTSIDE:
-        return _OUTSIDE[name]
+    plugin = plugins.language(spec)
+    held = plugin.gguf(spec)
+    match = re.fullmatch(rf"{re.escape(plugin.LAYERS)}(\d+)\.(.+)\.(weight|bias)", name)
+    if match and match[2] in held.inside:
+        return f"blk.{match[1]}.{held.inside[match[2]]}.{match[3]}"
+    if name in held.outside:
+        return held.outside[name]
     raise Unsupported(f"GGUF cannot hold the language model's tensor {name}", "use an ONNX bundle")
 
 
 def tensors_of(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
     """GGUF name → tensor; a tied output is left out."""
     spec = checkpoint.spec.language
-    if spec.kind != "llama":
-        raise Unsupported(f"GGUF export knows Llama decoders, not {spec.kind!r}", "use an ONNX bundle")
-    found = {gguf_name(name): tensor for name, tensor in checkpoint.tensors["language"].items()}
+    found = {gguf_name(spec, name): tensor for name, tensor in checkpoint.tensors["language"].items()}
     if spec.tie_word_embeddings:
         found.pop("output.weight", None)
     return found
@@ -62,10 +47,11 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, LazyTensor]:
 
 def importance_names(spec: LanguageSpec) -> dict[str, str]:
     """Layer path of the statistics → GGUF name of its weight. A tied output weighs the embedding."""
+    plugin = plugins.language(spec)
     names = {
-        f"language.model.layers.{layer}.{part}": f"blk.{layer}.{name}.weight"
+        f"language.{plugin.LAYERS}{layer}.{part}": f"blk.{layer}.{name}.weight"
         for layer in range(spec.num_layers)
-        for part, name in _INSIDE.items()
+        for part, name in plugin.gguf(spec).inside.items()
         if not name.endswith("norm")
     }
     names["language.lm_head"] = "token_embd.weight" if spec.tie_word_embeddings else "output.weight"
@@ -106,10 +92,9 @@ def entries(
     importance: ImportanceMatrix | None,
 ) -> list[Entry]:
     """The file's tensors."""
-    found = []
+    found, heads_of = [], plugins.language(spec).gguf(spec).heads
     for name in in_order(list(tensors)):
-        tensor = tensors[name]
-        heads = spec.num_heads if ".attn_q." in name else spec.num_kv_heads if ".attn_k." in name else 0
+        tensor, heads = tensors[name], heads_of.get(name.split(".")[-2], 0)
         column = importance.columns.get(name) if importance else None
         weights = column.mean if column else None
         found.append(Entry(name, tensor.shape, types[name], tensor, heads, weights))
@@ -119,22 +104,22 @@ def entries(
 def fields(checkpoint: Checkpoint, mix: Mix, rows: int) -> dict[str, Field]:
     """Metadata of the language model and its tokenizer; ``rows`` of the embedding are the vocabulary."""
     spec = checkpoint.spec.language
+    held = plugins.language(spec).gguf(spec)
+    sizes = {
+        "vocab_size": rows,
+        "context_length": spec.max_positions,
+        "embedding_length": spec.hidden_size,
+        "block_count": spec.num_layers,
+        "feed_forward_length": spec.intermediate_size,
+        "attention.head_count": spec.num_heads,
+        "attention.head_count_kv": spec.num_kv_heads,
+    }
     found: dict[str, Field] = {
         "general.type": ("str", "model"),
         "general.file_type": ("u32", mix.file_type),
         "general.quantization_version": ("u32", _QUANTIZATION_VERSION),
-        "llama.vocab_size": ("u32", rows),
-        "llama.context_length": ("u32", spec.max_positions),
-        "llama.embedding_length": ("u32", spec.hidden_size),
-        "llama.block_count": ("u32", spec.num_layers),
-        "llama.feed_forward_length": ("u32", spec.intermediate_size),
-        "llama.attention.head_count": ("u32", spec.num_heads),
-        "llama.attention.head_count_kv": ("u32", spec.num_kv_heads),
-        "llama.attention.layer_norm_rms_epsilon": ("f32", spec.rms_norm_eps),
-        "llama.attention.key_length": ("u32", spec.head_dim),
-        "llama.attention.value_length": ("u32", spec.head_dim),
-        "llama.rope.dimension_count": ("u32", spec.head_dim),
-        "llama.rope.freq_base": ("f32", spec.rope_theta),
     }
+    found |= {f"{held.architecture}.{key}": ("u32", value) for key, value in sizes.items()}
+    found |= {f"{held.architecture}.{key}": value for key, value in held.fields.items()}
     found |= gguf_about.fields(checkpoint, "language") | gguf_about.sampling(checkpoint.about)
     return found | gguf_tokenizer.fields(checkpoint.tokenizer, checkpoint.spec, rows)

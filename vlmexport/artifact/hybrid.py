@@ -60,7 +60,7 @@ def export_hybrid(
 
     Raises:
         ParityFailed: a traced graph is not the float model; nothing is written.
-        Unsupported: the decoder is no Llama, or the vision encoder cannot be traced.
+        Unsupported: GGUF cannot hold the decoder, or the vision encoder cannot be traced.
         UsageError: the destination exists, or there are no statistics to quantize with.
         MissingDependency: gguf or llama-cpp-python is not installed.
     """

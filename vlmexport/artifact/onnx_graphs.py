@@ -174,7 +174,7 @@ class _Graphs:
 
     def embedding(self, image_token: int) -> None:
         """Token embeddings, and their merge with image features; both read one table."""
-        table = self.checkpoint.tensors["language"]["model.embed_tokens.weight"].torch()
+        table = plugins.token_table(self.checkpoint).torch()
         module = embedding.Embedding(table, max(table.shape[0], image_token + 1))
         alone, merged = embedding.alone(module), embedding.merged(module, image_token)
         self._save(alone.name, alone.model, "fp32")

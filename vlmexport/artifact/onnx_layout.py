@@ -63,7 +63,7 @@ def config(layout: Layout) -> dict[str, Any]:
         "vision_feature_layer": vision.select_layer,
         "vision_feature_select_strategy": "default" if vision.select_feature == "patch" else "full",
         "text_config": {
-            "model_type": language.kind,
+            "model_type": getattr(plugins.language(language), "CLIENT_TYPE", language.kind),
             "vocab_size": max(language.vocab_size, layout.image_token + 1),
             "hidden_size": language.hidden_size,
             "intermediate_size": language.intermediate_size,

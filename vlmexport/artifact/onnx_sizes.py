@@ -28,18 +28,22 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
     """Graph → bytes of its weights, external data included. Reads no weights.
 
     Int8 takes every product to be quantized; what calibration keeps in float comes on top.
+
+    Raises:
+        Unsupported: an int4 or float16 decoder of a kind that has none.
     """
-    language = checkpoint.tensors["language"]
-    table = language["model.embed_tokens.weight"]
-    rows = max(table.shape[0], image_token_id(checkpoint) + 1)
-    decoder = [(name, tensor) for name, tensor in language.items() if name != "model.embed_tokens.weight"]
+    spec, language, table = checkpoint.spec, checkpoint.tensors["language"], plugins.token_table(checkpoint)
+    rows, tables = max(table.shape[0], image_token_id(checkpoint) + 1), plugins.language(spec.language).TABLES
+    decoder = [(name, tensor) for name, tensor in language.items() if name not in tables]
     if "lm_head.weight" not in language:
         decoder.append(("lm_head.weight", table))
-    spec, embeddings = checkpoint.spec, rows * table.columns * (2 if table.dtype == "f16" else _FLOAT)
+    embeddings = rows * table.columns * (2 if table.dtype == "f16" else _FLOAT)
     if settings.fused_decoder:
+        plugins.check_fused(spec.language)
         language_bytes = _fused(decoder, checkpoint, settings)
     else:
-        language_bytes = _graph(decoder, settings.decoder)
+        positions = sum(_FLOAT * language[name].numel for name in tables[1:])
+        language_bytes = _graph(decoder, settings.decoder) + positions
     return vision_sizes(checkpoint, settings) | {
         "embed_tokens": embeddings,
         "embedding": embeddings if embeddings < EXTERNAL_FROM else 0,

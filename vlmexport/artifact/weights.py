@@ -12,6 +12,7 @@ import torch
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.tensors import DTYPES, LazyTensor
 from vlmexport.errors import CheckpointError, VlmExportError
+from vlmexport.model import plugins
 from vlmexport.quantize.floats import refuse_not_finite, widen
 
 F32 = npt.NDArray[np.float32]
@@ -20,7 +21,7 @@ U8 = npt.NDArray[np.uint8]
 _VALUES = 1 << 18
 """Values of a block: a megabyte as f32, which a core's own cache holds while it is worked on."""
 
-_TIED = {"language.lm_head.weight": "language.model.embed_tokens.weight"}
+_HEAD = "language.lm_head.weight"
 
 
 def find(checkpoint: Checkpoint, name: str) -> LazyTensor:
@@ -33,8 +34,8 @@ def find(checkpoint: Checkpoint, name: str) -> LazyTensor:
     found = checkpoint.tensors[component].get(rest)
     if found is not None:
         return found
-    if name in _TIED:
-        return find(checkpoint, _TIED[name])
+    if name == _HEAD and checkpoint.spec.language.tie_word_embeddings:
+        return plugins.token_table(checkpoint)
     raise CheckpointError(f"{checkpoint.path} holds no tensor for {name}", "use the published checkpoint")
 
 

@@ -21,6 +21,7 @@ from vlmexport.calibrate.sensitivity import Sequence, sequence
 from vlmexport.calibrate.statistics import F32
 from vlmexport.checkpoint import Tokenizer
 from vlmexport.model import VLM
+from vlmexport.model.sketch import prefix
 
 SAMPLES = 24
 """Samples of a calibration set that are run: each position adds one to the rank."""
@@ -59,11 +60,11 @@ def measure(
     sequences, states = [], []
     for sample in samples:
         sequences.append(sequence(vlm, tokenizer, sample))
-        states.append(_before_layers(vlm.language, sequences[-1]))
+        states.append(_before_layers(vlm, sequences[-1]))
         advance()
     found = Hessians()
-    for index, layer in enumerate(_layers(vlm.language)):
-        inputs = _run(layer, f"language.model.layers.{index}", sequences, states, image_weight)
+    for index, layer in enumerate(_layers(vlm)):
+        inputs = _run(layer, f"{prefix(vlm.spec, 'language')}{index}", sequences, states, image_weight)
         file = folder / f"hessians-{index}.safetensors"
         save_file(inputs.sums, file)
         found.places.update({path: (file, key) for path, key in inputs.shared.items()})
@@ -111,11 +112,11 @@ class _Stop(Exception):
     """Ends a forward pass before the first layer."""
 
 
-def _layers(language: Any) -> Any:
-    return language.get_submodule("model.layers")
+def _layers(vlm: VLM) -> Any:
+    return vlm.get_submodule(prefix(vlm.spec, "language").removesuffix("."))
 
 
-def _before_layers(language: Any, tokens: Sequence) -> _State:
+def _before_layers(vlm: VLM, tokens: Sequence) -> _State:
     """The state of a sequence that no layer has seen."""
     states = []
 
@@ -123,10 +124,10 @@ def _before_layers(language: Any, tokens: Sequence) -> _State:
         states.append(_State(inputs[0], others))
         raise _Stop
 
-    handle = _layers(language)[0].register_forward_pre_hook(keep, with_kwargs=True)
+    handle = _layers(vlm)[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with torch.no_grad():
-            language(inputs_embeds=tokens.embeds, use_cache=False, logits_to_keep=1)
+            vlm.language(inputs_embeds=tokens.embeds, use_cache=False, logits_to_keep=1)
     except _Stop:
         return states[0]
     finally:

@@ -29,7 +29,7 @@ SENSITIVE = 24
 """Samples of a calibration set that are run: a backward pass costs as much as three forward ones."""
 
 EMBEDDING = "language.model.embed_tokens"
-"""A table [tokens, hidden]: each token counts alike, for which ones will be asked for is not known."""
+"""What the table of tokens goes by, whatever its name in the model. [tokens, hidden]: each token counts alike, for which ones will be asked for is not known."""
 
 
 @dataclass
@@ -116,7 +116,7 @@ def accumulate(
     holds those of one layer, and a mapped weight is converted when it is needed.
 
     Args:
-        language: a Llama of transformers.
+        language: a causal language model of transformers, without dropout.
     """
     generator = torch.Generator().manual_seed(0)
     with _watched(language, found), _recomputing(language):
@@ -178,7 +178,7 @@ def _watched(language: nn.Module, found: Sensitivity) -> Iterator[None]:
 
 @contextmanager
 def _recomputing(language: Any) -> Iterator[None]:
-    """transformers recomputes only while training; its Llamas behave alike otherwise."""
+    """transformers recomputes only while training; without dropout its models behave alike otherwise."""
     language.activation_checkpointing_enable({"use_reentrant": False})
     language.train()
     try:

@@ -13,6 +13,7 @@ from vlmexport.errors import CheckpointError, Unsupported
 
 Shapes = dict[str, tuple[int, ...]]
 _SHOWN = 4
+_HEAD = "lm_head.weight"
 
 
 def clip(spec: VisionSpec) -> Shapes:
@@ -59,8 +60,8 @@ def llama(spec: LanguageSpec) -> Shapes:
 
 _VISION = {"clip": clip}
 _LANGUAGE = {"llama": llama}
-KNOWN_ENCODERS = frozenset(_VISION)
-"""Kinds that are checked here; the others by their module (``model.plugins``)."""
+KNOWN_ENCODERS, KNOWN_LANGUAGES = frozenset(_VISION), frozenset(_LANGUAGE)
+"""Kinds of the published layouts, which are checked here; the others by their module (``model.plugins``)."""
 
 
 def check_parts(spec: Spec, tensors: Mapping[str, dict[str, LazyTensor]], where: str) -> None:
@@ -79,11 +80,15 @@ def check_parts(spec: Spec, tensors: Mapping[str, dict[str, LazyTensor]], where:
     if spec.vision.kind in _VISION:
         check_shapes(_VISION[spec.vision.kind](spec.vision), tensors["vision"], f"{where} vision")
     if spec.language.kind in _LANGUAGE:
-        found = tensors["language"]
-        expected = _LANGUAGE[spec.language.kind](spec.language)
-        if spec.language.tie_word_embeddings and "lm_head.weight" not in found:
-            del expected["lm_head.weight"]
-        check_shapes(expected, found, f"{where} language")
+        check_language(spec.language, _LANGUAGE[spec.language.kind](spec.language), tensors["language"], where)
+
+
+def check_language(spec: LanguageSpec, shapes: Shapes, found: Mapping[str, LazyTensor], where: str) -> None:
+    """Compare a language model's tensors with ``shapes``, where the head may be missing if it is tied; errors as
+    ``check_shapes``."""
+    missing = spec.tie_word_embeddings and _HEAD not in found
+    expected = {name: shape for name, shape in shapes.items() if not (missing and name == _HEAD)}
+    check_shapes(expected, found, f"{where} language")
 
 
 def check_shapes(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, LazyTensor], where: str) -> None:

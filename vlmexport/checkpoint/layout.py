@@ -34,8 +34,8 @@ class Checkpoint:
     """A checkpoint folder, opened: its Spec, and its tensors by component under canonical names.
 
     Canonical names are those of transformers' ``CLIPVisionModel`` (vision), of the published projector after
-    ``model.mm_projector.`` (projector), and of ``LlamaForCausalLM`` (language). ``tower`` is the folder of a tower
-    that the checkpoint does not carry itself; ``image_token`` the id that its config gives ``<image>``.
+    ``model.mm_projector.`` (projector), and of the module of the language model's kind. ``tower`` is the folder of a
+    tower that the checkpoint does not carry itself; ``image_token`` the id that its config gives ``<image>``.
     """
 
     path: Path
@@ -143,7 +143,7 @@ def _vision(settings: Settings, tensors: dict[str, LazyTensor], tower: Tower | N
 
 def _spec(origin: str | None, layout: str, settings: Settings, vision: VisionSpec, path: Path) -> Spec:
     text = settings.text
-    language = sizes.language(text, path / "config.json")
+    language = settings.language or sizes.llama(text, path / "config.json")
     return Spec(
         name=Path(origin).name if origin else path.resolve().name,
         layout=layout,

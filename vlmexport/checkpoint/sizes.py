@@ -111,19 +111,27 @@ def _same_grid(key: str, given: Mapping[str, Any], sizes: dict[str, int]) -> boo
     return key == "image_size" and isinstance(value, int) and value // patch == sizes["image_size"] // patch
 
 
-def language(text: Mapping[str, Any], path: Path) -> LanguageSpec:
-    """The language model's Spec; ``text`` is in the terms of ``LlamaConfig``.
+def llama(text: Mapping[str, Any], path: Path) -> LanguageSpec:
+    """The Spec of a published layout's language model; errors as ``language``."""
+    if text.get("hidden_act", "silu") != "silu":
+        raise Unsupported(f"{path}: a language model with {text['hidden_act']!r} is not known", "known: silu")
+    return language(text, path)
+
+
+def language(text: Mapping[str, Any], path: Path, kind: str = "llama") -> LanguageSpec:
+    """A language model's Spec; ``text`` is in the terms of ``LlamaConfig``.
 
     Raises:
         CheckpointError: a size is missing or no number.
         Unsupported: something that would change the result and is not known.
     """
     rope = text.get("rope_parameters") or {}
-    _refuse(text, rope, path)
+    _refuse_scaling(text, rope, path)
+    theta = text.get("rope_theta")
     try:
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
         spec = LanguageSpec(
-            kind="llama",
+            kind=kind,
             vocab_size=int(text["vocab_size"]),
             hidden_size=hidden,
             intermediate_size=int(text["intermediate_size"]),
@@ -132,9 +140,10 @@ def language(text: Mapping[str, Any], path: Path) -> LanguageSpec:
             num_kv_heads=int(text.get("num_key_value_heads") or heads),
             head_dim=int(text.get("head_dim") or hidden // heads),
             rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(text.get("rope_theta") or rope.get("rope_theta", 10000.0)),
+            rope_theta=float(rope.get("rope_theta", 10000.0) if theta is None else theta),
             max_positions=int(text.get("max_position_embeddings", 2048)),
             tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
+            hidden_act=str(text.get("hidden_act", LanguageSpec.hidden_act)),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path} lacks or garbles {error}", "use the published config.json") from error
@@ -147,11 +156,9 @@ def language(text: Mapping[str, Any], path: Path) -> LanguageSpec:
     return spec
 
 
-def _refuse(text: Mapping[str, Any], rope: Any, path: Path) -> None:
+def _refuse_scaling(text: Mapping[str, Any], rope: Any, path: Path) -> None:
     """What the Spec cannot say and would be left out without a word."""
     scaling = text.get("rope_scaling") or (rope if isinstance(rope, dict) else {"rope_type": rope})
     kind = scaling.get("rope_type") or scaling.get("type") or "default" if isinstance(scaling, dict) else scaling
     if kind != "default":
         raise Unsupported(f"{path}: rotary embeddings are scaled ({kind})", "known: no rope_scaling")
-    if text.get("hidden_act", "silu") != "silu":
-        raise Unsupported(f"{path}: a language model with {text['hidden_act']!r} is not known", "known: silu")

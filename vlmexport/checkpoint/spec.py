@@ -64,7 +64,11 @@ class ProjectorSpec:
 
 @dataclass(frozen=True)
 class LanguageSpec:
-    """A language model. ``kind`` names the module in ``model/language``."""
+    """A language model. ``kind`` names the module in ``model/language``.
+
+    ``rms_norm_eps`` is the epsilon of its norms, RMSNorm or not. ``rope_theta`` is 0 where positions are learned:
+    ``max_positions`` are then the rows of their table.
+    """
 
     kind: str
     vocab_size: int
@@ -78,6 +82,7 @@ class LanguageSpec:
     rope_theta: float
     max_positions: int
     tie_word_embeddings: bool
+    hidden_act: str = "silu"
 
 
 @dataclass(frozen=True)

@@ -7,21 +7,25 @@ In a plug-in folder the module's name is the value in the checkpoint's config. A
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, VisionSpec
-from vlmexport.checkpoint.expected import KNOWN_ENCODERS, check_shapes
+from vlmexport.checkpoint import expected
+from vlmexport.checkpoint.expected import KNOWN_ENCODERS, KNOWN_LANGUAGES, check_shapes
 from vlmexport.errors import Unsupported
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from vlmexport.checkpoint.tensors import LazyTensor
+
+Variant = TypeVar("Variant")
 
 HYBRID = "export a hybrid (--vision onnx): vision encoder and projector as ONNX, the decoder as GGUF"
 """What to do with a tower or a projector that libmtmd cannot hold."""
@@ -40,6 +44,25 @@ class GgufProjector:
 
     norm_eps: float | None = None
     """Epsilon of the projector's own norms, where it has some: libmtmd takes the tower's for them."""
+
+
+@dataclass(frozen=True)
+class GgufLanguage:
+    """What a language model's file says about its place in GGUF."""
+
+    architecture: str
+    outside: dict[str, str]
+    """Canonical name → GGUF name of the tensors outside of the layers."""
+
+    inside: dict[str, str]
+    """Path of a module in a layer → its name in a block."""
+
+    fields: dict[str, tuple[str, float]]
+    """Metadata beyond the sizes that every architecture has: key after the architecture → type and value."""
+
+    heads: dict[str, int] = field(default_factory=dict)
+    """Name in a block → its number of heads, where llama.cpp's rotary embedding wants the rows of a head in another
+    order than transformers' (pairs side by side, not half a head apart)."""
 
 
 class VisionPlugin(Protocol):
@@ -98,10 +121,22 @@ class ProjectorPlugin(Protocol):
 
 
 class LanguagePlugin(Protocol):
-    """A file in ``model/language``."""
+    """A file in ``model/language``. It imports torch only where it builds, as a projector's does.
+
+    Its matrices are those of linear layers, rows first, and its head is ``lm_head``.
+    """
+
+    EXAMPLE: str
+    """A small language model of this file, ``kind`` or ``kind:variant``, for the conformance tests."""
 
     LAYERS: str
     """What comes before a layer's number in its canonical tensor names."""
+
+    TABLES: tuple[str, ...]
+    """Canonical names of the tables that rows are taken from, that of the tokens first."""
+
+    FUSED: bool
+    """Whether ``artifact.fused_decoder`` builds it: Llama's layers under Llama's names, with or without biases."""
 
     def preset(self, variant: str) -> LanguageSpec:
         """The Spec of a published size; the file's usual one where ``variant`` is empty.
@@ -110,8 +145,22 @@ class LanguagePlugin(Protocol):
             Unsupported: an unknown variant; the message says which are known.
         """
 
+    def shapes(self, spec: LanguageSpec) -> dict[str, tuple[int, ...]]:
+        """Canonical name → shape of every tensor, ``lm_head`` too where it is tied.
+
+        Raises:
+            Unsupported: sizes or an activation that no model of this kind has.
+        """
+
     def build(self, spec: LanguageSpec) -> nn.Module:
         """The causal language model; parameters on the meta device, buffers filled."""
+
+    def gguf(self, spec: LanguageSpec) -> GgufLanguage:
+        """How GGUF holds it.
+
+        Raises:
+            Unsupported: llama.cpp cannot hold it, or would compute it wrongly.
+        """
 
 
 def plugin(folder: str, kind: str) -> ModuleType:
@@ -152,6 +201,28 @@ def encoder(kind: str) -> VisionPlugin:
 def unknown_variant(kind: str, variant: str, known: Iterable[str]) -> Unsupported:
     """The error of a preset that there is not."""
     return Unsupported(f"{kind} has no variant {variant!r}", f"known: {', '.join(f'{kind}:{name}' for name in known)}")
+
+
+def variant_of(kind: str, variant: str, known: Mapping[str, Variant]) -> Variant:
+    """The variant of a name, the first one where there is no name.
+
+    Raises:
+        Unsupported: there is none; the message says which are known.
+    """
+    name = variant or next(iter(known))
+    if name not in known:
+        raise unknown_variant(kind, name, known)
+    return known[name]
+
+
+def check_activation(spec: LanguageSpec, known: Iterable[str]) -> None:
+    """Refuse an activation that a kind of language model does not have.
+
+    Raises:
+        Unsupported: the message says which it has.
+    """
+    if spec.hidden_act not in known:
+        raise Unsupported(f"a {spec.kind} with {spec.hidden_act!r} is not known", f"known: {', '.join(known)}")
 
 
 def check_image_size(spec: VisionSpec) -> VisionSpec:
@@ -213,6 +284,42 @@ def check_projector(checkpoint: Checkpoint) -> None:
     """
     spec = checkpoint.spec.projector
     check_shapes(projector(spec).shapes(spec), checkpoint.tensors["projector"], f"{checkpoint.path} projector")
+
+
+def check_language(checkpoint: Checkpoint) -> None:
+    """Compare a checkpoint's language model with what its kind must have, where opening it has not done so; reads no
+    weights.
+
+    Raises:
+        CheckpointError: a tensor is missing or of another shape.
+        Unsupported: the kind or a tensor is unknown, or sizes that the kind does not have.
+    """
+    spec = checkpoint.spec.language
+    shapes = language(spec).shapes(spec)
+    if spec.kind not in KNOWN_LANGUAGES:
+        expected.check_language(spec, shapes, checkpoint.tensors["language"], str(checkpoint.path))
+
+
+def check_parts(checkpoint: Checkpoint) -> None:
+    """All three; errors as theirs."""
+    check_encoder(checkpoint)
+    check_projector(checkpoint)
+    check_language(checkpoint)
+
+
+def check_fused(spec: LanguageSpec) -> None:
+    """Refuse int4 and float16 where no decoder of fused operators is known.
+
+    Raises:
+        Unsupported: the kind has none.
+    """
+    if not language(spec).FUSED:
+        raise Unsupported(f"a decoder of fused operators is not known for {spec.kind!r}", "use --decoder fp32 or int8")
+
+
+def token_table(checkpoint: Checkpoint) -> LazyTensor:
+    """The embedding of the tokens."""
+    return checkpoint.tensors["language"][language(checkpoint.spec.language).TABLES[0]]
 
 
 def language(spec: LanguageSpec) -> LanguagePlugin:

@@ -1,4 +1,4 @@
-"""Which type each tensor of a Llama gets in a GGUF mix. Pure functions; no weights are read.
+"""Which type each tensor of a language model gets in a GGUF mix. Pure functions; no weights are read.
 
 The rules are llama.cpp's (gguf_rules.py), so that a bundle equals what ``llama-quantize`` makes: some tensors get more
 bits than the rest, and a row that is no multiple of a block falls back to a smaller block.
@@ -93,8 +93,8 @@ def in_order(names: Mapping[str, object] | list[str]) -> list[str]:
 
 
 def quantizable(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor takes a mix's type: matrices do, norms and biases stay f32."""
-    return len(shape) > 1 and name.endswith("weight") and "_norm." not in name
+    """Whether a tensor takes a mix's type: matrices do; norms, biases and learned positions stay f32."""
+    return len(shape) > 1 and name.endswith("weight") and "_norm." not in name and not name.startswith("position_embd")
 
 
 def tensor_types(

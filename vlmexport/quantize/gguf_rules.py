@@ -1,4 +1,5 @@
-"""Where a mix departs from its default type, tensor by tensor. Pure functions; llama.cpp's rules for a Llama.
+"""Where a mix departs from its default type, tensor by tensor. Pure functions; llama.cpp's rules for Llama,
+Qwen2 and GPT-2.
 
 Source of the facts: ``llama-quant.cpp`` at 0c1e57098.
 """
@@ -68,6 +69,8 @@ def departure(mix: str, default: str, role: str, place: Place) -> str | None:
         case "attn_output":
             kinds = {"q2_k": "q3_k", "q3_k_m": "q4_k", "q3_k_l": "q5_k", "iq2_s": "iq3_s", "iq3_xxs": "iq3_s"}
             return kinds.get(mix)
+        case "attn_qkv":
+            return {"q3_k_m": "q4_k", "q3_k_l": "q4_k", "q4_k_m": "q5_k", "q5_k_m": "q6_k"}.get(mix)
         case "attn_q" | "attn_k" if mix == "iq3_xxs":
             return "iq2_s"
         case "token_embd" if mix in ("iq2_s", "iq3_xxs"):

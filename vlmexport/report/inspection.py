@@ -58,14 +58,17 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
             "bytes": sum(tensor.nbytes for tensor in tensors),
             "dtypes": sorted({tensor.dtype for tensor in tensors}),
         }
-    plugins.check_encoder(checkpoint)
-    plugins.check_projector(checkpoint)
+    plugins.check_parts(checkpoint)
     projector = plugins.projector(spec.projector)
     holds = {"onnx": "yes", "gguf": "yes"}
     try:
         projector_of(spec)
     except Unsupported as error:
         holds["gguf"] = f"as a hybrid, with --vision onnx: {error.what}"
+    try:
+        plugins.language(spec.language).gguf(spec.language)
+    except Unsupported as error:
+        holds["gguf"] = f"no: {error.what}"
     return {
         "name": spec.name,
         "layout": spec.layout,

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from vlmexport.checkpoint import sizes
 from vlmexport.checkpoint.documents import section
 from vlmexport.checkpoint.settings import Settings
 from vlmexport.checkpoint.spec import LanguageSpec, Spec, VisionSpec
@@ -33,10 +34,12 @@ def place(name: str) -> tuple[str, str]:
 
 
 def settings(config: dict[str, Any], path: Path) -> Settings:
-    """``text_config`` in the terms of ``LlamaConfig``, ``vision_config`` in those of ``VisionSpec``.
+    """``text_config`` in the terms of ``LlamaConfig``, whatever its ``model_type``, ``vision_config`` in those of
+    ``VisionSpec``.
 
     Raises:
         CheckpointError: one of them is missing or garbled.
+        Unsupported: scaled rotary embeddings.
     """
     text, vision = section(config, "text_config", path), section(config, "vision_config", path)
     if text is None or vision is None or not isinstance(config.get("projector"), str):
@@ -51,6 +54,7 @@ def settings(config: dict[str, Any], path: Path) -> Settings:
         select_feature=encoder.select_feature,
         aspect_ratio=encoder.aspect_ratio,
         encoder=encoder,
+        language=sizes.language(text, path, str(text.get("model_type", "llama"))),
     )
 
 
@@ -100,7 +104,7 @@ def _text(language: LanguageSpec) -> dict[str, Any]:
         "model_type": language.kind, "vocab_size": language.vocab_size, "hidden_size": language.hidden_size,
         "intermediate_size": language.intermediate_size, "num_hidden_layers": language.num_layers,
         "num_attention_heads": language.num_heads, "num_key_value_heads": language.num_kv_heads,
-        "head_dim": language.head_dim, "hidden_act": "silu", "rms_norm_eps": language.rms_norm_eps,
+        "head_dim": language.head_dim, "hidden_act": language.hidden_act, "rms_norm_eps": language.rms_norm_eps,
         "rope_theta": language.rope_theta, "max_position_embeddings": language.max_positions,
         "tie_word_embeddings": language.tie_word_embeddings,
     }  # fmt: skip

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
-from vlmexport.checkpoint import LanguageSpec
+from vlmexport.checkpoint import LanguageSpec, expected
 from vlmexport.model import plugins
+from vlmexport.model.plugins import GgufLanguage
 
+if TYPE_CHECKING:
+    from torch import nn
+
+EXAMPLE = "llama:tiny"
 LAYERS = "model.layers."
+TABLES = ("model.embed_tokens.weight",)
+FUSED = True
 _TINY = LanguageSpec("llama", 1536, 256, 512, 2, 4, 4, 64, 1e-5, 10000.0, 2048, False)
 _VARIANTS = {
     "tiny": _TINY,
@@ -26,36 +28,75 @@ _VARIANTS = {
 }  # fmt: skip
 """One for tests, MobileLLaMA's two (arXiv:2312.16886, table 1) and Vicuna's, all with 2048 positions."""
 
+_OUTSIDE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_INSIDE = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+
 
 def preset(variant: str) -> LanguageSpec:
     """A size of ``_VARIANTS``."""
-    name = variant or next(iter(_VARIANTS))
-    if name not in _VARIANTS:
-        raise plugins.unknown_variant("llama", name, _VARIANTS)
-    return _VARIANTS[name]
+    return plugins.variant_of("llama", variant, _VARIANTS)
 
 
-def config(spec: LanguageSpec) -> LlamaConfig:
-    """The transformers configuration of a Spec."""
-    return LlamaConfig(
-        vocab_size=spec.vocab_size,
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads,
-        head_dim=spec.head_dim,
-        rms_norm_eps=spec.rms_norm_eps,
-        rope_theta=spec.rope_theta,
-        max_position_embeddings=spec.max_positions,
-        tie_word_embeddings=spec.tie_word_embeddings,
-        attn_implementation="eager",
-    )
+def shapes(spec: LanguageSpec) -> dict[str, tuple[int, ...]]:
+    """Of ``LlamaForCausalLM``."""
+    plugins.check_activation(spec, ("silu",))
+    return expected.llama(spec)
+
+
+def settings(spec: LanguageSpec) -> dict[str, Any]:
+    """A Spec in the terms of ``LlamaConfig``, and of the configurations that share them."""
+    return {
+        "vocab_size": spec.vocab_size,
+        "hidden_size": spec.hidden_size,
+        "intermediate_size": spec.intermediate_size,
+        "num_hidden_layers": spec.num_layers,
+        "num_attention_heads": spec.num_heads,
+        "num_key_value_heads": spec.num_kv_heads,
+        "head_dim": spec.head_dim,
+        "hidden_act": spec.hidden_act,
+        "rms_norm_eps": spec.rms_norm_eps,
+        "rope_theta": spec.rope_theta,
+        "max_position_embeddings": spec.max_positions,
+        "tie_word_embeddings": spec.tie_word_embeddings,
+        "attn_implementation": "eager",
+    }
 
 
 def build(spec: LanguageSpec) -> nn.Module:
     """``LlamaForCausalLM`` with parameters on the meta device, rotary frequencies filled."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    config = LlamaConfig(**settings(spec))
     with torch.device("meta"):
-        module = LlamaForCausalLM(config(spec))
-    module.model.rotary_emb = LlamaRotaryEmbedding(config(spec))
-    return cast(nn.Module, module)
+        module = LlamaForCausalLM(config)
+    module.model.rotary_emb = LlamaRotaryEmbedding(config)
+    return cast("nn.Module", module)
+
+
+def gguf(spec: LanguageSpec) -> GgufLanguage:
+    """llama.cpp's ``llama``, which turns neighbouring values of a query or key by one angle."""
+    fields: dict[str, tuple[str, float]] = {
+        "attention.layer_norm_rms_epsilon": ("f32", spec.rms_norm_eps),
+        "attention.key_length": ("u32", spec.head_dim),
+        "attention.value_length": ("u32", spec.head_dim),
+        "rope.dimension_count": ("u32", spec.head_dim),
+        "rope.freq_base": ("f32", spec.rope_theta),
+    }
+    heads = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads}
+    return GgufLanguage("llama", _OUTSIDE, _INSIDE, fields, heads)

@@ -1,0 +1,192 @@
+"""Every language model, whatever the folder holds: names, ONNX with its cache, int8, fused operators, llama.cpp."""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import vlmexport.model.language as folder
+from tests.conformance.parts import SCHEMES, measure
+from tests.gguf_bundles import export, metadata, tensors
+from tests.llama_quantize import llama_quantize
+from tests.onnx_bundles import picture
+from vlmexport.artifact import fused_decoder, trace, verify
+from vlmexport.artifact.gguf_language import gguf_name, importance_names
+from vlmexport.artifact.graph import save
+from vlmexport.artifact.session import empty_cache, open_session, run
+from vlmexport.artifact.trace import Inputs
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.design import Design, create, language_of, specify
+from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.model import VLM, load, plugins
+from vlmexport.model.sketch import sketch
+from vlmexport.pipeline import open_whole
+from vlmexport.quantize.gguf_mix import find_mix
+from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.reference import ReferenceRuntime
+
+EXAMPLES = [
+    str(import_module(f"{folder.__name__}.{info.name}").EXAMPLE) for info in pkgutil.iter_modules(folder.__path__)
+]
+MIXES = ("q2_k", "q3_k_m", "q4_k_m", "q5_k_m", "q4_0", "iq4_xs")
+IDS = [1, *range(3, 14)]
+Opened = Callable[[str], Checkpoint]
+
+
+def design(text: str) -> Design:
+    """Behind a tower and a projector that an mmproj holds."""
+    return Design("clip:tiny", "mlp2x_gelu", text, image_size=56)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    """A checkpoint of each."""
+
+    @cache
+    def get(text: str) -> Checkpoint:
+        path = tmp_path_factory.mktemp("language") / "model"
+        create(design(text), path)
+        return open_whole(str(path))
+
+    return get
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_a_checkpoint_of_it_opens_as_it_was_specified(text: str, opened: Opened) -> None:
+    checkpoint = opened(text)
+    spec, plugin = checkpoint.spec.language, plugins.decoder(text.split(":")[0])
+    assert spec == specify(design(text)).language
+    shapes = {name: tuple(value.shape) for name, value in plugin.build(spec).state_dict().items()}
+    assert plugin.shapes(spec) == shapes
+    assert set(plugin.TABLES) <= set(shapes)
+    assert {name.split(".")[2] for name in shapes if name.startswith(plugin.LAYERS)} == {"0", "1"}
+    table = load(checkpoint).language.get_input_embeddings().weight  # type: ignore[operator]
+    assert torch.equal(table, plugins.token_table(checkpoint).torch().float())
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_damaged_weights_are_found_before_they_are_read(text: str, opened: Opened, tmp_path: Path) -> None:
+    create(design(text), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    state = load_file(file)
+    name = next(key for key in state if key.startswith("language.") and ".1." in key)
+    whole = state.pop(name)
+    for damaged, reason in ((state, "1 tensor is missing"), (state | {name: torch.zeros(3, 5)}, "has the shape")):
+        save_file(damaged, file)
+        with pytest.raises(CheckpointError, match=reason):
+            open_whole(str(tmp_path / "model"))
+    save_file(state | {name: whole, "language.extra": whole.clone()}, file)
+    with pytest.raises(Unsupported, match="1 tensor is unknown: extra"):
+        open_whole(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_gguf_names_every_tensor_or_says_why_not(text: str) -> None:
+    spec = language_of(text)
+    shapes = plugins.language(spec).shapes(spec)
+    try:
+        names = {name: gguf_name(spec, name) for name in shapes}
+    except Unsupported as error:
+        assert error.cure
+        return
+    assert len(set(names.values())) == len(names)
+    assert {"token_embd.weight", "output_norm.weight", "output.weight"} <= set(names.values())
+    linear = {
+        path for path, layer in plugins.language(spec).build(spec).named_modules() if type(layer) is torch.nn.Linear
+    }
+    measured = importance_names(spec)
+    assert {path.removeprefix("language.") for path in measured} == linear
+    expected = {names[f"{path}.weight"] for path in linear - {"lm_head"}}
+    assert set(measured.values()) - {"output.weight", "token_embd.weight"} == expected
+
+
+def decoder_inputs(vlm: VLM, seed: int, length: int, past: int) -> Inputs:
+    """Two sequences: embeddings of tokens, mask, positions and a cache."""
+    random, spec = torch.Generator().manual_seed(seed), vlm.spec.language
+    embeds = vlm.embed(torch.randint(3, 64, (2 * length,), generator=random).tolist()).reshape(2, length, -1)
+    shape = (2, spec.num_kv_heads, past, spec.head_dim)
+    held = [tuple(torch.randn(shape, generator=random) for _ in range(2)) for _ in range(spec.num_layers)]
+    mask, positions = torch.ones(2, past + length, dtype=torch.long), torch.arange(past, past + length).repeat(2, 1)
+    return embeds, mask, positions, held  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_onnx_in_float_and_int8(text: str, tmp_path: Path) -> None:
+    vlm = sketch(specify(design(text)), 1, ("language",))
+    calibration, probe = decoder_inputs(vlm, 0, 60, 0), decoder_inputs(vlm, 1, 9, 5)
+    found = measure(vlm, trace.trace_decoder(vlm), calibration, probe, tmp_path)
+    assert found.apart < 2e-5
+    assert verify.check_cache(vlm, tmp_path / "float.onnx") < 2e-5
+    for scheme in SCHEMES:
+        assert not found.coverage[scheme].float32
+        assert found.sqnr[scheme] > 20
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_fused_operators(text: str, opened: Opened, tmp_path: Path) -> None:
+    """The checkpoint is float16, so float16 weights are the float model's own."""
+    checkpoint = opened(text)
+    if not plugins.language(checkpoint.spec.language).FUSED:
+        with pytest.raises(Unsupported, match=r"fused operators is not known .* use --decoder fp32 or int8"):
+            fused_decoder.build(checkpoint, fused_decoder.HALF)
+        return
+    path, vlm = tmp_path / "decoder.onnx", load(checkpoint)
+    save(fused_decoder.build(checkpoint, fused_decoder.HALF), path)
+    with torch.inference_mode():
+        embeds = vlm.embed(IDS)
+        expected = vlm.logits(embeds).numpy()
+    got = through_the_cache(path, embeds)
+    assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
+    save(fused_decoder.build(checkpoint, fused_decoder.Weights(32, accuracy=0)), path)
+    assert np.corrcoef(through_the_cache(path, embeds).ravel(), expected.ravel())[0, 1] > 0.95
+
+
+def through_the_cache(path: Path, embeds: torch.Tensor) -> np.ndarray:
+    """Logits of a prompt in two pieces."""
+    session = open_session(path)
+    cache, parts = empty_cache(session), []
+    for start, stop in ((0, 7), (7, len(IDS))):
+        mask = np.ones((1, stop), np.int64)
+        outputs = run(session, {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask, **cache})
+        parts.append(outputs.pop("logits"))
+        cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
+    return np.concatenate(parts, 1)
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_llama_cpp_gives_the_float_models_logits(text: str, opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(text)
+    reference = ReferenceRuntime(checkpoint)
+    export(checkpoint, tmp_path / "bundle", type="f32", mmproj_type="f32")
+    runtime = open_runtime(tmp_path / "bundle")
+    tokens = reference.tokens(reference.features(reference.pixels(picture(0))))
+    prompt = runtime.prompt("what is it?")
+    assert prompt == reference.prompt("what is it?")
+    got, expected = runtime.logits(prompt, tokens), reference.logits(prompt, tokens)
+    answers = [[token.id for token in side.generate(prompt, tokens, 6)] for side in (runtime, reference)]
+    runtime.close()
+    assert np.linalg.norm(got - expected) < 2e-3 * np.linalg.norm(expected)
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_mixes_are_those_of_llama_quantize(text: str, opened: Opened, tmp_path: Path) -> None:
+    checkpoint = opened(text)
+    export(checkpoint, tmp_path / "f16", type="f16")
+    source = tmp_path / "f16" / "model-F16.gguf"
+    for mix in MIXES:
+        ours, theirs = tmp_path / mix / f"model-{mix.upper()}.gguf", tmp_path / f"{mix}.gguf"
+        export(checkpoint, ours.parent, type=mix)
+        assert llama_quantize(source, theirs, find_mix(mix).file_type)
+        found, expected = tensors(ours), tensors(theirs)
+        assert {name: kind for name, (kind, _) in found.items()} == {name: kind for name, (kind, _) in expected.items()}
+        assert all(np.array_equal(data, expected[name][1]) for name, (_, data) in found.items())
+        assert metadata(ours) == metadata(theirs)
