@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.layouts import design
 from vlmexport.model.vlm import VLM
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -26,14 +27,14 @@ def tiny_spec(projector: str = "mlp2x_gelu", image_size: int = 336, **language: 
     sizes = {
         "vocab_size": 384, "hidden_size": 256, "intermediate_size": 512, "num_layers": 2, "num_heads": 4,
         "num_kv_heads": 4, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_positions": 2048,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": False, "kind": "llama",
     } | language  # fmt: skip
     return Spec(
         name="tiny",
         layout="mobilevlm",
         vision=vision,
         projector=ProjectorSpec(projector, 64, int(sizes["hidden_size"]), vision.num_patches),
-        language=LanguageSpec("llama", **sizes),
+        language=LanguageSpec(**sizes),
         prompt=PromptSpec(),
         bos_token_id=1,
         eos_token_id=2,
@@ -148,6 +149,12 @@ def hf_config(spec: Spec) -> dict[str, Any]:
             "num_attention_heads": language.num_heads,
         },
     }  # fmt: skip
+
+
+def write_design(folder: Path, spec: Spec) -> Path:
+    """A checkpoint as ``vlmexport new`` writes it, of a Spec that no variant has."""
+    state = published(canonical_state(spec), lambda component, name: f"{component}.{name}")
+    return write_checkpoint(folder, spec, state=state, config=design.config(spec))
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -17,6 +17,7 @@ from vlmexport.calibrate import LayerStatistics, Statistics
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.console import QUIET
+from vlmexport.model import plugins
 from vlmexport.recipe import parse
 
 
@@ -37,11 +38,10 @@ def export(
 
 def random_statistics(spec: LanguageSpec) -> Statistics:
     """Statistics of uneven columns, other ones for image than for text positions."""
-    generator = torch.Generator().manual_seed(1)
+    generator, shapes = torch.Generator().manual_seed(1), plugins.language(spec).shapes(spec)
     layers = {}
     for path in importance_names(spec):
-        columns = spec.intermediate_size if path.endswith("down_proj") else spec.hidden_size
-        columns = spec.num_heads * spec.head_dim if path.endswith("o_proj") else columns
+        columns = shapes[f"{path.removeprefix('language.')}.weight"][1]
         layers[path] = LayerStatistics(columns)
         rows = torch.randn(24, columns, generator=generator) * torch.rand(columns, generator=generator).exp()
         layers[path].add(rows, torch.arange(24) < 16)

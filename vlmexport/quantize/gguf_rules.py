@@ -62,15 +62,13 @@ def departure(mix: str, default: str, role: str, place: Place) -> str | None:
         role: the name's last part but one: ``attn_v``, ``ffn_down``, ``token_embd``.
     """
     match role:
-        case "attn_v":
+        case "attn_v" | "attn_qkv":
             return _attn_v(mix, default, place)
         case "ffn_down":
             return _ffn_down(mix, place)
         case "attn_output":
             kinds = {"q2_k": "q3_k", "q3_k_m": "q4_k", "q3_k_l": "q5_k", "iq2_s": "iq3_s", "iq3_xxs": "iq3_s"}
             return kinds.get(mix)
-        case "attn_qkv":
-            return {"q3_k_m": "q4_k", "q3_k_l": "q4_k", "q4_k_m": "q5_k", "q5_k_m": "q6_k"}.get(mix)
         case "attn_q" | "attn_k" if mix == "iq3_xxs":
             return "iq2_s"
         case "token_embd" if mix in ("iq2_s", "iq3_xxs"):
