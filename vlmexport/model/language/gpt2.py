@@ -103,8 +103,11 @@ def build(spec: LanguageSpec) -> nn.Module:
 
 
 def gguf(spec: LanguageSpec) -> GgufLanguage:
-    """llama.cpp's ``gpt2``, which adds positions to embeddings as to tokens. It looks GELU up in a table of f16 values of the tanh
-    form: logits are 3e-4 of their norm away, whichever form the model has."""
+    """llama.cpp's ``gpt2``, which adds positions to embeddings as it does to tokens.
+
+    It looks GELU up in a table of f16 values of the tanh form: logits are 3e-4 of their norm away, whichever form the
+    model has.
+    """
     outside = {
         "transformer.wte.weight": "token_embd.weight", "transformer.wpe.weight": "position_embd.weight",
         "transformer.ln_f.weight": "output_norm.weight", "transformer.ln_f.bias": "output_norm.bias",
