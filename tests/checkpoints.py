@@ -151,9 +151,9 @@ def hf_config(spec: Spec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_design(folder: Path, spec: Spec) -> Path:
+def write_design(folder: Path, spec: Spec, dtype: torch.dtype = torch.float16) -> Path:
     """A checkpoint as ``vlmexport new`` writes it, of a Spec that no variant has."""
-    state = published(canonical_state(spec), lambda component, name: f"{component}.{name}")
+    state = published(canonical_state(spec, dtype=dtype), lambda component, name: f"{component}.{name}")
     return write_checkpoint(folder, spec, state=state, config=design.config(spec))
 
 

@@ -40,7 +40,7 @@ def pixels(vlm: VLM, seeds: range) -> torch.Tensor:
 
 
 def measure(vlm: VLM, traced: Traced, calibration: Inputs, probe: Inputs, folder: Path) -> Measured:
-    """Compare as it was traced and with batch norms folded; quantize that, and compare its first output on ``probe``."""
+    """Compare as it was traced and with batch norms folded; quantize that, and compare on ``probe``."""
     path = folder / "float.onnx"
     save(traced.model, path)
     apart = verify.check(traced, path)

@@ -113,9 +113,7 @@ def test_equals_llama_model_quantize(
     if important or mix not in DEMANDING or shape == "odd rows":
         compare(case, tmp_path, mix, important)
         return
-    with pytest.raises(
-        UsageError, match=rf"{mix} would make blk\.0\.\w+\.weight iq\w+, which needs an importance"
-    ):
+    with pytest.raises(UsageError, match=rf"{mix} would make blk\.0\.\w+\.weight iq\w+, which needs an importance"):
         export(case.checkpoint, tmp_path / "out", type=mix)
     assert not llama_quantize(case.f16, tmp_path / "theirs.gguf", find_mix(mix).file_type)
     assert not (tmp_path / "out").exists()

@@ -1,5 +1,5 @@
-"""A Llama or Qwen2 decoder in ONNX Runtime's fused operators: weights of 4 bits in blocks or of float16, grouped-query attention
-with its cache and rotary embedding inside. It is built, not traced: no exporter emits these operators.
+"""A decoder of Llama's kind in ONNX Runtime's fused operators: weights of 4 bits in blocks or of float16, grouped-query
+attention with its cache and rotary embedding inside. It is built, not traced: no exporter emits these operators.
 
 The contract is that of the traced decoder, but for ``position_ids``: positions follow from the attention mask.
 """
@@ -253,7 +253,10 @@ class _Quantized:
 def rotary_angles(spec: LanguageSpec) -> torch.Tensor:
     """f32 [positions, head_dim / 2], as transformers computes them."""
     exponents = torch.arange(0, spec.head_dim, 2, dtype=torch.int64).float() / spec.head_dim
-    return torch.outer(torch.arange(spec.max_positions).float(), 1.0 / spec.rope_theta**exponents)
+    frequencies = 1.0 / spec.rope_theta**exponents
+    if spec.rope_scaling:
+        frequencies /= torch.tensor(spec.rope_scaling.divisors(spec.rope_theta, spec.head_dim))
+    return torch.outer(torch.arange(spec.max_positions).float(), frequencies)
 
 
 def _value(name: str, dtype: ir.DataType, shape: tuple[str | int, ...]) -> ir.Value:

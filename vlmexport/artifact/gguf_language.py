@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from vlmexport.artifact import gguf_about, gguf_tokenizer
 from vlmexport.artifact.gguf_file import Field
 from vlmexport.artifact.gguf_rows import Entry
@@ -92,9 +94,12 @@ def entries(
     importance: ImportanceMatrix | None,
 ) -> list[Entry]:
     """The file's tensors."""
-    found, heads_of = [], plugins.language(spec).gguf(spec).heads
+    held = plugins.language(spec).gguf(spec)
+    found = [
+        Entry(name, (len(values),), "f32", np.array(values, np.float32)) for name, values in sorted(held.made.items())
+    ]
     for name in in_order(list(tensors)):
-        tensor, heads = tensors[name], heads_of.get(name.split(".")[-2], 0)
+        tensor, heads = tensors[name], held.heads.get(name.split(".")[-2], 0)
         column = importance.columns.get(name) if importance else None
         weights = column.mean if column else None
         found.append(Entry(name, tensor.shape, types[name], tensor, heads, weights))

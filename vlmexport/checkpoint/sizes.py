@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmexport.checkpoint.rope import read_scaling
 from vlmexport.checkpoint.settings import Settings
 from vlmexport.checkpoint.spec import LanguageSpec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor
@@ -125,10 +126,9 @@ def language(text: Mapping[str, Any], path: Path, kind: str = "llama") -> Langua
         CheckpointError: a size is missing or no number.
         Unsupported: something that would change the result and is not known.
     """
-    rope = text.get("rope_parameters") or {}
-    _refuse_scaling(text, rope, path)
     theta = text.get("rope_theta")
     try:
+        scaling, rope = read_scaling(text, path), text.get("rope_parameters") or {}
         hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
         spec = LanguageSpec(
             kind=kind,
@@ -144,6 +144,7 @@ def language(text: Mapping[str, Any], path: Path, kind: str = "llama") -> Langua
             max_positions=int(text.get("max_position_embeddings", 2048)),
             tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
             hidden_act=str(text.get("hidden_act", LanguageSpec.hidden_act)),
+            rope_scaling=scaling,
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path} lacks or garbles {error}", "use the published config.json") from error
@@ -154,11 +155,3 @@ def language(text: Mapping[str, Any], path: Path, kind: str = "llama") -> Langua
             "use the published config.json",
         )
     return spec
-
-
-def _refuse_scaling(text: Mapping[str, Any], rope: Any, path: Path) -> None:
-    """What the Spec cannot say and would be left out without a word."""
-    scaling = text.get("rope_scaling") or (rope if isinstance(rope, dict) else {"rope_type": rope})
-    kind = scaling.get("rope_type") or scaling.get("type") or "default" if isinstance(scaling, dict) else scaling
-    if kind != "default":
-        raise Unsupported(f"{path}: rotary embeddings are scaled ({kind})", "known: no rope_scaling")

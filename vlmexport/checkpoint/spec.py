@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isqrt
 
+from vlmexport.checkpoint.rope import RopeScaling
+
 
 @dataclass(frozen=True)
 class VisionSpec:
@@ -83,6 +85,7 @@ class LanguageSpec:
     max_positions: int
     tie_word_embeddings: bool
     hidden_act: str = "silu"
+    rope_scaling: RopeScaling | None = None
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, VisionSpec
-from vlmexport.checkpoint import expected
+from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, VisionSpec, expected
 from vlmexport.checkpoint.expected import KNOWN_ENCODERS, KNOWN_LANGUAGES, check_shapes
 from vlmexport.errors import Unsupported
 
@@ -57,12 +56,15 @@ class GgufLanguage:
     inside: dict[str, str]
     """Path of a module in a layer → its name in a block."""
 
-    fields: dict[str, tuple[str, float]]
+    fields: dict[str, tuple[str, float | str]]
     """Metadata beyond the sizes that every architecture has: key after the architecture → type and value."""
 
     heads: dict[str, int] = field(default_factory=dict)
     """Name in a block → its number of heads, where llama.cpp's rotary embedding wants the rows of a head in another
     order than transformers' (pairs side by side, not half a head apart)."""
+
+    made: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """GGUF name → values of a tensor that follows from the config."""
 
 
 class VisionPlugin(Protocol):

@@ -39,7 +39,7 @@ def settings(config: dict[str, Any], path: Path) -> Settings:
 
     Raises:
         CheckpointError: one of them is missing or garbled.
-        Unsupported: scaled rotary embeddings.
+        Unsupported: rotary embeddings that are scaled otherwise than known.
     """
     text, vision = section(config, "text_config", path), section(config, "vision_config", path)
     if text is None or vision is None or not isinstance(config.get("projector"), str):
@@ -100,7 +100,8 @@ def config(spec: Spec) -> dict[str, Any]:
 
 
 def _text(language: LanguageSpec) -> dict[str, Any]:
-    return {
+    scaling = {"rope_scaling": language.rope_scaling.facts()} if language.rope_scaling else {}
+    return scaling | {
         "model_type": language.kind, "vocab_size": language.vocab_size, "hidden_size": language.hidden_size,
         "intermediate_size": language.intermediate_size, "num_hidden_layers": language.num_layers,
         "num_attention_heads": language.num_heads, "num_key_value_heads": language.num_kv_heads,

@@ -62,8 +62,11 @@ def shapes(spec: LanguageSpec) -> dict[str, tuple[int, ...]]:
         "attn.c_attn": (3 * width, width), "attn.c_proj": (width, width), "mlp.c_fc": (inner, width),
         "mlp.c_proj": (width, inner),
     }  # fmt: skip
-    tables = zip(TABLES, ((spec.vocab_size, width), (spec.max_positions, width)), strict=True)
-    found: dict[str, tuple[int, ...]] = dict(tables) | {"lm_head.weight": (spec.vocab_size, width)}
+    tokens, positions = TABLES
+    found: dict[str, tuple[int, ...]] = {
+        tokens: (spec.vocab_size, width), positions: (spec.max_positions, width),
+        "lm_head.weight": (spec.vocab_size, width),
+    }  # fmt: skip
     norms = ["transformer.ln_f"]
     for i in range(spec.num_layers):
         norms += [f"{LAYERS}{i}.ln_1", f"{LAYERS}{i}.ln_2"]

@@ -69,7 +69,7 @@ def settings(spec: LanguageSpec) -> dict[str, Any]:
         "head_dim": spec.head_dim,
         "hidden_act": spec.hidden_act,
         "rms_norm_eps": spec.rms_norm_eps,
-        "rope_theta": spec.rope_theta,
+        "rope_parameters": {"rope_theta": spec.rope_theta, **(spec.rope_scaling.facts() if spec.rope_scaling else {})},
         "max_position_embeddings": spec.max_positions,
         "tie_word_embeddings": spec.tie_word_embeddings,
         "attn_implementation": "eager",
@@ -90,13 +90,20 @@ def build(spec: LanguageSpec) -> nn.Module:
 
 
 def gguf(spec: LanguageSpec) -> GgufLanguage:
-    """llama.cpp's ``llama``, which turns neighbouring values of a query or key by one angle."""
-    fields: dict[str, tuple[str, float]] = {
+    """llama.cpp's ``llama``: it turns neighbouring values of a query or key by one angle, and reads what Llama 3 divides
+    frequencies by from a tensor."""
+    scaling = spec.rope_scaling
+    made: dict[str, tuple[float, ...]] = {}
+    fields: dict[str, tuple[str, float | str]] = {
         "attention.layer_norm_rms_epsilon": ("f32", spec.rms_norm_eps),
         "attention.key_length": ("u32", spec.head_dim),
         "attention.value_length": ("u32", spec.head_dim),
         "rope.dimension_count": ("u32", spec.head_dim),
         "rope.freq_base": ("f32", spec.rope_theta),
     }
+    if scaling and scaling.rope_type == "linear":
+        fields |= {"rope.scaling.type": ("str", "linear"), "rope.scaling.factor": ("f32", scaling.factor)}
+    elif scaling:
+        made["rope_freqs.weight"] = scaling.divisors(spec.rope_theta, spec.head_dim)
     heads = {"attn_q": spec.num_heads, "attn_k": spec.num_kv_heads}
-    return GgufLanguage("llama", _OUTSIDE, _INSIDE, fields, heads)
+    return GgufLanguage("llama", _OUTSIDE, _INSIDE, fields, heads, made)

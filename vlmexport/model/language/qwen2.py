@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from vlmexport.checkpoint import LanguageSpec
+from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.language import llama
 from vlmexport.model.plugins import GgufLanguage
@@ -54,4 +55,7 @@ def build(spec: LanguageSpec) -> nn.Module:
 
 def gguf(spec: LanguageSpec) -> GgufLanguage:
     """llama.cpp's ``qwen2``. It turns values half a head apart, as transformers does: rows stay in their order."""
-    return replace(llama.gguf(spec), architecture="qwen2", heads={})
+    held = llama.gguf(spec)
+    if held.made:
+        raise Unsupported("llama.cpp's qwen2 leaves out Llama 3's scaling of rotary embeddings", "use an ONNX bundle")
+    return replace(held, architecture="qwen2", heads={})

@@ -1,0 +1,78 @@
+"""Scaled rotary embeddings: transformers' frequencies, and the same logits from fused operators and llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.checkpoints import tiny_spec, write_design
+from tests.gguf_bundles import export
+from tests.onnx_bundles import picture
+from vlmexport.artifact import fused_decoder
+from vlmexport.artifact.graph import save
+from vlmexport.artifact.session import empty_cache, open_session, run
+from vlmexport.checkpoint import open_checkpoint
+from vlmexport.checkpoint.rope import RopeScaling
+from vlmexport.design import language_of
+from vlmexport.errors import Unsupported
+from vlmexport.model import load, plugins
+from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.reference import ReferenceRuntime
+
+LLAMA_3_2 = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
+SCALINGS = [RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 64)]
+
+
+@pytest.mark.parametrize("scaling", [*SCALINGS, LLAMA_3_2])
+def test_frequencies_are_those_of_transformers(scaling: RopeScaling) -> None:
+    plain = replace(language_of("llama:tiny"), rope_theta=5e5, num_layers=1)
+    spec = replace(plain, rope_scaling=scaling)
+    expected, unscaled = (
+        plugins.language(spec).build(each).get_submodule("model.rotary_emb").inv_freq for each in (spec, plain)
+    )
+    assert torch.allclose(unscaled / torch.tensor(scaling.divisors(5e5, 64)), expected, rtol=1e-6)
+    divisors = scaling.divisors(5e5, 64)
+    assert divisors[-1] == scaling.factor
+    assert divisors[0] == (scaling.factor if scaling.rope_type == "linear" else 1)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_every_runtime_computes_it(scaling: RopeScaling, tmp_path: Path) -> None:
+    spec = tiny_spec("mlp2x_gelu", image_size=168, num_layers=1, rope_scaling=scaling)
+    found = open_checkpoint(write_design(tmp_path / "model", spec))
+    assert found.spec.language == spec.language
+    reference = ReferenceRuntime(found)
+    tokens, prompt = reference.tokens(reference.features(reference.pixels(picture(0)))), reference.prompt("what ?")
+    expected = reference.logits(prompt, tokens)
+
+    found.spec = replace(found.spec, language=replace(spec.language, rope_scaling=None))
+    assert apart(ReferenceRuntime(found).logits(prompt, tokens), expected) > 0.01, "the scaling makes no difference"
+    found.spec = replace(found.spec, language=spec.language)
+
+    save(fused_decoder.build(found, fused_decoder.HALF), tmp_path / "decoder.onnx")
+    session, embeds = open_session(tmp_path / "decoder.onnx"), load(found).prompt_embeds(prompt, torch.tensor(tokens))
+    mask = np.ones(embeds.shape[:2], np.int64)
+    got = run(session, {"inputs_embeds": embeds.numpy(), "attention_mask": mask, **empty_cache(session)})["logits"]
+    assert apart(got, expected) < 1e-5
+
+    export(found, tmp_path / "bundle", type="f32", mmproj_type="f32")
+    runtime = open_runtime(tmp_path / "bundle")
+    assert apart(runtime.logits(prompt, tokens), expected) < 1e-4
+    runtime.close()
+
+
+def apart(got: np.ndarray, expected: np.ndarray) -> float:
+    """Norm of the difference over the norm."""
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
+
+
+def test_llama_cpps_qwen2_leaves_llama3_out() -> None:
+    spec = replace(language_of("qwen2:tiny"), rope_scaling=LLAMA_3_2)
+    with pytest.raises(Unsupported, match=r"qwen2 leaves out Llama 3's scaling .* use an ONNX bundle"):
+        plugins.language(spec).gguf(spec)
+    linear = replace(spec, rope_scaling=SCALINGS[0])
+    assert plugins.language(linear).gguf(linear).fields["rope.scaling.factor"] == ("f32", 4.0)
