@@ -17,6 +17,7 @@ from vlmexport.artifact.imatrix import from_statistics
 from vlmexport.calibrate import Statistics
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.checkpoint.locate import open_model
+from vlmexport.checkpoint.rope import RopeScaling
 from vlmexport.errors import UsageError
 from vlmexport.quantize.gguf_mix import find_mix, in_order, mixes, needs_importance, tensor_types
 from vlmexport.quantize.gguf_rules import Decoder
@@ -36,6 +37,7 @@ SHAPES = {
         "head_dim": 32,
     },
     "tied": {"num_layers": 1, "intermediate_size": 288, "tie_word_embeddings": True},
+    "llama3": {"num_layers": 1, "rope_scaling": RopeScaling("llama3", 8.0)},
     "qwen2": {"kind": "qwen2", "num_layers": 3, "num_kv_heads": 1, "tie_word_embeddings": True},
     "gpt2": {"kind": "gpt2", "num_layers": 8, "intermediate_size": 256, "rope_theta": 0.0, "hidden_act": "gelu_new"},
 }

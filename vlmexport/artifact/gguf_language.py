@@ -95,10 +95,12 @@ def entries(
 ) -> list[Entry]:
     """The file's tensors."""
     held = plugins.language(spec).gguf(spec)
-    found = [
-        Entry(name, (len(values),), "f32", np.array(values, np.float32)) for name, values in sorted(held.made.items())
-    ]
-    for name in in_order(list(tensors)):
+    found = []
+    for name in in_order([*tensors, *held.made]):
+        if name in held.made:
+            values = np.array(held.made[name], np.float32)
+            found.append(Entry(name, values.shape, "f32", values))
+            continue
         tensor, heads = tensors[name], held.heads.get(name.split(".")[-2], 0)
         column = importance.columns.get(name) if importance else None
         weights = column.mean if column else None

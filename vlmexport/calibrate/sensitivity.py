@@ -29,8 +29,8 @@ SENSITIVE = 24
 """Samples of a calibration set that are run: a backward pass costs as much as three forward ones."""
 
 EMBEDDING = "language.model.embed_tokens"
-"""What the table [tokens, hidden] goes by, whatever its name in the model: each token counts alike, for which ones will be
-asked for is not known."""
+"""What the table [tokens, hidden] goes by, whatever its name in the model: each token counts alike, for which ones
+will be asked for is not known."""
 
 
 @dataclass

@@ -90,8 +90,8 @@ def build(spec: LanguageSpec) -> nn.Module:
 
 
 def gguf(spec: LanguageSpec) -> GgufLanguage:
-    """llama.cpp's ``llama``: it turns neighbouring values of a query or key by one angle, and reads what Llama 3 divides
-    frequencies by from a tensor."""
+    """llama.cpp's ``llama``: it turns neighbouring values of a query or key by one angle, and reads from a tensor what
+    Llama 3 divides frequencies by."""
     scaling = spec.rope_scaling
     made: dict[str, tuple[float, ...]] = {}
     fields: dict[str, tuple[str, float | str]] = {
