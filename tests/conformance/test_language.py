@@ -17,6 +17,7 @@ import vlmexport.model.language as folder
 from tests.conformance.parts import SCHEMES, measure
 from tests.gguf_bundles import export
 from tests.onnx_bundles import picture
+from vlmexport import pipeline
 from vlmexport.artifact import fused_decoder, trace, verify
 from vlmexport.artifact.gguf_language import gguf_name, importance_names
 from vlmexport.artifact.graph import save
@@ -28,6 +29,8 @@ from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import VLM, load, plugins
 from vlmexport.model.sketch import sketch
 from vlmexport.pipeline import open_whole
+from vlmexport.plan import plan
+from vlmexport.recipe import resolve
 from vlmexport.runtime.opening import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 
@@ -132,8 +135,11 @@ def test_fused_operators(text: str, opened: Opened, tmp_path: Path) -> None:
     """The checkpoint is float16, so float16 weights are the float model's own."""
     checkpoint = opened(text)
     if not plugins.language(checkpoint.spec.language).FUSED:
+        recipe, out = resolve("onnx-fp32-int4"), tmp_path / "out"
         with pytest.raises(Unsupported, match=r"fused operators is not known .* use --decoder fp32 or int8"):
-            fused_decoder.build(checkpoint, fused_decoder.HALF)
+            pipeline.export(str(checkpoint.path), recipe, out)
+        assert not out.exists()
+        assert "fused operators" in str(plan(checkpoint, [recipe])[0].refused)
         return
     path, vlm = tmp_path / "decoder.onnx", load(checkpoint)
     save(fused_decoder.build(checkpoint, fused_decoder.HALF), path)

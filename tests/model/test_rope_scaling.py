@@ -20,6 +20,7 @@ from vlmexport.checkpoint.rope import RopeScaling
 from vlmexport.design import language_of
 from vlmexport.errors import Unsupported
 from vlmexport.model import load, plugins
+from vlmexport.report.inspection import inspection
 from vlmexport.runtime.opening import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 
@@ -70,9 +71,14 @@ def apart(got: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
-def test_llama_cpps_qwen2_leaves_llama3_out() -> None:
-    spec = replace(language_of("qwen2:tiny"), rope_scaling=LLAMA_3_2)
+def test_llama_cpps_qwen2_leaves_llama3_out(tmp_path: Path) -> None:
+    spec = tiny_spec("mlp2x_gelu", image_size=168, num_layers=1, kind="qwen2", rope_scaling=LLAMA_3_2)
+    found = open_checkpoint(write_design(tmp_path / "model", spec))
     with pytest.raises(Unsupported, match=r"qwen2 leaves out Llama 3's scaling .* use an ONNX bundle"):
-        plugins.language(spec).gguf(spec)
-    linear = replace(spec, rope_scaling=SCALINGS[0])
+        export(found, tmp_path / "bundle", type="f32")
+    assert not (tmp_path / "bundle").exists()
+    assert inspection(found)["formats"] == {
+        "onnx": "yes", "gguf": "no: llama.cpp's qwen2 leaves out Llama 3's scaling of rotary embeddings"
+    }  # fmt: skip
+    linear = replace(spec.language, rope_scaling=SCALINGS[0])
     assert plugins.language(linear).gguf(linear).fields["rope.scaling.factor"] == ("f32", 4.0)
