@@ -26,6 +26,14 @@ def test_clip_and_llama() -> None:
     assert found.token == 2 * (weights + head) + attention * (positions + 1)
 
 
+def test_gpt2() -> None:
+    spec = specify(Design("clip:tiny", "linear", "gpt2:124m"))
+    found, language = count(spec), spec.language
+    weights = language.num_layers * language.hidden_size * (4 * language.hidden_size + 2 * language.intermediate_size)
+    attention = 4 * language.num_layers * language.hidden_size * (found.positions + 1)
+    assert found.token == 2 * (weights + language.vocab_size * language.hidden_size) + attention
+
+
 @pytest.mark.parametrize("vision", ["mobileformer:tiny", "s2:clip:tiny", "siglip:tiny", "timm:mobilenetv3_small_100"])
 def test_every_kind_of_encoder_can_be_counted(vision: str) -> None:
     found = count(specify(Design(vision, "linear", "llama:tiny")))
