@@ -156,11 +156,11 @@ def tables(found: dict[str, dict[str, Row]]) -> str:
     tower = found["encoders"].get(TOWER)
     for name, row in found["projectors"].items():
         shares = [f"1/{tower['ms'][p] / row['ms'][p]:.0f}" if tower else "" for p in ("fp32", "int8")]
-        cells = (
+        figures = (
             str(row["tokens"]), f"{row['parameters'] / 1e6:.1f}", f"{row['operations'] / 1e9:.3g}",
             f"{row['prompt_operations'] / 1e9:.0f}", *_times(row), *shares, f"{row['sqnr_db']:.1f}",
         )  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(figures) + " |")
     return "\n".join(lines)
 
 

@@ -37,7 +37,7 @@ from llama_cpp import Llama, llama_cpp
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.calibrate import Sample, heldout_samples
 from vlmexport.checkpoint.tokenizer import Prompt
-from vlmexport.parity.expected import MAX_NEW_TOKENS, QuestionValues
+from vlmexport.parity.expected import MAX_NEW_TOKENS, Live, QuestionValues
 from vlmexport.parity.intervals import paired_drop
 from vlmexport.parity.metrics import LogitsMeasure
 from vlmexport.pipeline import export, open_whole
@@ -70,14 +70,11 @@ class Question:
 def questions(count: int, odd: bool) -> list[Question]:
     """The float model asked about every other scene of the held-out part."""
     samples = [s for s in heldout_samples() if int(s.image_id.removeprefix("scene-")) % 2 == odd][:count]
-    reference, tokens, found = ReferenceRuntime(open_whole("demo")), {}, []
+    expected, tokens, found = Live(ReferenceRuntime(open_whole("demo"))), {}, []
     for sample in samples:
         if sample.image_id not in tokens:
-            tokens[sample.image_id] = reference.tokens(reference.features(reference.pixels(sample.image())))
-        prompt = reference.prompt(sample.question)
-        steps, logits = reference.answer(prompt, tokens[sample.image_id], MAX_NEW_TOKENS)
-        ids, margins = [step.id for step in steps], [step.margin for step in steps]
-        values = QuestionValues(prompt, ids, margins, reference.decode(ids), logits)
+            tokens[sample.image_id] = expected.image(sample).tokens
+        values = expected.question(sample, tokens[sample.image_id])
         found.append(Question(sample, tokens[sample.image_id], values))
     return found
 

@@ -135,7 +135,8 @@ class Side:
 
     def _decode(self, mode: Mode, prompt: Prompt, tokens: F32) -> tuple[list[int], F32]:
         """Ids of the greedy answer, and the logits [1, prompt and answer but its last token, vocabulary]."""
-        ids, rows, start = [], [], time.perf_counter()
+        ids: list[int] = []
+        rows, start = [], time.perf_counter()
         for token, logits in self.runtime.steps(prompt, tokens, MAX_NEW_TOKENS):
             if not ids:
                 self._took("logits", mode, start)
