@@ -16,6 +16,7 @@ from vlmexport.errors import VlmExportError
 from vlmexport.parity.expected import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.measured import Measured
 from vlmexport.parity.metrics import ArrayMeasure, LogitsMeasure, ShapeDiffersError
+from vlmexport.parity.prompts import difference
 from vlmexport.parity.result import MODES, Answer, Mode
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32
@@ -60,6 +61,8 @@ class Side:
         except VlmExportError as error:
             self.measured.errors.setdefault(("logits", "chained"), str(error))
             return
+        if other := difference(expected.prompt, own):
+            self.measured.errors.setdefault(("logits", "chained"), other)
         self._answer(sample, "chained", own, own_tokens, expected)
 
     def _chain(self, name: str, image: Image.Image, expected: ImageValues) -> F32 | None:
@@ -140,6 +143,8 @@ class Side:
         for token, logits in self.runtime.steps(prompt, tokens, MAX_NEW_TOKENS):
             if not ids:
                 self._took("logits", mode, start)
+            if not np.isfinite(logits).all():
+                raise VlmExportError("logits are not finite", "see where with --bisect")
             ids.append(token.id)
             rows.append(logits)
         self._took("answer", mode, start)

@@ -10,14 +10,15 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.checkpoint import PromptSpec
-from vlmexport.checkpoint.tokenizer import Prompt, split_prompt
+from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.quantize.ggml import library_path
+from vlmexport.runtime.chat import ChatTemplate
 from vlmexport.runtime.llamacpp_probe import probe
 from vlmexport.runtime.llamacpp_process import Process
 from vlmexport.runtime.stages import F32, Runtime, Token
 
+_MARKER = "<__media__>"
 _PRECISION = "llama.cpp on the CPU with an F32 cache and without flash attention"
 _PIXELS = "pixels are libmtmd's own: it resizes, then pads; MobileVLM pads, then resizes (square images are equal)"
 
@@ -37,12 +38,12 @@ class LlamaCppDecoder:
     def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = 2) -> None:
         for library in ("llama", "mtmd", "ggml-base"):
             library_path(library)
-        self._prompt = PromptSpec(**manifest.details["prompt"])
         language = str(bundle / manifest.details["language"])
         self.process = Process()
         try:
             request = {"op": "open", "language": language, "threads": threads}
             facts = self.process.ask(request, f"loading {bundle}").body
+            self._template = ChatTemplate(facts["chat_template"], _MARKER, Path(language).name)
             self._check_end(facts["eos_token_id"], int(manifest.source.spec["eos_token_id"]), language)
         except VlmExportError:
             self.close()
@@ -59,9 +60,8 @@ class LlamaCppDecoder:
             )
 
     def prompt(self, question: str) -> Prompt:
-        """Token ids before and after the image, by llama.cpp's tokenizer."""
-        text = self._prompt.text(question)
-        before, after = split_prompt(text)
+        """Token ids before and after the image, by llama.cpp's tokenizer and the file's chat template."""
+        text, before, after = self._template.prompt(question)
         ids = self.process.ask({"op": "prompt", "before": before, "after": after}, "tokenizing a prompt").body
         return Prompt(text, tuple(ids["before"]), tuple(ids["after"]))
 

@@ -34,6 +34,8 @@ class Language:
         self._rows = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._width = llama_cpp.llama_model_n_embd(self._model)
         self.eos_token_id: int = llama_cpp.llama_vocab_eos(self._vocab)
+        template: bytes | None = llama_cpp.llama_model_chat_template(self._model, None)
+        self.chat_template = None if template is None else template.decode(errors="replace")
         self.size = min(_MAX_CONTEXT, llama_cpp.llama_model_n_ctx_train(self._model))
         self._context = self._open(threads)
         self._past = 0

@@ -51,8 +51,14 @@ class Worker:
         from llama_cpp import __version__
 
         self.language = Language(Path(language), threads)
-        facts = {"version": __version__, "eos_token_id": self.language.eos_token_id, "context": self.language.size}
-        return Message(facts)
+        return Message(
+            {
+                "version": __version__,
+                "eos_token_id": self.language.eos_token_id,
+                "context": self.language.size,
+                "chat_template": self.language.chat_template,
+            }
+        )
 
     def do_open_vision(self, mmproj: str, image_size: int, width: int, threads: int) -> Message:
         """Load the mmproj; it needs no language model."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from tokenizers import Tokenizer
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.session import THREADS
 from vlmexport.artifact.tokenizer_json import encode
-from vlmexport.checkpoint import PromptSpec
-from vlmexport.checkpoint.tokenizer import Prompt, split_prompt
+from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Prompt
 from vlmexport.errors import CheckpointError
+from vlmexport.runtime.chat import ChatTemplate
 from vlmexport.runtime.ort_sessions import Cache, Sessions
 from vlmexport.runtime.ort_vision import OrtVision
 from vlmexport.runtime.stages import F32, Token
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class OrtRuntime(OrtVision):
@@ -31,21 +34,18 @@ class OrtRuntime(OrtVision):
         self, bundle: Path, manifest: Manifest, threads: int = THREADS, sessions: Sessions | None = None
     ) -> None:
         super().__init__(bundle, manifest, threads, sessions)
-        spec = manifest.source.spec
-        self.eos_token_id = int(spec["eos_token_id"])
-        self._bos = int(spec["bos_token_id"])
-        self._template = PromptSpec(**manifest.details["prompt"])
+        self.eos_token_id = int(manifest.source.spec["eos_token_id"])
+        self._template = _template(bundle / _TOKENIZER_CONFIG)
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle / self.details["tokenizer"]))
         except Exception as error:  # tokenizers raises Exception itself
             raise CheckpointError(f"{bundle} has no readable tokenizer.json ({error})", "export it again") from error
 
     def prompt(self, question: str) -> Prompt:
-        """Token ids before and after the image, by ``tokenizer.json``."""
-        text = self._template.text(question)
-        before, after = split_prompt(text)
-        ids = (self._bos, *encode(self._tokenizer, before))
-        return Prompt(text, ids, tuple(encode(self._tokenizer, after)))
+        """Token ids before and after the image, by ``tokenizer.json`` and the chat template of its configuration."""
+        text, before, after = self._template.prompt(question)
+        begin = self._tokenizer.encode("").ids  # BOS, which the tokenizer itself puts before a text
+        return Prompt(text, (*begin, *encode(self._tokenizer, before)), tuple(encode(self._tokenizer, after)))
 
     def logits(self, prompt: Prompt, tokens: F32) -> F32:
         """[1, sequence, vocabulary]."""
@@ -90,3 +90,11 @@ class OrtRuntime(OrtVision):
     def _embeds(self, prompt: Prompt, tokens: F32) -> F32:
         image = tokens.reshape(1, -1, tokens.shape[-1])
         return np.concatenate([self._embed(prompt.before), image, self._embed(prompt.after)], 1)
+
+
+def _template(path: Path) -> ChatTemplate:
+    try:
+        source = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})", "export the bundle again") from error
+    return ChatTemplate(source, IMAGE_MARKER, path.name)

@@ -10,6 +10,7 @@ from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.session import THREADS, with_output
 from vlmexport.checkpoint import VisionSpec
 from vlmexport.model.pixels import pixel_values
+from vlmexport.runtime.image_processor import vision_spec
 from vlmexport.runtime.ort_sessions import Array, LocalSessions, Sessions
 from vlmexport.runtime.stages import F32
 
@@ -34,7 +35,7 @@ class OrtVision:
         self.sessions = sessions or LocalSessions()
         self.name, self.notes = self.sessions.name, _notes(manifest, self.sessions.machine)
         self._bundle, self.details, self._threads = bundle, manifest.details, threads
-        self._vision_spec = VisionSpec(**manifest.source.spec["vision"])
+        self._vision_spec = vision_spec(bundle, VisionSpec(**manifest.source.spec["vision"]))
         self._last: tuple[F32, F32] | None = None
         self._open: set[str] = set()
 

@@ -1,0 +1,42 @@
+"""The prompt by a bundle's own template: the float model's, or an error that says what is wrong with the file."""
+
+from __future__ import annotations
+
+import pytest
+
+from vlmexport.artifact import chat_template as gguf_template
+from vlmexport.checkpoint import PromptSpec
+from vlmexport.checkpoint.tokenizer import IMAGE_MARKER
+from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.runtime.chat import ChatTemplate
+
+MARKED = PromptSpec(image_start="<im_start>", image_end="<im_end>")
+
+
+@pytest.mark.parametrize("prompt", [PromptSpec(), MARKED], ids=["plain", "marked"])
+@pytest.mark.parametrize("question", ["What is it?", " two  spaces\n", "{{ x }} {% if %} 'q'", ""])
+def test_gguf(prompt: PromptSpec, question: str) -> None:
+    text, before, after = ChatTemplate(gguf_template.chat_template(prompt), "<__media__>", "x.gguf").prompt(question)
+    assert text == prompt.text(question)
+    assert (before, after) == tuple(text.split(IMAGE_MARKER))
+
+
+def test_a_second_image() -> None:
+    template = ChatTemplate(gguf_template.chat_template(PromptSpec()), "<__media__>", "x.gguf")
+    for marker in ("<image>", "<__media__>"):
+        with pytest.raises(UsageError, match=f"the question holds {marker}"):
+            template.prompt(f"and {marker}?")
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (None, "x.gguf holds no chat template"),
+        ("{% if %}", "a chat template that is none"),
+        ("{{ messages[0]['content'] }}", "leaves the image out"),
+        ("{{ raise_exception('no') }}", "cannot be rendered"),
+    ],
+)
+def test_no_template(source: str | None, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        ChatTemplate(source, "<__media__>", "x.gguf").prompt("What?")

@@ -1,0 +1,49 @@
+"""What a bundle's image processor says is what its pixels are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import tiny_spec
+from vlmexport.artifact.onnx_layout import preprocessor
+from vlmexport.errors import CheckpointError
+from vlmexport.runtime.image_processor import FILE, vision_spec
+
+
+def told(folder: Path, ratio: str, **changes: Any) -> Path:
+    spec = tiny_spec("ldpnetv2")
+    document = preprocessor(replace(spec, vision=replace(spec.vision, aspect_ratio=ratio)))
+    (folder / FILE).write_text(json.dumps(document | changes))
+    return folder
+
+
+@pytest.mark.parametrize("ratio", ["pad", "crop"])
+def test_what_was_written(ratio: str, tmp_path: Path) -> None:
+    right = replace(tiny_spec("ldpnetv2").vision, aspect_ratio=ratio)
+    known = replace(right, aspect_ratio="", image_size=1, image_mean=(0, 0, 0), image_std=(1, 1, 1))
+    assert vision_spec(told(tmp_path, ratio), known) == right
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"do_pad": False}, "neither crops nor pads"),
+        ({"do_center_crop": True}, "crops and pads"),
+        ({"pad_size": {"width": 3, "height": 4}}, "not square"),
+        ({"image_mean": [0.5]}, "not enough values"),
+        ({"pad_size": None}, "not subscriptable"),
+    ],
+)
+def test_what_cannot_be_followed(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        vision_spec(told(tmp_path, "pad", **changes), tiny_spec("ldpnetv2").vision)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="cannot be followed"):
+        vision_spec(tmp_path, tiny_spec("ldpnetv2").vision)

@@ -1,0 +1,58 @@
+"""The prompt of a bundle as its clients make it: by the chat template that lies in the bundle."""
+
+from __future__ import annotations
+
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, split_prompt
+from vlmexport.errors import CheckpointError, UsageError
+
+_CURE = "export the bundle again"
+
+
+class ChatTemplate:
+    """A Jinja template, rendered with the settings of transformers, transformers.js and llama.cpp.
+
+    Args:
+        source: the template.
+        marker: what stands for an image in a rendered text.
+        where: the file that holds it, for messages.
+
+    Raises:
+        CheckpointError: it is none.
+    """
+
+    def __init__(self, source: str | None, marker: str, where: str) -> None:
+        if not source:
+            raise CheckpointError(f"{where} holds no chat template", _CURE)
+        self._marker, self._where = marker, where
+        try:
+            self._template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+        except TemplateError as error:
+            raise CheckpointError(f"{where} holds a chat template that is none ({error})", _CURE) from error
+
+    def prompt(self, question: str) -> tuple[str, str, str]:
+        """The prompt of one question about one image, with ``<image>`` where its tokens go; and the texts around it.
+
+        Raises:
+            UsageError: the question names a second image.
+            CheckpointError: the template cannot be rendered, or leaves the image out.
+        """
+        if self._marker in question or IMAGE_MARKER in question:
+            marker = IMAGE_MARKER if IMAGE_MARKER in question else self._marker
+            raise UsageError(
+                f"the question holds {marker}, and there is only one image",
+                f"leave {marker} out: the prompt puts it before the question",
+            )
+        content = [{"type": "image"}, {"type": "text", "text": question}]
+        try:
+            text = self._template.render(
+                messages=[{"role": "user", "content": content}], add_generation_prompt=True, bos_token="", eos_token=""
+            )
+        except TemplateError as error:
+            raise CheckpointError(f"the chat template of {self._where} cannot be rendered ({error})", _CURE) from error
+        if self._marker not in text:
+            raise CheckpointError(f"the chat template of {self._where} leaves the image out", _CURE)
+        text = text.replace(self._marker, IMAGE_MARKER, 1)
+        return text, *split_prompt(text)

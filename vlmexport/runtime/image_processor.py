@@ -1,0 +1,45 @@
+"""The pixels stage of an ONNX bundle: what its ``preprocessor_config.json`` says, as its clients read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from vlmexport.checkpoint import VisionSpec
+from vlmexport.errors import CheckpointError
+
+FILE = "preprocessor_config.json"
+
+
+def vision_spec(bundle: Path, known: VisionSpec) -> VisionSpec:
+    """``known`` with what the bundle's clients are told: size, crop or padding, mean and deviation.
+
+    How a client interpolates is its own affair; here it is as the float model does.
+
+    Raises:
+        CheckpointError: the file is missing, or says something that we cannot follow.
+    """
+    path = bundle / FILE
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        crops, pads = bool(told.get("do_center_crop")), bool(told.get("do_pad"))
+        if crops == pads:
+            raise ValueError("it neither crops nor pads" if not crops else "it crops and pads")
+        side = told["crop_size" if crops else "pad_size"]
+        if side["width"] != side["height"]:
+            raise ValueError("its images are not square")
+        return replace(
+            known,
+            image_size=int(side["width"]),
+            aspect_ratio="pad" if pads else "crop",
+            image_mean=_colour(told["image_mean"]),
+            image_std=_colour(told["image_std"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be followed ({error})", "export the bundle again") from error
+
+
+def _colour(values: list[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
