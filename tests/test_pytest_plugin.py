@@ -47,6 +47,14 @@ def test_cases_are_listed_without_a_check(bundle: Path, pytester: pytest.Pyteste
     assert not (bundle / "parity.json").exists()
 
 
+def test_int8_layers_are_cases(onnx_bundle: Bundles, pytester: pytest.Pytester) -> None:
+    result = pytester.runpytest_subprocess(
+        *PLUGIN, "--collect-only", "-q", "--vlmexport-bundle", str(onnx_bundle("int8"))
+    )
+    listed = {line for line in result.outlines if line.endswith("wrong_layers")}
+    assert listed == {f"int8::{stage}-local-wrong_layers" for stage in ("features", "tokens", "logits")}
+
+
 @pytest.mark.slow
 def test_a_gate_that_fails_is_a_case_that_fails(bundle: Path, pytester: pytest.Pytester) -> None:
     options = (*PLUGIN, "--vlmexport-samples", "20", "--vlmexport-bundle", str(bundle))

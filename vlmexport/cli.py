@@ -320,6 +320,7 @@ def check(
         Path | None, typer.Option(help="Write the float model's values to a file.", show_default=False)
     ] = None,
     replay: Annotated[Path | None, typer.Option(help="Take them from there.", show_default=False)] = None,
+    bisect: Annotated[bool, typer.Option("--bisect", help="Name the first layer that diverges.")] = False,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML.", show_default=False)] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write Markdown.", show_default=False)] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report to look at.", show_default=False)] = None,
@@ -353,10 +354,13 @@ def check(
             baseline=baseline,
             slack=slack,
             on=on.value if on else None,
+            bisect=bisect,
         )
     destinations.write(result, bundle)
     console.stream(workflow_commands(result))
     console.result(parity(result), result.model_dump(mode="json"))
+    if not result.passed and not bisect and replay is None:
+        console.note(f"next: vlmexport check {bundle} --bisect names the layer")
     raise typer.Exit(0 if result.passed else 1)
 
 

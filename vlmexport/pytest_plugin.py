@@ -52,12 +52,15 @@ class Bundle(pytest.Collector):
         from vlmexport.artifact.bundle import read_manifest
         from vlmexport.parity.gates import bounds_of
         from vlmexport.parity.result import MODES
+        from vlmexport.parity.weights import WRONG, stage_of
         from vlmexport.runtime import STAGES
 
-        gates = read_manifest(self.folder).recipe.gates
+        recipe = read_manifest(self.folder).recipe
+        int8 = {stage_of(component) for component in recipe.int8_components}
         for stage in STAGES:
             for mode in MODES if stage != "pixels" else MODES[1:]:  # pixels have no predecessor to be fed by
-                for metric in bounds_of(gates, stage):
+                of_weights = [WRONG] if stage in int8 and mode == "local" else []
+                for metric in [*bounds_of(recipe.gates, stage, mode), *of_weights]:
                     yield Gate.from_parent(self, name=f"{stage}-{mode}-{metric}", place=(stage, mode, metric))
 
     @cached_property
@@ -91,6 +94,8 @@ class Gate(pytest.Item):
     def runtest(self) -> None:
         """Look the gate up in the result of the check."""
         from vlmexport.parity.result import ParityResult
+        from vlmexport.parity.weights import WRONG
+        from vlmexport.report.places import places
         from vlmexport.report.rows import sentence
 
         result = self.parent.outcome
@@ -100,10 +105,13 @@ class Gate(pytest.Item):
         found = [gate for gate in result.gates if (gate.stage, gate.mode, gate.metric) == self.place]
         if not found and metric == "task_drop" and any(gate.stage == stage for gate in result.gates):
             pytest.skip("no sample says which answer is right")
+        if not found and metric == WRONG:
+            pytest.skip("no layer is int8")
         if not found:
             raise GateFailed(f"{stage} did not run; the check broke at {result.broken_stage}")
         if not found[0].passed:
-            raise GateFailed(sentence(found[0]))
+            where = places(result, stage) if metric == WRONG else ()
+            raise GateFailed("; ".join([sentence(found[0]), *where]))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """One line where a gate fails, or where there is no verdict."""

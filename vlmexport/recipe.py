@@ -170,6 +170,9 @@ class Gates(_Frozen):
     tokens_cosine_p1: float | None = Field(None, description="1st percentile of that cosine, at least.")
     tokens_nmse: float | None = Field(None, description="Normalised mean squared error, at most.")
     tokens_sqnr_db: float | None = Field(None, description="Signal to quantization noise in dB, at least.")
+    logits_local_nmse: float | None = Field(
+        None, description="Normalised mean squared error of logits, fed by the float model's tokens, at most."
+    )
     logits_max_abs: float | None = Field(None, description="Largest difference of a logit, at most.")
     logits_kld: float | None = Field(None, description="Mean KL divergence in nats, at most.")
     logits_top1: float | None = Field(None, description="Share of equal best tokens, at least.")

@@ -14,7 +14,7 @@ import torch
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.artifact import trace, verify
 from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import open_session, run, with_output
+from vlmexport.artifact.session import open_session, run, with_outputs
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import ParityFailed
 from vlmexport.model import VLM, load, projector
@@ -48,7 +48,7 @@ def test_vision_and_projector(kind: str, tmp_path: Path) -> None:
         # A quantized projector may round a value the other way where float sums differ.
         bound = 1e-5 if traced.tolerance == trace.Traced.tolerance else traced.tolerance
         assert verify.check(traced, tmp_path / f"{traced.name}.onnx") < bound
-    graph = with_output(tmp_path / "vision_encoder.onnx", trace.FEATURES)
+    graph = with_outputs(tmp_path / "vision_encoder.onnx", [trace.FEATURES])
     session = open_session(tmp_path / "vision_encoder.onnx", graph=graph)
     pixels = torch.randn(2, 3, 336, 336)
     outputs = run(session, {"pixel_values": pixels.numpy()})

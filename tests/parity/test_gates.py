@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from vlmexport.parity.gates import broken_stage, judge
+from vlmexport.parity.intervals import share_interval
 from vlmexport.parity.result import StageResult
 from vlmexport.recipe import Gates
 
@@ -74,3 +77,28 @@ def test_a_loss_of_accuracy_is_judged_as_measured_where_the_data_resolve_the_bou
                 stage.metrics |= {"accuracy": 0.9, "task_drop": 0.025}
                 stage.metrics |= {"task_drop_low": 0.025 - half, "task_drop_high": 0.025 + half}
         assert all(gate.passed for gate in judge(gates, stages) if gate.metric == "task_drop") is passed
+
+
+def test_a_local_gate_holds_where_the_reference_feeds() -> None:
+    gates = Gates(logits_local_nmse=1e-10)
+    stages = [
+        StageResult(stage="logits", mode="local", metrics={"nmse": 1e-12, "finite": 1}),
+        StageResult(stage="logits", mode="chained", metrics={"nmse": 1e-8, "finite": 1}),
+    ]
+    judged = [gate for gate in judge(gates, stages) if gate.metric == "nmse"]
+    assert [(gate.mode, gate.passed) for gate in judged] == [("local", True)]
+    stages[0].metrics["nmse"] = 3e-10
+    assert broken_stage([gate for gate in judge(gates, stages) if gate.stage == "logits"]) == "logits"
+
+
+@pytest.mark.parametrize(
+    ("equal", "count", "bound", "passes"),
+    [(18, 20, 0.95, True), (13, 20, 0.95, False), (225, 250, 0.95, False), (240, 250, 0.95, True), (19, 20, 1.0, False),
+     (20, 20, 1.0, True)],
+)  # fmt: skip
+def test_a_share_of_few_fails_when_all_of_its_interval_does(equal: int, count: int, bound: float, passes: bool) -> None:
+    low, high = share_interval(equal, count)
+    metrics = {"equal": equal / count, "equal_low": low, "equal_high": high}
+    stages = [StageResult(stage="answer", mode="chained", metrics=metrics)]
+    (gate,) = [gate for gate in judge(Gates(answer_equal=bound), stages) if gate.metric == "equal"]
+    assert gate.passed == passes

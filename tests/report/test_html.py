@@ -18,7 +18,7 @@ from PIL import Image
 from tests.report.results import gate, measured, result, stock
 from vlmexport.artifact.bundle import File, Manifest, Source
 from vlmexport.parity.baseline import compared
-from vlmexport.parity.result import Answer, ParityResult, Picture
+from vlmexport.parity.result import Answer, BisectResult, LayerDifference, LayerLoss, ParityResult, Picture
 from vlmexport.recipe import parse
 from vlmexport.report.html import html
 
@@ -104,6 +104,23 @@ def test_it_says_where_it_broke() -> None:
     assert "features fed by reference: cosine is 0.7, the gate is ≥ 0.99" in page.text
     assert "cosine is 0.6, the baseline's 0.9 allows ≥ 0.88999" in page.text
     assert Page(html(result(True), manifest())).text.count("Passes") == 1
+
+
+def test_layers() -> None:
+    layers = [
+        LayerDifference(layer="vision.a", stage="features", nmse=1e-13),
+        LayerDifference(layer="vision.b", stage="features", nmse=None, note="values that are not finite"),
+    ]
+    loss = LayerLoss(layer="language.c", stage="logits", metric="kld", loss=0.125)
+    found = BisectResult(sample="scene", layers=layers, first={"features": "vision.b"}, losses=[loss])
+    page = Page(html(result(False, bisect=found), manifest()))
+    assert "features : the first layer that diverges is vision.b ." in page.text
+    assert "vision.b features values that are not finite" in page.text
+    assert "language.c kld of logits 0.125" in page.text
+    assert "features fed by reference: the first layer that diverges is vision.b" in page.text
+    right = found.model_copy(update={"first": {}})
+    assert "No layer diverges." in Page(html(result(True, bisect=right), manifest())).text
+    assert "Layer by layer" not in Page(html(result(True), manifest())).text
 
 
 def test_stock_says_whether_it_counts() -> None:

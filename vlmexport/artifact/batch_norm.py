@@ -12,6 +12,8 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 F32 = npt.NDArray[np.float32]
+BIAS = ".folded_bias"
+"""What stands behind a convolution's name in that of the bias that a batch norm gave it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def _fold(graph: ir.Graph, node: ir.Node) -> bool:
     assert weight is not None
     weight.const_value = _scaled(_tensor(weight), norm)
     shift = _shifted(None if bias is None else _tensor(bias), norm)
-    added = ir.Value(name=f"{conv.name}.folded_bias", shape=shift.shape, type=weight.type, const_value=shift)
+    added = ir.Value(name=f"{conv.name}{BIAS}", shape=shift.shape, type=weight.type, const_value=shift)
     graph.register_initializer(added)
     inputs = [conv.inputs[0], weight, added]
     folded = ir.Node(conv.domain, conv.op_type, inputs, list(conv.attributes.values()), name=conv.name)

@@ -25,7 +25,7 @@ _OUTSIDE = {
     "pre_layrnorm.weight": "v.pre_ln.weight",
     "pre_layrnorm.bias": "v.pre_ln.bias",
 }
-_INSIDE = {
+INSIDE = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
@@ -79,7 +79,7 @@ def tower_name(name: str, vision: VisionSpec) -> str | None:
     if match:
         if int(match[1]) >= vision.used_layers:
             return None
-        return f"v.blk.{match[1]}.{_INSIDE[match[2]]}.{match[3]}"
+        return f"v.blk.{match[1]}.{INSIDE[match[2]]}.{match[3]}"
     return _OUTSIDE.get(name)
 
 

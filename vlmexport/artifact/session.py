@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def open_session(path: Path, threads: int = THREADS, graph: bytes | None = None)
     Args:
         path: the graph; external data is found beside it.
         threads: of one operator.
-        graph: what to open in place of the file's own graph (``with_output``).
+        graph: what to open in place of the file's own graph (``with_outputs``).
 
     Raises:
         CheckpointError: the file is damaged.
@@ -50,8 +51,8 @@ def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
-def with_output(path: Path, name: str) -> bytes:
-    """A file's graph where a value inside it is one more output.
+def with_outputs(path: Path, names: Sequence[str]) -> bytes:
+    """A file's graph where float values inside it are more outputs.
 
     Raises:
         CheckpointError: the file is damaged, or holds no such value.
@@ -62,9 +63,13 @@ def with_output(path: Path, name: str) -> bytes:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's, which no dependency of ours promises
         raise CheckpointError(f"{path} cannot be opened ({_first_line(error)})", "export the bundle again") from error
-    if not any(name in node.output for node in model.graph.node):
-        raise CheckpointError(f"{path} holds no value {name!r}", "export the bundle again")
-    model.graph.output.append(onnx.ValueInfoProto(name=name, type=onnx.helper.make_tensor_type_proto(1, None)))
+    made = {name for node in model.graph.node for name in node.output}
+    known = {value.name for value in model.graph.output}
+    for name in names:
+        if name not in made:
+            raise CheckpointError(f"{path} holds no value {name!r}", "export the bundle again")
+        if name not in known:
+            model.graph.output.append(onnx.ValueInfoProto(name=name, type=onnx.helper.make_tensor_type_proto(1, None)))
     graph: bytes = model.SerializeToString()
     return graph
 

@@ -63,6 +63,11 @@ class Against:
         else:
             self._source = _reference(manifest, reference, vision_tower)
 
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """The float model's weights; None where a recording takes its place."""
+        return None if isinstance(self._source, Recording) else self._source
+
     def run(self, bundle: Path, samples: Sequence[Sample], advance: Callable[[], None], stock: int) -> Evaluation:
         """Compare a bundle with it.
 

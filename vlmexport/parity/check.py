@@ -10,17 +10,20 @@ from pathlib import Path
 
 from vlmexport.artifact.bundle import Manifest, read_manifest, tool_versions, verify, write_manifest
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint import Checkpoint, VisionSpec
 from vlmexport.console import QUIET, Console
-from vlmexport.errors import UsageError
+from vlmexport.errors import UsageError, VlmExportError
 from vlmexport.parity.against import Against
 from vlmexport.parity.baseline import SLACK, compared, read_baseline, refuse_baseline
+from vlmexport.parity.bisect import bisect as layer_by_layer
+from vlmexport.parity.bisect import worst
 from vlmexport.parity.chosen import Chosen, choose
-from vlmexport.parity.evaluate import CoreRun
+from vlmexport.parity.evaluate import CoreRun, Evaluation
 from vlmexport.parity.gates import broken_stage, judge
 from vlmexport.parity.measured import Measured
 from vlmexport.parity.pictures import pictures
-from vlmexport.parity.result import CoreResult, GateResult, Inputs, ParityResult, StockResult
+from vlmexport.parity.result import CoreResult, GateResult, Inputs, ParityResult, StockResult, WeightsResult
+from vlmexport.parity.weights import compare_weights, weight_gates
 from vlmexport.runtime.opening import Machine
 
 RESULT = "parity.json"
@@ -48,6 +51,7 @@ def check(
     baseline: Path | None = None,
     slack: float | None = None,
     on: Machine | None = None,
+    bisect: bool = False,
 ) -> ParityResult:
     """Compare a bundle with its float model; writes ``parity.json``, and updates manifest and card.
 
@@ -63,6 +67,7 @@ def check(
         baseline: an earlier ``parity.json``; what got worse fails.
         slack: how much worse is none, as a share of the baseline's losses; 0.1 where it is None.
         on: a machine whose cores the bundle runs on as well; then the verdict is theirs.
+        bisect: find the first layer that diverges, and rank int8 layers, on the sample that suffers most.
 
     Raises:
         ParityFailed: a file of the bundle is missing or changed. (A gate that fails is a result, not an error.)
@@ -74,6 +79,8 @@ def check(
     """
     if on is not None and dask is not None:
         raise UsageError(f"--on {on} does not run on Dask's workers", "leave out --dask or --on")
+    if bisect and replay is not None:
+        raise UsageError("--bisect runs the float model, which --replay does without", "leave out one of them")
     old = read_baseline(baseline) if baseline else None
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
@@ -88,6 +95,8 @@ def check(
     result = _compare(bundle, manifest, against, chosen, inputs, console)
     if strict_stock:
         result = _strict(result)
+    if bisect and against.checkpoint:
+        result = _with_layers(result, bundle, manifest, against.checkpoint, chosen, console)
     if old:
         result = compared(result, old, SLACK if slack is None else slack)
     temporary = bundle / f".{RESULT}.partial"
@@ -103,13 +112,12 @@ def _compare(
     start, samples = time.monotonic(), chosen.samples
     with console.progress(f"checking {bundle.name}", len(samples)) as advance:
         run = against.run(bundle, samples, advance, STOCK_SAMPLES)
-    notes = [*run.notes, *chosen.notes]
-    if not any(sample.answers for sample in samples):
-        notes.append("no sample says which answer is right: accuracy was not judged, equality with the float model was")
     stages = run.measured.stages()
-    gates = judge(manifest.recipe.gates, stages)
+    weights = compare_weights(bundle, manifest, against.checkpoint) if against.checkpoint else None
+    of_weights = weight_gates(weights) if weights else []
+    gates = judge(manifest.recipe.gates, stages, of_weights)
     cores = [_core(core, manifest) for core in run.cores]
-    passed, broken = _verdict(gates, cores)
+    passed, broken = _verdict(gates, cores, of_weights)
     return ParityResult(
         bundle=bundle.resolve().name,
         kind=manifest.kind,
@@ -117,7 +125,7 @@ def _compare(
         target=manifest.recipe.target,
         reference=f"{manifest.source.name} ({run.reference})",
         runtime=run.runtime,
-        notes=notes,
+        notes=_notes(run, chosen, weights),
         data=chosen.data,
         samples=run.measured.samples,
         images=len(run.measured.images),
@@ -130,16 +138,42 @@ def _compare(
         stock=_stock(run.stock, manifest),
         cores=cores,
         inputs=inputs,
+        weights=weights,
         versions=tool_versions(*PACKAGES),
         pictures=pictures(run.measured, samples, VisionSpec(**manifest.source.spec["vision"])),
     )
 
 
-def _verdict(gates: list[GateResult], cores: list[CoreResult]) -> tuple[bool, str | None]:
-    """Whether it passed, and the stage where not: of the cores where there are some, else of the run here."""
+def _with_layers(
+    result: ParityResult, bundle: Path, manifest: Manifest, checkpoint: Checkpoint, chosen: Chosen, console: Console
+) -> ParityResult:
+    """The result with what ``--bisect`` finds; where the runtime cannot show its layers, the verdict stands."""
+    sample = worst(chosen.samples, result.answers)
+    try:
+        found = layer_by_layer(bundle, manifest, checkpoint, sample, console)
+    except VlmExportError as error:
+        return result.model_copy(update={"notes": [*result.notes, f"--bisect could not look into it: {error}"]})
+    return result.model_copy(update={"bisect": found})
+
+
+def _notes(run: Evaluation, chosen: Chosen, weights: WeightsResult | None) -> list[str]:
+    notes = [*run.notes, *chosen.notes]
+    if not any(sample.answers for sample in chosen.samples):
+        notes.append("no sample says which answer is right: accuracy was not judged, equality with the float model was")
+    if weights and weights.not_compared:
+        shown = ", ".join(weights.not_compared[:3])
+        notes.append(f"{len(weights.not_compared)} int8 layers hold no tensor of the float model as it is ({shown})")
+    return notes
+
+
+def _verdict(gates: list[GateResult], cores: list[CoreResult], of_weights: list[GateResult]) -> tuple[bool, str | None]:
+    """Whether it passed, and the stage where not: of the cores where there are some, else of the run here. Wrong
+    weights are wrong wherever they run."""
     if not cores:
         return all(gate.passed for gate in gates), broken_stage(gates)
-    return all(core.passed for core in cores), next((core.broken_stage for core in cores if not core.passed), None)
+    broken = [broken_stage(of_weights), *(core.broken_stage for core in cores)]
+    passed = all(gate.passed for gate in of_weights) and all(core.passed for core in cores)
+    return passed, next((stage for stage in broken if stage), None)
 
 
 def _core(run: CoreRun, manifest: Manifest) -> CoreResult:

@@ -55,7 +55,7 @@ class Fallback:
         members = _groups(decisions)
         if not members:
             return {}
-        stage = _Decoder if members[0][0].startswith("language.") else _Vision
+        stage = LogitsLoss if members[0][0].startswith("language.") else TokensLoss
         vlm, tokenizer = self._opened()
         measured = stage(vlm, tokenizer, self._samples)
 
@@ -92,7 +92,7 @@ def _groups(decisions: Decisions) -> list[list[str]]:
     return [group for group in found if group] + [[path] for path in decisions.choices if path not in together]
 
 
-class _Vision:
+class TokensLoss:
     """Visual tokens of the samples' images."""
 
     name, loss = "tokens", "nmse"
@@ -115,7 +115,7 @@ class _Vision:
         return measure.metrics()
 
 
-class _Decoder:
+class LogitsLoss:
     """Logits where the samples' answers are decided, after the float model's visual tokens."""
 
     name, loss = "logits", "kld"

@@ -8,20 +8,28 @@ from vlmexport.parity.result import MODES, GateResult, Mode, StageResult
 from vlmexport.recipe import Gates
 from vlmexport.runtime import STAGES
 
+_LOCAL = "local_"
+"""How a gate begins, behind its stage, that holds only where the stage is fed by the reference."""
+
 AT_LEAST = {"cosine", "cosine_p1", "sqnr_db", "top1", "equal", "accuracy", "finite"}
 
 
-def judge(gates: Gates, stages: list[StageResult]) -> list[GateResult]:
-    """Every gate that is set, for every mode in which its stage was measured; and that all values are finite."""
+def judge(gates: Gates, stages: list[StageResult], more: Sequence[GateResult] = ()) -> list[GateResult]:
+    """Every gate that is set, for every mode in which its stage was measured; and that all values are finite.
+
+    Args:
+        more: gates that were judged elsewhere, to stand with those of their stages.
+    """
     results = []
     modes: dict[str, list[StageResult]] = {}
     for result in stages:
         modes.setdefault(result.stage, []).append(result)
     for stage in STAGES:
-        bounds = bounds_of(gates, stage)
         for result in modes.get(stage, [StageResult(stage=stage, mode="chained", metrics={}, error="did not run")]):
+            bounds = bounds_of(gates, stage, result.mode)
             known = _without_task(bounds) if _answers_unknown(result) else bounds
             results += [_one(stage, result.mode, metric, bound, result) for metric, bound in known.items()]
+        results += [gate for gate in more if gate.stage == stage]
     return results
 
 
@@ -34,20 +42,25 @@ def _without_task(bounds: dict[str, float]) -> dict[str, float]:
     return {metric: bound for metric, bound in bounds.items() if metric != "task_drop"}
 
 
-def bounds_of(gates: Gates, stage: str) -> dict[str, float]:
+def bounds_of(gates: Gates, stage: str, mode: Mode) -> dict[str, float]:
     """Metric → bound for a stage; ``finite`` always."""
     found = {} if stage == "answer" else {"finite": 1.0}
     for name, value in gates.model_dump().items():
         prefix, metric = name.split("_", 1)
-        if prefix == stage and value is not None:
-            found[metric] = float(value)
+        if prefix != stage or value is None:
+            continue
+        if metric.startswith(_LOCAL):
+            if mode != "local":
+                continue
+            metric = metric.removeprefix(_LOCAL)
+        found[metric] = float(value)
     return found
 
 
 def holds(gates: Gates, stage: str, metrics: dict[str, float]) -> bool:
     """Whether measurements of one stage, taken before there is a bundle, pass its gates."""
     return all(_one(stage, "local", metric, bound, StageResult(stage=stage, mode="local", metrics=metrics)).passed
-               for metric, bound in bounds_of(gates, stage).items())  # fmt: skip
+               for metric, bound in bounds_of(gates, stage, "local").items())  # fmt: skip
 
 
 def _one(stage: str, mode: Mode, metric: str, bound: float, result: StageResult) -> GateResult:
@@ -58,14 +71,16 @@ def _one(stage: str, mode: Mode, metric: str, bound: float, result: StageResult)
 
 
 def _judged(metric: str, bound: float, metrics: dict[str, float]) -> float | None:
-    """The value that is held against the bound: of a loss of accuracy that the data cannot resolve, the certain part.
+    """The value that is held against the bound: of a loss that the data cannot resolve, the certain part.
 
     One answer of forty is 2.5 points and says nothing about a bound of 2; of a thousand, 25 answers do.
     """
-    if metric == "task_drop" and metric in metrics:
-        low, high = metrics["task_drop_low"], metrics["task_drop_high"]
-        return low if (high - low) / 2 > bound else metrics[metric]
-    return metrics.get(metric)
+    value, low, high = (metrics.get(f"{metric}{end}") for end in ("", "_low", "_high"))
+    if value is None or low is None or high is None:
+        return value
+    if metric == "task_drop":
+        return low if (high - low) / 2 > bound else value
+    return high if value < bound <= high and (high - low) / 2 > 1 - bound else value
 
 
 def broken_stage(gates: Sequence[GateResult]) -> str | None:

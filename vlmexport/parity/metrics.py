@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from vlmexport.parity.intervals import share_interval
+
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 MIN_LOG_PROBABILITY = -16.0
@@ -142,6 +144,8 @@ class LogitsMeasure:
     delta_p: list[F64] = field(default_factory=list)
     max_abs: float = 0.0
     finite: bool = True
+    error: float = 0.0
+    power: float = 0.0
 
     def add(self, reference: F32, other: F32, answer: list[int]) -> None:
         """Compare logits [1, sequence, vocabulary]; the last ``len(answer)`` positions predict the answer.
@@ -153,6 +157,8 @@ class LogitsMeasure:
         self.finite &= finite
         self.max_abs = max(self.max_abs, float(np.abs(reference - other).max()))
         a, b = reference[0, -len(answer) :], other[0, -len(answer) :]
+        self.error += float(np.square(b.astype(np.float64) - a).sum())
+        self.power += float(np.square(a.astype(np.float64)).sum())
         self.kld.append(kl_divergence(a, b))
         self.same_top.append(a.argmax(-1) == b.argmax(-1))
         rows = np.arange(len(answer))
@@ -166,10 +172,18 @@ class LogitsMeasure:
             self.delta_p + other.delta_p,
             max(self.max_abs, other.max_abs),
             self.finite and other.finite,
+            self.error + other.error,
+            self.power + other.power,
         )
 
+    def top1_interval(self) -> dict[str, float]:
+        """top1_low and top1_high, the 95 % interval of top1."""
+        same = np.concatenate(self.same_top)
+        low, high = share_interval(int(same.sum()), len(same))
+        return {"top1_low": low, "top1_high": high}
+
     def metrics(self) -> dict[str, float]:
-        """kld (mean) with its standard error, percentiles and largest, top1, delta_p (mean), max_abs, finite."""
+        """kld (mean) with its standard error, percentiles and largest, top1, delta_p (mean), nmse, max_abs, finite."""
         kld, delta = np.concatenate(self.kld), np.concatenate(self.delta_p)
         return {
             "kld": float(kld.mean()),
@@ -179,6 +193,7 @@ class LogitsMeasure:
             "kld_max": float(kld.max()),
             "top1": float(np.concatenate(self.same_top).mean()),
             "delta_p": float(delta.mean()),
+            "nmse": self.error / self.power if self.power else float(self.error > 0),
             "max_abs": self.max_abs,
             "finite": float(self.finite),
         }

@@ -122,6 +122,61 @@ class CoreResult(_Model):
     beside: list[StageResult]
 
 
+class LayerFault(_Model):
+    """A layer, by its path in the float model, and what is wrong with it."""
+
+    layer: str
+    stage: str
+    what: str
+
+
+class WeightsResult(_Model):
+    """Int8 weights held against the float model's.
+
+    Attributes:
+        layers: stage → how many of its layers were compared.
+        not_compared: layers whose float weight the checkpoint does not hold as it is.
+        faults: layers whose weight is no rounding of it, in the order in which they run.
+    """
+
+    layers: dict[str, int]
+    not_compared: list[str]
+    faults: list[LayerFault]
+
+
+class LayerDifference(_Model):
+    """A layer's output beside the float model's, both components fed the same; ``nmse`` None where it is no number."""
+
+    layer: str
+    stage: str
+    nmse: float | None
+    note: str | None = None
+
+
+class LayerLoss(_Model):
+    """What a layer costs that alone is int8 in the float model: ``metric`` of the stage, nmse or kld."""
+
+    layer: str
+    stage: str
+    metric: str
+    loss: float
+
+
+class BisectResult(_Model):
+    """Layer by layer, on one sample.
+
+    Attributes:
+        layers: in the order in which they run.
+        first: stage → the first layer of it that diverges; none where its layers are right.
+        losses: int8 layers, the most expensive first.
+    """
+
+    sample: str
+    layers: list[LayerDifference]
+    first: dict[str, str]
+    losses: list[LayerLoss] = Field(default_factory=list)
+
+
 class ParityResult(_Model):
     """``parity.json``. ``stock`` is None where nothing was repaired; with ``strict_stock`` it counts in ``passed``.
 
@@ -152,6 +207,8 @@ class ParityResult(_Model):
     baseline: BaselineResult | None = None
     pictures: list[Picture] = Field(default_factory=list, description="The worst image and the median one.")
     cores: list[CoreResult] = Field(default_factory=list)
+    bisect: BisectResult | None = Field(None, description="None where --bisect was not asked for.")
+    weights: WeightsResult | None = Field(None, description="None where no layer is int8, or no float model at hand.")
 
     def metric(self, stage: str, metric: str, mode: Mode = "chained") -> float | None:
         """One measured value."""

@@ -20,18 +20,28 @@ from vlmexport.quantize.schemes import Scheme
 
 
 @contextmanager
-def int8_layers(vlm: VLM, choices: Mapping[str, Choice], scheme: Scheme, paths: Iterable[str]) -> Iterator[None]:
+def int8_layers(
+    vlm: VLM,
+    choices: Mapping[str, Choice],
+    scheme: Scheme,
+    paths: Iterable[str],
+    weights: Mapping[str, torch.Tensor] | None = None,
+) -> Iterator[None]:
     """Within, the layers of ``paths`` are int8 as ``choices`` say; their weights are put back at the end.
 
     Args:
         scheme: of the weights.
+        weights: what a file makes of them; rounded here where it is None.
     """
     held, handles = [], []
     try:
         for path in paths:
             layer = cast(nn.Linear | nn.Conv2d, vlm.get_submodule(path))
             held.append((layer, layer.weight.data))
-            layer.weight.data = _weight(layer.weight.data, choices[path], scheme)
+            if weights is None:
+                layer.weight.data = _weight(layer.weight.data, choices[path], scheme)
+            else:
+                layer.weight.data = weights[path].reshape(layer.weight.shape)
             handles.append(layer.register_forward_pre_hook(_input_of(choices[path])))
         yield
     finally:

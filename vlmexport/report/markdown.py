@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from vlmexport.errors import VlmExportError
 from vlmexport.parity.result import Answer, ParityResult
+from vlmexport.report.places import costs
 from vlmexport.report.rows import Row, rows
 
 _ANSWERS_SHOWN = 20
@@ -30,6 +31,7 @@ def markdown(result: ParityResult) -> str:
     failures = [(row, text) for row in found if row.counts for text in row.failures]
     lines += [f"- **{row.stage}** ({row.side}): {_escaped(text)}" for row, text in failures]
     lines += _answers([answer for answer in result.answers if not answer.equal], len(result.answers))
+    lines += [f"- {_escaped(text)}" for text in (costs(result.bisect) if result.bisect else ())]
     lines += [f"- {_escaped(note)}" for note in result.notes]
     return "\n".join(lines) + "\n"
 

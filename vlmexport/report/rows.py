@@ -8,6 +8,8 @@ from typing import TypeVar
 
 from vlmexport.artifact.card import number
 from vlmexport.parity.result import MODES, BaselineResult, Change, GateResult, ParityResult, StageResult
+from vlmexport.parity.weights import WRONG
+from vlmexport.report.places import places
 from vlmexport.runtime import STAGES
 
 Side = str
@@ -37,6 +39,7 @@ class Row:
         gates: all that were judged.
         changes: measures held against the baseline; empty where there is none.
         old: what the baseline measured.
+        places: layers that are known to be wrong.
     """
 
     stage: str
@@ -47,6 +50,7 @@ class Row:
     counts: bool = True
     changes: tuple[Change, ...] = ()
     old: dict[str, float] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -78,14 +82,16 @@ class Row:
 
     @property
     def failures(self) -> list[str]:
-        """One sentence for each gate that fails and each regression: its name, measured and allowed."""
-        return [sentence(gate) for gate in (*self.gates, *self.changes) if not gate.passed]
+        """One sentence for each gate that fails and each regression: its name, measured, allowed; then the layers."""
+        found = [sentence(gate) for gate in (*self.gates, *self.changes) if not gate.passed]
+        return [*found, *self.places] if found else []
 
 
 def rows(result: ParityResult) -> list[Row]:
     """In the order of the stages; those of other machines' cores and of the unrepaired library last."""
     here = (result.stages, result.gates, not result.cores)
     found = [row for stage in STAGES for mode in MODES for row in _row(stage, mode, *here)]
+    found = [_placed(row, result) if row.side == "local" else row for row in found]
     if result.baseline is not None:
         found = [_beside(row, result.baseline) for row in found]
     for core in result.cores:
@@ -117,6 +123,12 @@ def _row(
         return []
     metrics, error = (measured[0].metrics, measured[0].error) if measured else ({}, None)
     return [Row(stage, side, metrics, error, judged, counts)]
+
+
+def _placed(row: Row, result: ParityResult) -> Row:
+    """With the layers that are known to be wrong. Weights are wrong on any machine, so they count where it does not."""
+    counts = row.counts or any(gate.metric == WRONG and not gate.passed for gate in row.gates)
+    return replace(row, places=places(result, row.stage), counts=counts)
 
 
 def _beside(row: Row, baseline: BaselineResult) -> Row:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from vlmexport.parity.result import Answer, ParityResult, StockResult
 from vlmexport.report.cores import cores, summary
+from vlmexport.report.places import costs
 from vlmexport.report.rows import rows, sentence
 
 _DIFFERENT_SHOWN = 3
@@ -29,6 +30,7 @@ def parity(result: ParityResult) -> RenderableType:
         failed = [(row, text) for row in rows(result) if row.side != "stock" for text in row.failures]
         parts += [Text(f"  {row.stage} ({row.side}): {text}", style="red") for row, text in failed]
         parts += _different(result.answers)
+    parts += [Text(f"  {text}", style="dim") for text in (costs(result.bisect) if result.bisect else ())]
     parts += [Text(f"  note: {note}", style="dim") for note in result.notes]
     parts += [Text(f"  {summary(core)}", style="" if core.passed else "red") for core in result.cores]
     parts.append(verdict(result))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmexport.errors import UsageError, VlmExportError
+from vlmexport.runtime.llamacpp_watch import Watch
 
 F32 = npt.NDArray[np.float32]
 _MAX_CONTEXT = 4096
@@ -18,12 +19,18 @@ _F32 = 0
 
 
 class Language:
-    """libllama with one GGUF, on the CPU, with an F32 cache and without flash attention."""
+    """libllama with one GGUF, on the CPU, with an F32 cache and without flash attention.
 
-    def __init__(self, path: Path, threads: int) -> None:
+    Args:
+        watched: ``layers`` can be asked for, which takes time at each node.
+    """
+
+    def __init__(self, path: Path, threads: int, watched: bool = False) -> None:
         from llama_cpp import llama_cpp
 
         self._llama: Any = llama_cpp
+        self._watch: Watch | None = None
+        self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._evaluate) if watched else None
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
@@ -49,6 +56,8 @@ class Language:
         params.type_k = params.type_v = _F32
         params.offload_kqv = False
         params.no_perf = True
+        if self._callback is not None:
+            params.cb_eval = self._callback
         context = self._llama.llama_init_from_model(self._model, params)
         if not context:
             raise VlmExportError(f"llama.cpp cannot open a context of {self.size} tokens", "free some memory")
@@ -77,6 +86,16 @@ class Language:
     def logits(self, before: list[int], tokens: F32, after: list[int]) -> F32:
         """Logits of a prompt from an empty cache: f32 [1, before + visual tokens + after, vocabulary]."""
         return self.start(before, tokens, after, every=True)[None]
+
+    def layers(self, embeds: F32, names: list[str]) -> list[F32]:
+        """What the products by weights give for f32 [1, sequence, hidden] embeddings, and the logits."""
+        self._watch = watch = Watch(names)
+        logits = self.logits([], embeds, [])
+        self._watch = None
+        return [*watch.values(names), logits]
+
+    def _evaluate(self, address: int, ask: bool, _: Any) -> bool:
+        return self._watch.evaluate(address, ask) if self._watch is not None else not ask
 
     def start(self, before: list[int], tokens: F32, after: list[int], every: bool) -> F32:
         """Logits [positions, vocabulary] of a prompt from an empty cache: of every position, or of the last."""

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from vlmexport.errors import Unsupported, VlmExportError
 from vlmexport.model.plugins import HYBRID
 from vlmexport.runtime.llamacpp_tensor import Node
+from vlmexport.runtime.llamacpp_watch import Watch
 
 F32 = npt.NDArray[np.float32]
 _CLASS_TOKEN = "v.class_embd"
@@ -39,10 +40,11 @@ class _Pass:
     features_name: str = ""
     found: F32 | None = None
     error: BaseException | None = None
+    watch: Watch | None = None
 
     def ask(self, node: Node) -> bool:
         """Before a node is computed. True: it must be computed now and shown."""
-        wanted = False
+        wanted = self.watch is not None and self.watch.weight(node) is not None
         for i, source in enumerate(node.inputs):
             if source.name == "inp_raw" and not self.entered:
                 self.entered = True
@@ -61,6 +63,8 @@ class _Pass:
         """After a node that ``ask`` wanted. False: leave the rest out."""
         if self.stop == "pixels":
             return False
+        if self.watch is not None:
+            self.watch.keep(node)
         if node.name != self.features_name:
             return True
         if self.features is not None:
@@ -134,6 +138,20 @@ class Vision:
     def tokens(self, features: F32) -> F32:
         """f32 [1, patches, vision width] → f32 [1, visual tokens, hidden]."""
         return self._run(_Pass("tokens", features=features))
+
+    def tower_layers(self, pixels: F32, names: list[str], repair: bool) -> list[F32]:
+        """What the tower's products by weights of these names give, the class token's row first; and the features."""
+        watch = Watch(names)
+        task = _Pass("features", pixels=pixels, repair=repair, watch=watch)
+        features = self._run(task)
+        shift = 0 if task.class_row in (None, 0) else 1
+        return [*(np.roll(value, shift, -2) if value.ndim > 1 else value for value in watch.values(names)), features]
+
+    def projector_layers(self, features: F32, names: list[str]) -> list[F32]:
+        """The same of the projector, for f32 [1, patches, vision width]; and the tokens."""
+        watch = Watch(names)
+        tokens = self._run(_Pass("tokens", features=features, watch=watch))
+        return [*watch.values(names), tokens]
 
     def class_row(self, pixels: F32) -> int | None:
         """The row at which the graph puts the class token, counted among all rows; None where it shows none."""

@@ -45,12 +45,12 @@ class Worker:
         """The most memory that this process has held."""
         return Message({"bytes": peak_bytes()})
 
-    def do_open(self, language: str, threads: int) -> Message:
-        """Load the language model."""
+    def do_open(self, language: str, threads: int, watched: bool = False) -> Message:
+        """Load the language model; ``watched`` for ``do_language_layers``."""
         self._silence()
         from llama_cpp import __version__
 
-        self.language = Language(Path(language), threads)
+        self.language = Language(Path(language), threads, watched)
         return Message(
             {
                 "version": __version__,
@@ -83,6 +83,18 @@ class Worker:
     def do_tokens(self, features: npt.NDArray[np.float32]) -> Message:
         """The tokens stage."""
         return Message({}, [self.vision.tokens(features)])
+
+    def do_vision_layers(self, pixels: npt.NDArray[np.float32], names: list[str], repair: bool) -> Message:
+        """What the tower's products by weights give, and the features."""
+        return Message({}, self.vision.tower_layers(pixels, names, repair))
+
+    def do_projector_layers(self, features: npt.NDArray[np.float32], names: list[str]) -> Message:
+        """What the projector's products by weights give, and the tokens."""
+        return Message({}, self.vision.projector_layers(features, names))
+
+    def do_language_layers(self, embeds: npt.NDArray[np.float32], names: list[str]) -> Message:
+        """What the decoder's products by weights give, and the logits."""
+        return Message({}, self.language.layers(embeds, names))
 
     def do_prompt(self, before: str, after: str) -> Message:
         """Token ids of the text before and after the image, each tokenized by itself."""

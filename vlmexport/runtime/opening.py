@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from vlmexport.artifact.bundle import Manifest, read_manifest
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.runtime.layers import Layers
 from vlmexport.runtime.stages import Runtime
 
 Machine = Literal["arm64"]
@@ -46,3 +48,24 @@ def open_cores(bundle: Path, manifest: Manifest, machine: Machine | None) -> Map
     from vlmexport.runtime import arm64
 
     return arm64.open_cores(bundle, manifest)
+
+
+def open_layers(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> list[Layers]:
+    """A bundle with a view into its components: of a hybrid, into those of each of its runtimes.
+
+    Args:
+        checkpoint: the float model.
+
+    Raises:
+        MissingDependency: the runtime is not installed.
+    """
+    found: list[Layers] = []
+    if manifest.kind != "gguf":
+        from vlmexport.runtime.ort_layers import OrtLayers
+
+        found.append(OrtLayers(bundle, manifest))
+    if manifest.kind != "onnx":
+        from vlmexport.runtime.llamacpp_layers import LlamaCppLayers
+
+        found.append(LlamaCppLayers(bundle, manifest, checkpoint))
+    return found

@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.session import THREADS, with_output
+from vlmexport.artifact.session import THREADS, with_outputs
 from vlmexport.checkpoint import VisionSpec
 from vlmexport.model.pixels import pixel_values
 from vlmexport.runtime.image_processor import vision_spec
@@ -69,7 +69,7 @@ class OrtVision:
         """The graph's name, once it is open."""
         if graph not in self._open:
             path = self._bundle / self.details["graphs"][graph]
-            also = with_output(path, self.details["features"]) if graph == "vision_encoder" else None
+            also = with_outputs(path, [self.details["features"]]) if graph == "vision_encoder" else None
             self.sessions.open(graph, path, self._threads, also)
             self._open.add(graph)
         return graph

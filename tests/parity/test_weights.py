@@ -1,0 +1,93 @@
+"""Int8 weights beside the float model's: right ones are right whatever was folded into them, a wrong one is named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from tests.onnx_bundles import Bundles
+from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.int8_layers import int8_layers
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.parity.result import WeightsResult
+from vlmexport.parity.weights import compare_weights, weight_gates
+
+DECODER = "decoder_model_merged"
+LAYER = "language.model.layers.0"
+
+
+def compared(bundle: Path, checkpoint: Checkpoint) -> WeightsResult:
+    found = compare_weights(bundle, read_manifest(bundle), checkpoint)
+    assert found is not None
+    return found
+
+
+def damaged(bundle: Path, folder: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> Path:
+    """A copy with other initializers in the decoder."""
+    shutil.copytree(bundle, folder, copy_function=os.link)
+    path = folder / read_manifest(bundle).details["graphs"][DECODER]
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        array = np.array(numpy_helper.to_array(tensor))
+        tensor.CopyFrom(numpy_helper.from_array(change(tensor.name, array).astype(array.dtype), tensor.name))
+    path.unlink()
+    onnx.save(model, path)
+    return folder
+
+
+def test_right_weights(onnx_bundle: Bundles, short: Checkpoint) -> None:
+    found = compared(onnx_bundle("int8"), short)
+    assert (found.faults, found.not_compared) == ([], [])
+    assert set(found.layers) == {"features", "tokens", "logits"}
+    assert found.layers["logits"] == 8  # seven of the one layer, and the head
+    assert all(gate.passed for gate in weight_gates(found))
+
+
+def test_a_float_bundle_has_none(onnx_bundle: Bundles, short: Checkpoint) -> None:
+    assert compare_weights(onnx_bundle("fp32"), read_manifest(onnx_bundle("fp32")), short) is None
+
+
+def test_every_layer_is_looked_at(onnx_bundle: Bundles, short: Checkpoint, tmp_path: Path) -> None:
+    def scaled(name: str, array: np.ndarray) -> np.ndarray:
+        return array * 1.01 if name.endswith(".weight_scale") else array
+
+    found = compared(damaged(onnx_bundle("int8"), tmp_path / "scaled", scaled), short)
+    path = onnx_bundle("int8") / read_manifest(onnx_bundle("int8")).details["graphs"][DECODER]
+    smoothed = set(read_manifest(onnx_bundle("int8")).details["report"][DECODER]["smoothed"])
+    folded = {layer.path for layer in int8_layers(path) if layer.path in smoothed and layer.divisor is None}
+    # A layer whose scales are folded into another one shows at that one: of the two, no one can say which is wrong.
+    assert {fault.layer for fault in found.faults} == {layer.path for layer in int8_layers(path)} - folded
+    assert [gate.passed for gate in weight_gates(found) if gate.stage == "logits"] == [False]
+
+
+def test_one_level(onnx_bundle: Bundles, short: Checkpoint, tmp_path: Path) -> None:
+    def moved(name: str, array: np.ndarray) -> np.ndarray:
+        if name == f"{LAYER}.self_attn.q_proj.weight_int8":
+            array[3, 5] += 1 if array[3, 5] < 0 else -1
+        return array
+
+    (fault,) = compared(damaged(onnx_bundle("int8"), tmp_path / "moved", moved), short).faults
+    assert fault.layer == f"{LAYER}.self_attn.q_proj"
+    assert "channel 5 is" in fault.what
+    assert fault.what.startswith("1 of ")
+
+
+def test_an_input_that_is_read_otherwise_than_written(onnx_bundle: Bundles, short: Checkpoint, tmp_path: Path) -> None:
+    folder = damaged(onnx_bundle("int8"), tmp_path / "read", lambda _, array: array)
+    path = folder / read_manifest(folder).details["graphs"][DECODER]
+    model = onnx.load(path)
+    (node,) = (node for node in model.graph.node if node.name == f"{LAYER}.self_attn.v_proj.input_dq")
+    (zero,) = (t for t in model.graph.initializer if t.name == node.input[2])
+    other = numpy_helper.from_array(np.asarray(numpy_helper.to_array(zero) + 1, np.uint8), "other_zero")
+    model.graph.initializer.append(other)
+    node.input[2] = "other_zero"
+    onnx.save(model, path)
+    (fault,) = compared(folder, short).faults
+    assert fault.layer == f"{LAYER}.self_attn.v_proj"
+    assert fault.what.startswith("its input is written with scale ")

@@ -1,0 +1,25 @@
+"""A bundle's layers seen one by one, as an interface: what each gives when its component is fed by the float model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from vlmexport.artifact.boundaries import Boundary
+from vlmexport.runtime.stages import F32
+
+Component = Literal["vision", "projector", "language"]
+
+
+class Layers(Protocol):
+    """Every method raises ``vlmexport.errors.VlmExportError`` where the runtime cannot show its layers."""
+
+    def ends(self, component: Component) -> list[Boundary]:
+        """Where its layers end, in the order in which they run; none where it cannot be seen into."""
+
+    def values(self, component: Component, given: F32, ends: Sequence[Boundary]) -> list[F32]:
+        """The values at these ends, for pixels [1, 3, height, width], features [1, patches, width] or embeddings
+        [1, sequence, hidden]."""
+
+    def close(self) -> None:
+        """Release the runtime."""
