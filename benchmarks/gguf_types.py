@@ -37,12 +37,13 @@ from llama_cpp import Llama, llama_cpp
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.calibrate import Sample, heldout_samples
 from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.flags import gguf_recipe
 from vlmexport.parity.expected import MAX_NEW_TOKENS, Live, QuestionValues
 from vlmexport.parity.intervals import paired_drop
 from vlmexport.parity.metrics import LogitsMeasure
 from vlmexport.pipeline import export, open_whole
 from vlmexport.quantize.gguf_mix import find_mix
-from vlmexport.recipe import Recipe, gguf_recipe, resolve
+from vlmexport.recipe import Recipe, resolve
 from vlmexport.runtime.llamacpp import LlamaCppDecoder
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32

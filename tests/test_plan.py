@@ -12,8 +12,9 @@ from tests.onnx_bundles import Bundles, recipe
 from vlmexport.artifact.bundle import Manifest, read_manifest
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.checkpoint.locate import open_model
+from vlmexport.flags import vision_flags
 from vlmexport.plan import plan
-from vlmexport.recipe import parse, resolve, shipped, vision_flags
+from vlmexport.recipe import parse, resolve, shipped
 
 
 def size(manifest: Manifest) -> int:

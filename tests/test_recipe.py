@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from vlmexport.errors import UsageError
-from vlmexport.recipe import COMPONENTS, Recipe, gguf_recipe, gguf_type, keys, parse, resolve, shipped, vision_flags
+from vlmexport.flags import gguf_recipe, gguf_type, vision_flags
+from vlmexport.recipe import COMPONENTS, Recipe, keys, parse, resolve, shipped
 
 
 @pytest.mark.parametrize("name", shipped())

@@ -12,7 +12,7 @@ import vlmexport
 PACKAGE = Path(vlmexport.__file__).parent
 # demo holds scenes and weights and imports nothing, so it stands first.
 ROOMS = (
-    "errors", "console", "cache", "compiled", "demo", "recipe", "checkpoint", "model", "calibrate", "quantize",
+    "errors", "console", "cache", "compiled", "demo", "recipe", "flags", "checkpoint", "model", "calibrate", "quantize",
     "artifact", "design", "runtime", "serve", "bench", "parity", "plan", "costs", "report", "pipeline", "cli",
     "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip

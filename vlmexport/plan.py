@@ -12,8 +12,9 @@ from vlmexport.artifact.onnx_sizes import extras, hessian_bytes, sizes, used_tow
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.errors import Unsupported
+from vlmexport.flags import gguf_recipe, gguf_type
 from vlmexport.model import plugins
-from vlmexport.recipe import Recipe, gguf_recipe, gguf_type, resolve, shipped
+from vlmexport.recipe import Recipe, resolve, shipped
 
 _GB = 10**9
 GGUF_PEAK = 0.25 * _GB

@@ -18,10 +18,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from vlmexport.errors import UsageError
 
 COMPONENTS = ("vision", "projector", "language")
-_GGUF_BITS = {
-    2: "q2_k", 3: "q3_k_m", 4: "q4_k_m", 5: "q5_k_m", 6: "q6_k", 8: "q8_0", 16: "f16", 32: "f32"
-}  # fmt: skip
-_ONNX_VISION, _Q8_VISION = "onnx-x86", "gguf-q8_0-mmproj"
 _NO_IMPORTANCE = ("f32", "f16", "bf16", "q8_0")
 # Environment variables are text: lists stand between blanks there, and pydantic makes numbers of text but no literals.
 _WORDS = BeforeValidator(lambda value: value.split() if isinstance(value, str) else value)
@@ -41,7 +37,7 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def _budget_label(max_size: str | None, bpw: float | None) -> str | None:
+def budget_label(max_size: str | None, bpw: float | None) -> str | None:
     if max_size is not None:
         return max_size.replace(" ", "")
     return None if bpw is None else f"{bpw:g}bpw"
@@ -146,7 +142,7 @@ class Gguf(_Frozen):
     @property
     def budget(self) -> str | None:
         """The budget as names of files show it; None where a type decides."""
-        return _budget_label(self.max_size, self.bpw)
+        return budget_label(self.max_size, self.bpw)
 
     @property
     def max_bytes(self) -> int | None:
@@ -178,9 +174,6 @@ class Gates(_Frozen):
     logits_top1: float | None = Field(None, description="Share of equal best tokens, at least.")
     answer_equal: float | None = Field(None, description="Share of answers equal token by token, at least.")
     answer_task_drop: float | None = Field(None, description="Loss of accuracy against the float model, at most.")
-
-
-_VISION_GATES = tuple(key for key in Gates.model_fields if key.startswith(("pixels", "features", "tokens")))
 
 
 class Recipe(_Frozen):
@@ -262,79 +255,6 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, environ: Mapping[
         if value is not None:
             _set(data, key, value)
     return parse(data, str(path))
-
-
-def gguf_type(kind: str | None, bits: int | None) -> str | None:
-    """The GGUF type that ``--type`` or ``--bits`` names; None where neither was given.
-
-    Raises:
-        UsageError: both or an unknown number of bits.
-    """
-    if bits is None:
-        return kind.lower() if kind else None
-    if kind is not None:
-        raise UsageError("--bits and --type were both given", "pass one of them")
-    if bits not in _GGUF_BITS:
-        raise UsageError(f"--bits {bits} is unknown", f"known: {', '.join(map(str, _GGUF_BITS))}; or pass --type")
-    return _GGUF_BITS[bits]
-
-
-def budget_flags(kind: str | None, max_size: str | None, bpw: float | None) -> dict[str, Any]:
-    """The recipe keys of ``--max-size`` and ``--bpw``; empty where neither was given.
-
-    Raises:
-        UsageError: a type was given as well, or both.
-    """
-    if max_size is None and bpw is None:
-        return {}
-    if kind is not None or (max_size is not None and bpw is not None):
-        raise UsageError("--type, --bits, --max-size and --bpw exclude each other", "pass one of them")
-    return {"gguf.max_size": max_size, "gguf.bpw": bpw, "name": f"gguf-{_budget_label(max_size, bpw)}"}
-
-
-def gguf_recipe(kind: str | None) -> tuple[str, dict[str, str]]:
-    """The recipe for a GGUF type, q4_k_m where it is None, and the flags that complete it.
-
-    A type without a recipe of its own is judged by the gates of q4_k_m.
-    """
-    kind = kind or "q4_k_m"
-    if f"gguf-{kind}" in shipped():
-        return f"gguf-{kind}", {}
-    return "gguf-q4_k_m", {"gguf.type": kind, "name": f"gguf-{kind}"}
-
-
-def vision_flags(vision: str | None, mmproj_type: str | None, base: str, name: str) -> dict[str, Any]:
-    """The flags that give a GGUF recipe another vision encoder, and the gates that fit it.
-
-    Pixels, features and tokens are held to the gates of the recipe that the vision encoder is of; logits and answers,
-    which both halves make, to those of the coarser recipe.
-
-    Args:
-        vision: ``mmproj``, ``onnx`` (a hybrid, static int8), or the ONNX recipe that says how; None is ``mmproj``.
-        mmproj_type: its type; the recipe's own where it is None.
-        base: the GGUF recipe.
-        name: what it is called.
-
-    Raises:
-        UsageError: neither of these.
-    """
-    hybrid = vision not in (None, "mmproj")
-    flags: dict[str, Any] = {
-        "gguf.vision": vision and ("onnx" if hybrid else "mmproj"),
-        "gguf.mmproj_type": mmproj_type,
-    }
-    if not hybrid and mmproj_type != "q8_0":
-        return flags
-    source = vision if hybrid and vision != "onnx" else _ONNX_VISION if hybrid else _Q8_VISION
-    chosen, decoder = resolve(str(source), environ={}), resolve(base, environ={})
-    coarser = min(chosen.gates, decoder.gates, key=lambda gates: gates.logits_top1 or 0.0)
-    flags["gates"] = coarser.model_dump() | {key: getattr(chosen.gates, key) for key in _VISION_GATES}
-    if not hybrid:
-        return flags
-    if chosen.format != "onnx":
-        raise UsageError(f"--vision {vision} is no ONNX recipe", "pass mmproj, onnx, or a recipe such as onnx-arm64")
-    of_vision = {"name": f"{name}-{chosen.name}", "target": chosen.target, "onnx": chosen.onnx.model_dump()}
-    return flags | of_vision
 
 
 def parse(data: Mapping[str, Any], where: str) -> Recipe:

@@ -13,8 +13,9 @@ from vlmexport.bench import BundleBench, bench
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import QUIET
 from vlmexport.errors import UsageError
+from vlmexport.flags import gguf_recipe
 from vlmexport.pipeline import export
-from vlmexport.recipe import gguf_recipe, resolve
+from vlmexport.recipe import resolve
 
 NEW_TOKENS = 8
 

@@ -16,10 +16,11 @@ from vlmexport.artifact.bundle import read_manifest, verify
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import open_checkpoint
 from vlmexport.errors import UsageError
+from vlmexport.flags import vision_flags
 from vlmexport.parity import check
 from vlmexport.pipeline import export
 from vlmexport.plan import plan
-from vlmexport.recipe import Recipe, resolve, vision_flags
+from vlmexport.recipe import Recipe, resolve
 from vlmexport.runtime.opening import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 
