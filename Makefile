@@ -53,7 +53,7 @@ baselines: $(BUNDLES:=/vlmexport.json)
 	done
 
 quick: $(VENV)/ready
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(CALM) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 # It sees torch and ONNX Runtime of $(VENV) behind its own packages, so neither is installed twice.
 OPTIMUM := .venv-optimum
