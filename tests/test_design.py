@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
+from tests.command import vlmexport
 from tests.onnx_bundles import picture
-from tests.test_cli import assert_one_line_error, vlmexport
+from tests.test_cli import assert_one_line_error
 from vlmexport import design
 from vlmexport.checkpoint import open_checkpoint
 from vlmexport.design import Design, create, specify

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import vlmexport
 from tests.onnx_bundles import Bundles
-from tests.test_cli import assert_one_line_error, vlmexport
+from tests.test_cli import assert_one_line_error
 from vlmexport.bench import BundleBench, bench
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import QUIET

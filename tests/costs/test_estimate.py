@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from tests.checkpoints import tiny_spec, write_checkpoint
-from tests.test_cli import assert_one_line_error, vlmexport
+from tests.command import vlmexport
+from tests.test_cli import assert_one_line_error
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.costs import choose_phones, estimate

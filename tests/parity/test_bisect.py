@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import vlmexport
 from tests.onnx_bundles import Bundles, sample
 from tests.report.results import result
-from tests.test_cli import vlmexport
 from vlmexport.artifact.bundle import read_manifest, write_manifest
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import QUIET

@@ -1,4 +1,4 @@
-"""The whole check on tiny models: it passes what is right, and names the stage of what is wrong."""
+"""The whole check on tiny models: it passes what is right. What is wrong: tests/mutations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import TOWER, random_state, tiny_spec, write_checkpoint
+from tests.checkpoints import random_state, tiny_spec, write_checkpoint
 from vlmexport.artifact.bundle import read_manifest, source_of, write_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import open_checkpoint
@@ -74,18 +74,6 @@ def test_a_right_bundle_passes(bundle: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", sorted(RECIPES))
-def test_a_shifted_position_embedding_is_red_at_features(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
-    def shift(state: dict[str, torch.Tensor]) -> None:
-        name = TOWER + "embeddings.position_embedding.weight"
-        state[name] = state[name].roll(1, 0).contiguous()
-
-    result = mutated(tiny_folder, tmp_path, kind, shift)
-    assert not result.passed
-    assert result.broken_stage == "features"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(RECIPES))
 def test_a_swapped_projector_is_red_at_tokens(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
     def swap(state: dict[str, torch.Tensor]) -> None:
         other = random_state(tiny_spec("ldpnetv2"), seed=1)
@@ -95,19 +83,6 @@ def test_a_swapped_projector_is_red_at_tokens(kind: str, tiny_folder: Path, tmp_
     assert not result.passed
     assert result.broken_stage == "tokens"
     assert all(gate.passed for gate in result.gates if gate.stage == "features")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(RECIPES))
-def test_a_wrong_decoder_is_red_at_logits(kind: str, tiny_folder: Path, tmp_path: Path) -> None:
-    def swap(state: dict[str, torch.Tensor]) -> None:
-        name = "model.layers.1.self_attn.{}_proj.weight"
-        state[name.format("q")], state[name.format("k")] = state[name.format("k")], state[name.format("q")].clone()
-        state["model.norm.weight"] = state["model.norm.weight"].flip(0).contiguous()
-
-    result = mutated(tiny_folder, tmp_path, kind, swap)
-    assert result.broken_stage == "logits"
-    assert all(gate.passed for gate in result.gates if gate.stage in ("pixels", "features", "tokens"))
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.command import vlmexport
 from tests.onnx_bundles import Bundles
-from tests.test_cli import assert_one_line_error, vlmexport
+from tests.test_cli import assert_one_line_error
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.calibrate import heldout_samples
 from vlmexport.errors import MissingDependency

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tests.command import vlmexport
 from tests.parity.test_check import samples
-from tests.test_cli import vlmexport
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.checkpoint import open_checkpoint
 from vlmexport.parity import ParityResult, check

@@ -10,9 +10,10 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.command import vlmexport
 from tests.gguf_bundles import export, tensors
 from tests.llama_quantize import llama_quantize
-from tests.test_cli import assert_one_line_error, vlmexport
+from tests.test_cli import assert_one_line_error
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import UsageError
 from vlmexport.plan import plan

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.command import vlmexport
 from tests.onnx_bundles import picture, sample
-from tests.test_cli import vlmexport
 from vlmexport.artifact.bundle import read_manifest, verify
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import open_checkpoint
