@@ -28,7 +28,9 @@ from vlmexport.runtime.opening import Machine
 
 RESULT = "parity.json"
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "onnxruntime", "llama-cpp-python")
-DEFAULT_SAMPLES = 250
+DEFAULT_SAMPLES = 120
+"""Four questions about each of 30 images: a verdict on the demo within a minute on two cores."""
+
 CORE_SAMPLES = 20
 """Questions where cores are emulated, which is slow: about five images, because an image takes the longest."""
 
@@ -58,7 +60,7 @@ def check(
     Args:
         reference: folder, Hub id or ``demo``; the one that the manifest names where it is None.
         vision_tower: the reference's tower, where it carries none and the folder that the manifest names has moved.
-        samples: held-out samples, or how many of the shipped ones or of ``data``; None is 250, with ``on`` 20.
+        samples: held-out samples, or how many of the shipped ones or of ``data``; None is 120, with ``on`` 20.
         data: a folder of images, or a file of questions or captions, in place of the shipped samples.
         dask: where the samples run: a scheduler's address, or ``local:N``; in this process where it is None.
         strict_stock: what the library computes without our repairs must pass the gates too.
@@ -84,7 +86,7 @@ def check(
     old = read_baseline(baseline) if baseline else None
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
-    chosen = choose(manifest, samples or (CORE_SAMPLES if on else DEFAULT_SAMPLES), data, by_image=on is not None)
+    chosen = choose(manifest, samples or (CORE_SAMPLES if on else DEFAULT_SAMPLES), data)
     inputs = _inputs(manifest, chosen.samples)
     if baseline and old:
         refuse_baseline(baseline, old, manifest, inputs.samples)

@@ -22,12 +22,12 @@ class Chosen:
     notes: tuple[str, ...]
 
 
-def choose(manifest: Manifest, samples: list[Sample] | int, data: Path | None = None, by_image: bool = False) -> Chosen:
+def choose(manifest: Manifest, samples: list[Sample] | int, data: Path | None = None) -> Chosen:
     """The samples that a bundle is judged on.
 
     Args:
-        samples: they themselves, or how many: of the shipped ones, or, at most, of ``data``.
-        by_image: of the shipped ones, all questions of an image before the next, where images take the longest.
+        samples: they themselves, or how many: of the shipped ones, all questions of an image before the next, because
+            images take the longest; or, at most, of ``data``.
 
     Raises:
         UsageError: the data cannot be read.
@@ -36,7 +36,7 @@ def choose(manifest: Manifest, samples: list[Sample] | int, data: Path | None = 
     if isinstance(samples, list):
         name, offered, limit = "given samples", samples, len(samples)
     elif data is None:
-        name, offered, limit = "held-out scenes", heldout_samples(samples, by_image), samples
+        name, offered, limit = "held-out scenes", heldout_samples(samples, by_image=True), samples
     else:
         name, offered, limit = data.name, read(data), samples
     kept: list[Sample] = []
