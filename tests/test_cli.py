@@ -66,6 +66,7 @@ def test_inspect(tiny_folder: Path) -> None:
     assert human.stderr == ""
 
 
+@pytest.mark.slow
 def test_errors(tmp_path: Path, tiny_folder: Path) -> None:
     assert_one_line_error(vlmexport("inspect", tmp_path / "no"), 2, "does not exist")
     assert_one_line_error(vlmexport("inspect", tmp_path), 2, "config.json")
@@ -104,6 +105,7 @@ def test_vision_flags(tmp_path: Path, tiny_folder: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_unreadable_image(tmp_path: Path, tiny_folder: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     assert_one_line_error(vlmexport("run", tiny_folder, "-i", tmp_path / "bad.png", "what?"), 2, "bad.png")
@@ -132,6 +134,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in vlmexport("inspect", tmp_path, "--debug").stderr
 
 
+@pytest.mark.slow
 def test_run_streams_an_answer(tmp_path: Path, tiny_folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")

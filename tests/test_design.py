@@ -115,6 +115,7 @@ def test_a_garbled_config_is_one_clear_error(
         open_checkpoint(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_it_made(tmp_path: Path) -> None:
     chosen = ("--vision", "clip:tiny", "--image-size", "168", "--projector", "pool_max")
     made = vlmexport("new", *chosen, "-o", tmp_path / "made", "--json")

@@ -34,6 +34,7 @@ def with_gates(folder: Path, **gates: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_cases_are_listed_without_a_check(bundle: Path, pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(*PLUGIN, "--collect-only", "-q", "--vlmexport-bundle", str(bundle))
     listed = [line for line in result.outlines if line.startswith("tiny::")]
@@ -47,6 +48,7 @@ def test_cases_are_listed_without_a_check(bundle: Path, pytester: pytest.Pyteste
     assert not (bundle / "parity.json").exists()
 
 
+@pytest.mark.slow
 def test_int8_layers_are_cases(onnx_bundle: Bundles, pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(
         *PLUGIN, "--collect-only", "-q", "--vlmexport-bundle", str(onnx_bundle("int8"))
@@ -64,6 +66,7 @@ def test_a_gate_that_fails_is_a_case_that_fails(bundle: Path, pytester: pytest.P
     result.stdout.fnmatch_lines(["*tiny: cosine is *, the gate is ≥ 1.5"])
 
 
+@pytest.mark.slow
 def test_a_bundle_that_was_changed_fails_every_case(bundle: Path, pytester: pytest.Pytester) -> None:
     (bundle / "config.json").write_text("{}")
     result = pytester.runpytest_subprocess(*PLUGIN, "--vlmexport-bundle", str(bundle))
@@ -71,6 +74,7 @@ def test_a_bundle_that_was_changed_fails_every_case(bundle: Path, pytester: pyte
     result.stdout.fnmatch_lines(["*config.json is not the file that was exported*"])
 
 
+@pytest.mark.slow
 def test_no_bundle_is_a_usage_error(pytester: pytest.Pytester) -> None:
     result = pytester.runpytest_subprocess(*PLUGIN, "--vlmexport-bundle", "nowhere")
     assert result.ret == pytest.ExitCode.USAGE_ERROR

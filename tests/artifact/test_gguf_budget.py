@@ -35,6 +35,7 @@ def make(model: Path, output: Path, **flags: Any) -> tuple[dict[str, str], int, 
     return types, size, json.loads(json.dumps(manifest.details["budget"]))
 
 
+@pytest.mark.slow
 def test_kept_to_and_spent(model: Path, tmp_path: Path) -> None:
     sizes, losses = [], []
     types, largest, _ = make(model, tmp_path / "all", bpw=16.5)

@@ -65,6 +65,7 @@ statistics(open_checkpoint(Path(sys.argv[1])), {weights}, chosen, QUIET, compone
 """
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued(tiny: Checkpoint, tmp_path: Path, cache: Path) -> None:
     count, killed, here = 2 * SHARD + 1, tmp_path / "killed", tmp_path / "here"
     script = SCRIPT.format(count=count, weights=WEIGHTS, components=TOWER)

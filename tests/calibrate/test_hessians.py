@@ -18,6 +18,7 @@ from vlmexport.checkpoint import Checkpoint
 from vlmexport.model import VLM, load
 
 
+@pytest.mark.slow
 def test_sums(tiny: Checkpoint, tmp_path: Path) -> None:
     vlm, chosen = load(tiny), samples(2, tmp_path / "log")
     found = measure(vlm, tiny.tokenizer, chosen, tmp_path, 0.5)

@@ -119,6 +119,7 @@ def decoder_inputs(vlm: VLM, seed: int, length: int, past: int) -> Inputs:
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
+@pytest.mark.slow
 def test_onnx_in_float_and_int8(text: str, tmp_path: Path) -> None:
     vlm = sketch(specify(design(text)), 1, ("language",))
     calibration, probe = decoder_inputs(vlm, 0, 60, 0), decoder_inputs(vlm, 1, 9, 5)

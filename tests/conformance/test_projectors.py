@@ -173,6 +173,7 @@ def test_a_new_projector_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)
+@pytest.mark.slow
 def test_onnx_in_float_and_int8(kind: str, tmp_path: Path) -> None:
     vlm = sketch(specify(Design("clip:tiny", kind, "llama:tiny", image_size=168)), 1, ("vision", "projector"))
     spec, random = vlm.spec.projector, torch.Generator().manual_seed(0)

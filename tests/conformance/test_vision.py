@@ -92,6 +92,7 @@ def test_mmproj_refuses_it_and_says_what_to_do(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [*EXAMPLES, *SLOW])
+@pytest.mark.slow
 def test_onnx_in_float_and_int8(text: str, tmp_path: Path) -> None:
     spec = specify(design(text))
     vlm = sketch(spec, 1, ("vision", "projector"))

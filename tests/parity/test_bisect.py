@@ -112,6 +112,7 @@ def test_a_right_int8_bundle(onnx_bundle: Bundles, short: Checkpoint) -> None:
         assert 0 < losses[0] < 0.1
 
 
+@pytest.mark.slow
 def test_it_needs_the_float_model(onnx_bundle: Bundles) -> None:
     with pytest.raises(UsageError, match="--bisect runs the float model"):
         check(onnx_bundle("int8"), samples=20, replay=Path("x"), bisect=True)

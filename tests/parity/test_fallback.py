@@ -45,6 +45,7 @@ def of(component: str, choices: dict[str, Choice]) -> dict[str, Choice]:
 
 
 @pytest.mark.parametrize("component", ["vision", "language"])
+@pytest.mark.slow
 def test_a_ruined_layer_goes_back_alone(component: str, opened: Opened) -> None:
     vlm, tokenizer, samples, choices = opened
     mine = of(component, choices)

@@ -49,6 +49,7 @@ def test_right_weights(onnx_bundle: Bundles, short: Checkpoint) -> None:
     assert all(gate.passed for gate in weight_gates(found))
 
 
+@pytest.mark.slow
 def test_a_float_bundle_has_none(onnx_bundle: Bundles, short: Checkpoint) -> None:
     assert compare_weights(onnx_bundle("fp32"), read_manifest(onnx_bundle("fp32")), short) is None
 

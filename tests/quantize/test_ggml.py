@@ -61,6 +61,7 @@ def test_library_that_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", ["iq2_xs", "iq2_s", "iq3_xxs", "iq3_s"])
+@pytest.mark.slow
 def test_tables_of_iq_types_are_made_once_by_many_threads(name: str) -> None:
     """In a process of its own, where no table is made yet: eight threads ask for it at a time."""
     code = f"""

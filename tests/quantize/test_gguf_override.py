@@ -135,6 +135,7 @@ def test_a_type_that_needs_importance(tiny: Checkpoint, tmp_path: Path) -> None:
     export(tiny, tmp_path / "out", type="q4_0", tensor_types=["embd=iq2_s"])
 
 
+@pytest.mark.slow
 def test_on_the_command_line(tiny_folder: Path, tmp_path: Path) -> None:
     options = ("--bits", "8", "--tensor-type", "attn_v=f16", "--tensor-type", r"blk\.\d+\.attn=bf16")
     result = vlmexport("gguf", tiny_folder, *options, "-o", tmp_path / "bundle", "--json")
