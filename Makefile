@@ -32,7 +32,7 @@ demo: $(BUNDLES:=/vlmexport.json)
 	$(VENV)/bin/python recipes/demo/tour.py $(BUNDLES)
 
 # Two processes, one for each core; a file's tests stay together, because they share what they export. Threads that wait
-# do not spin: four of them on two cores would take each other's time (llama.cpp is ten times slower then).
+# do not spin: four of them on two cores would take each other's time.
 WORKERS ?= 2
 CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 

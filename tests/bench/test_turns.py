@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from tests.command import vlmexport
 from tests.onnx_bundles import Bundles
 from tests.test_cli import assert_one_line_error
+from vlmexport.artifact.bundle import read_manifest
 from vlmexport.bench import BundleBench, bench
+from vlmexport.bench.turns import _alone
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import QUIET
 from vlmexport.errors import UsageError
@@ -51,7 +54,6 @@ def test_every_measure_is_there_and_possible(measured: list[BundleBench], tiny: 
 @pytest.mark.slow
 def test_the_halves_hold_their_own_weights_alone(measured: list[BundleBench], gguf: Path) -> None:
     """The worker's own packages weigh more than a tiny model, so the file's mapping tells."""
-    from vlmexport.artifact.bundle import read_manifest
     from vlmexport.runtime.halves import decoder_alone, vision_alone
 
     manifest = read_manifest(gguf)
@@ -70,6 +72,16 @@ def test_command(gguf: Path, tmp_path: Path) -> None:
     assert facts["decode_tokens_per_second"] > 0
     assert "tokens a second" in plot.read_text()
     assert "vlmexport check" in found.stderr
+
+
+def test_each_measurement_has_a_process_of_its_own() -> None:
+    assert len({os.getpid(), _alone(os.getpid), _alone(os.getpid)}) == 3
+
+
+def test_an_error_comes_through_with_its_cure() -> None:
+    with pytest.raises(UsageError) as caught:
+        _alone(read_manifest, Path("nothing"))
+    assert caught.value.cure.startswith("make one with")
 
 
 def test_no_bundle(tmp_path: Path) -> None:

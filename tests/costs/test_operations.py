@@ -42,7 +42,7 @@ def test_every_kind_of_encoder_can_be_counted(vision: str) -> None:
 
 
 def test_mobileformer_is_as_large_as_its_name_says() -> None:
-    """26M multiply-adds at 224 pixels with the classifier that features leave out (arXiv:2108.05895, table 1): a
+    """26M multiply-adds at 224 pixels with the classifier that features leave out (arXiv:2108.05895): a
     convolution of 96 channels to 576 on the last map, and two layers over these and the first token of 128."""
     found = count(specify(Design("mobileformer:26m", "linear", "llama:tiny")))
     classifier = 7 * 7 * 96 * 576 + (576 + 128) * 1024 + 1024 * 1000

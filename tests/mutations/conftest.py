@@ -50,7 +50,7 @@ def questions(square: bool) -> list[Sample]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _patient_threads() -> Iterator[None]:
-    """llama.cpp's threads sleep while they wait: spinning takes ten times as long where another test wants the core."""
+    """llama.cpp's threads sleep while they wait: spinning, they take the core from another test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +81,6 @@ def export_gguf(
                 "language": files[LANGUAGE].name,
                 "mmproj": vision.name,
                 "types": {"language": decoder.types, "mmproj": settings.mmproj_type},
-                "prompt": asdict(checkpoint.spec.prompt),
             }
             | decoder.details(),
         )

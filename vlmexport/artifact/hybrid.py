@@ -6,7 +6,6 @@ It serves what an mmproj cannot hold, or what libmtmd would compute wrongly.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from vlmexport.artifact import gguf_decoder, onnx_layout, trace
@@ -100,7 +99,6 @@ def _details(checkpoint: Checkpoint, recipe: Recipe, decoder: Decoder, written: 
         "graphs": written.files,
         "features": trace.FEATURES,
         "types": {"language": decoder.types, "vision": recipe.onnx.vision},
-        "prompt": asdict(checkpoint.spec.prompt),
         "opset": trace.OPSET,
         "report": written.report,
     } | decoder.details()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -95,7 +94,6 @@ def export_onnx(
                 "features": trace.FEATURES,
                 "image_token_id": image_token,
                 "tokenizer": TOKENIZER,
-                "prompt": asdict(checkpoint.spec.prompt),
                 "opset": trace.OPSET,
                 "report": written.report,
             },

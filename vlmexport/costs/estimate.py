@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from vlmexport.artifact.gguf_decoder import LANGUAGE
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.costs.operations import Operations, count
 from vlmexport.costs.phones import Phone, Range
 from vlmexport.plan import Plan, plan
 from vlmexport.recipe import Recipe
+
+_FLOATS = ("fp32", "fp16", "f32", "f16", "bf16")
+"""Decoders whose products are float; those of quantized ones round their input to int8."""
 
 _FLOAT = 4
 """Int8 operations that take as long as one of float32: an SDOT has 32, an FMLA of the same width 8."""
@@ -82,8 +86,9 @@ _counted = cache(count)
 
 
 def _times(checkpoint: Checkpoint, recipe: Recipe, planned: Plan, counted: Operations, phone: Phone) -> Estimate:
-    vision = 1 if _is_int8_tower(recipe) else _FLOAT
-    decoder = _FLOAT if recipe.format == "onnx" and recipe.onnx.decoder in ("fp32", "fp16") else 1
+    vision = 1 if "vision" in recipe.int8_components else _FLOAT
+    precision = recipe.onnx.decoder if recipe.format == "onnx" else recipe.gguf.type
+    decoder = _FLOAT if precision in _FLOATS else 1
     return Estimate(
         phone,
         image=phone.multiply(vision * (counted.vision + counted.projector)),
@@ -92,15 +97,11 @@ def _times(checkpoint: Checkpoint, recipe: Recipe, planned: Plan, counted: Opera
     )
 
 
-def _is_int8_tower(recipe: Recipe) -> bool:
-    return recipe.onnx.vision == "int8" and (recipe.format == "onnx" or recipe.gguf.vision != "mmproj")
-
-
 def _read_by_token(checkpoint: Checkpoint, planned: Plan) -> int:
     """Bytes of the decoder's weights, all but the embedding: of that, a token reads one row."""
-    part = next(part for part in planned.parts if part.name in ("decoder_model_merged", "language"))
+    part = next(part for part in planned.parts if part.name in ("decoder_model_merged", LANGUAGE))
     language = checkpoint.spec.language
-    table = 0 if language.tie_word_embeddings else language.vocab_size * language.hidden_size
-    if part.name == "decoder_model_merged":
+    if part.name != LANGUAGE:  # an ONNX decoder is a graph without the embedding
         return part.bytes
+    table = 0 if language.tie_word_embeddings else language.vocab_size * language.hidden_size
     return round(part.bytes * (1 - table / part.weights))

@@ -71,16 +71,14 @@ def _one(stage: str, mode: Mode, metric: str, bound: float, result: StageResult)
 
 
 def _judged(metric: str, bound: float, metrics: dict[str, float]) -> float | None:
-    """The value that is held against the bound: of a loss that the data cannot resolve, the certain part.
+    """The value that is held against the bound: of a loss of accuracy that the data cannot resolve, the certain part.
 
     One answer of forty is 2.5 points and says nothing about a bound of 2; of a thousand, 25 answers do.
     """
-    value, low, high = (metrics.get(f"{metric}{end}") for end in ("", "_low", "_high"))
-    if value is None or low is None or high is None:
-        return value
-    if metric == "task_drop":
-        return low if (high - low) / 2 > bound else value
-    return high if value < bound <= high and (high - low) / 2 > 1 - bound else value
+    if metric == "task_drop" and metric in metrics:
+        low, high = metrics["task_drop_low"], metrics["task_drop_high"]
+        return low if (high - low) / 2 > bound else metrics[metric]
+    return metrics.get(metric)
 
 
 def broken_stage(gates: Sequence[GateResult]) -> str | None:

@@ -55,9 +55,11 @@ class HybridRuntime:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
         return self._decoder.generate(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
 
-    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
+    def steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits of the positions that its step decoded."""
-        return self._decoder.steps(prompt, tokens, max_new_tokens)
+        return self._decoder.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids."""

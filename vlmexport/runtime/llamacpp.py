@@ -75,9 +75,11 @@ class LlamaCppDecoder:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it; one answer at a time."""
         return (token for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos, every=False))
 
-    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
+    def steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits of the positions that its step decoded."""
-        return self._steps(prompt, tokens, max_new_tokens, ignore_eos=False, every=True)
+        return self._steps(prompt, tokens, max_new_tokens, ignore_eos, every=True)
 
     def _steps(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, ignore_eos: bool, every: bool

@@ -56,15 +56,12 @@ class OrtRuntime(OrtVision):
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
-        return (token for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos))
+        return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
-    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
-        """``generate``, each token with the logits of the positions that its step decoded."""
-        return self._steps(prompt, tokens, max_new_tokens)
-
-    def _steps(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, ignore_eos: bool = False
+    def steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
+        """``generate``, each token with the logits of the positions that its step decoded."""
         embeds = self._embeds(prompt, tokens)
         cache = self._cache(embeds.shape[1] + max_new_tokens)
         for _ in range(max_new_tokens):

@@ -56,16 +56,13 @@ class ReferenceRuntime:
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
-        return (token for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos))
-
-    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
-        """``generate``, each token with the logits of the positions that its step decoded."""
-        return self._steps(prompt, tokens, max_new_tokens)
+        return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
     @torch.inference_mode()
-    def _steps(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, ignore_eos: bool = False
+    def steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
+        """``generate``, each token with the logits of the positions that its step decoded."""
         embeds = self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
         for token, logits in self._vlm.generate(embeds, max_new_tokens, ignore_eos):
             best = torch.topk(logits[-1], 2).values

@@ -69,7 +69,9 @@ class Decoding(Protocol):
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it (to measure speed)."""
 
-    def steps(self, prompt: Prompt, tokens: F32, max_new_tokens: int) -> Iterator[tuple[Token, F32]]:
+    def steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits of the positions that its step decoded: [positions, vocabulary],
         all of the prompt, then one."""
 
