@@ -75,6 +75,7 @@ def encoder(name: str) -> Row:
         sessions, sizes = {}, {}
         for precision, recipe in (("fp32", "onnx-fp32"), ("int8", "onnx-x86")):
             settings, place = resolve(recipe, environ={}).onnx, folder / precision
+            place.mkdir()
             int8 = Int8(settings, statistics) if precision == "int8" else None
             files = write_vision(checkpoint, settings, int8, place, QUIET).files
             sessions[precision] = open_session(place / files["vision_encoder"])

@@ -1,27 +1,47 @@
-"""What each part of the static int8 recipe brings: the demo exported with one part changed at a time, each bundle
-checked on the same held-out questions.
+"""What each part of the static int8 recipe brings, and what measured float fallback does, on the demo.
 
-    python benchmarks/onnx_ablation.py --samples 300 --json benchmarks/results/onnx-ablation.json
+    python benchmarks/onnx_ablation.py parts --samples 300 --json benchmarks/results/onnx-ablation.json
+    python benchmarks/onnx_ablation.py fallback --json benchmarks/results/onnx-fallback.json
+    python benchmarks/onnx_ablation.py show benchmarks/results docs
 
-Rows that the JSON file holds already are not measured again. ``--show`` prints the table alone.
+``parts`` exports the demo with one part changed at a time and checks every bundle on the same held-out questions; rows
+that the JSON file holds already are not measured again. ``fallback`` sends layers of int8 at its roughest back to float
+one after another, in three orders. ``show`` writes tables into docs/onnx.md and plots beside it, those of the speeds
+that ``onnx_speed.py`` measured too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+import onnx_ir as ir
+from onnx_speed import LANGUAGE, VISION, ratio
+
+from vlmexport.artifact.bundle import fingerprints, read_manifest
+from vlmexport.artifact.int8 import Int8
+from vlmexport.calibrate import calibration_samples
+from vlmexport.calibrate.cache import statistics
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.console import QUIET
+from vlmexport.model import load
 from vlmexport.parity import check
-from vlmexport.parity.result import ParityResult
+from vlmexport.parity.fallback import SAMPLES, LogitsLoss, TokensLoss, groups
+from vlmexport.parity.gates import holds
+from vlmexport.parity.simulated import int8_layers
 from vlmexport.pipeline import export
-from vlmexport.recipe import resolve
+from vlmexport.recipe import Recipe, resolve
 
 BASE = "onnx-x86"
 ONE_TERM = {"onnx.twice_below_db": -1e3, "onnx.float_below_db": -1e3}
 ROUGH = {"onnx.smooth": False, **ONE_TERM}
+PER_TENSOR = {"onnx.scheme": "qnnpack-per-tensor"}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "as the recipe has it": (BASE, {}),
     "ranges: extremes": (BASE, {"onnx.observer": "minmax"}),
@@ -35,37 +55,76 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "bias correction": (BASE, {"onnx.bias_correction": True}),
     "half the levels where AVX2 saturates": (BASE, {"onnx.saturation": "avx2"}),
     "qnnpack per channel": ("onnx-arm64", {}),
-    "qnnpack per tensor": (BASE, {"onnx.scheme": "qnnpack-per-tensor"}),
-    "qnnpack per tensor, bias correction": (
-        BASE, {"onnx.scheme": "qnnpack-per-tensor", "onnx.bias_correction": True}
-    ),
-}  # fmt: skip
+    "qnnpack per tensor": (BASE, PER_TENSOR),
+    "qnnpack per tensor, bias correction": (BASE, {**PER_TENSOR, "onnx.bias_correction": True}),
+    "qnnpack per tensor, extremes, nothing else": (BASE, {**PER_TENSOR, "onnx.observer": "minmax", **ROUGH}),
+}
+ROUGHEST = "qnnpack per tensor, extremes, nothing else"
+ORDERS = ("measured alone", "predicted", "as in the model")
 
 
-def measure(recipe: str, flags: dict[str, Any], samples: int) -> dict[str, float]:
+def variant(name: str) -> Recipe:
+    """A variant's recipe; no layer goes back to float by measurement."""
+    recipe, flags = VARIANTS[name]
+    return resolve(recipe, {"onnx.fallback": "predicted", **flags}, environ={})
+
+
+def parts(name: str, samples: int) -> dict[str, float]:
     """Export, check, and keep what the table shows."""
     with tempfile.TemporaryDirectory() as scratch:
-        bundle = export("demo", resolve(recipe, flags, environ={}), Path(scratch) / "bundle")
+        bundle = export("demo", variant(name), Path(scratch) / "bundle")
         result = check(bundle, samples=samples)
-        report = json.loads((bundle / "vlmexport.json").read_text())["details"]["report"]
+        report = read_manifest(bundle).details["report"]
     stages = {(stage.stage, stage.mode): stage.metrics for stage in result.stages}
-    counts = {key: sum(len(graph.get(key, ())) for name, graph in report.items() if name != "projector")
+    counts = {key: sum(len(graph.get(key, ())) for graph_name, graph in report.items() if graph_name != "projector")
               for key in ("smoothed", "two_terms", "narrow", "bias_corrected")}  # fmt: skip
     return {
         "tokens_sqnr_db": stages["tokens", "chained"]["sqnr_db"],
         "kld": stages["logits", "local"]["kld"],
         "kld_chained": stages["logits", "chained"]["kld"],
-        "equal": _equal(result),
+        "equal": sum(answer.equal for answer in result.answers) / len(result.answers),
         "task_drop": stages["answer", "chained"]["task_drop"],
         **counts,
     }
 
 
-def _equal(result: ParityResult) -> float:
-    return sum(answer.equal for answer in result.answers) / len(result.answers)
+def fallback() -> dict[str, Any]:
+    """Of the vision encoder and of the decoder."""
+    checkpoint = open_model("demo")
+    with tempfile.TemporaryDirectory() as scratch:
+        bundle = export("demo", resolve("onnx-fp32", {"onnx.fuse": False}, environ={}), Path(scratch) / "bundle")
+        graphs = read_manifest(bundle).details["graphs"]
+        kinds: dict[str, type[TokensLoss] | type[LogitsLoss]] = {
+            "vision_encoder": TokensLoss, "decoder_model_merged": LogitsLoss
+        }  # fmt: skip
+        return {stage.name: curves(checkpoint, bundle / graphs[name], stage) for name, stage in kinds.items()}
 
 
-def table(found: dict[str, dict[str, float]]) -> str:
+def curves(checkpoint: Checkpoint, graph: Path, stage: type[TokensLoss] | type[LogitsLoss]) -> dict[str, Any]:
+    """Every group's loss alone, and the loss when the first 0, 1, 2 … groups of an order are in float."""
+    recipe, vlm = variant(ROUGHEST), load(checkpoint, resident=True)
+    samples = calibration_samples(recipe.calibration.samples)
+    quantizer = Int8(recipe.onnx, statistics(checkpoint, fingerprints(checkpoint), samples, QUIET))
+    decisions = quantizer.decide(ir.load(graph))
+    measured, members = stage(vlm, checkpoint.tokenizer, samples[:SAMPLES]), groups(decisions)
+
+    def loss(left: list[list[str]]) -> tuple[float, bool]:
+        paths = [path for group in left for path in group]
+        with int8_layers(vlm, decisions.choices, quantizer.scheme, paths):
+            metrics = measured.metrics()
+        return metrics[stage.loss], holds(recipe.gates, stage.name, metrics)
+
+    alone = {group[0]: loss([group])[0] for group in members}
+    orders = {
+        "measured alone": sorted(members, key=lambda group: -alone[group[0]]),
+        "predicted": sorted(members, key=lambda group: min(decisions.choices[path].ratio for path in group)),
+        "as in the model": members,
+    }
+    found = {order: [loss(ranked[count:]) for count in range(len(ranked))] for order, ranked in orders.items()}
+    return {"measure": stage.loss, "alone": alone, "curves": found}
+
+
+def parts_table(found: dict[str, dict[str, float]]) -> str:
     """Markdown."""
     columns = {
         "tokens_sqnr_db": ("tokens, dB", ".1f"), "kld": ("KL: decoder", ".5f"), "kld_chained": ("KL: all", ".5f"),
@@ -73,26 +132,131 @@ def table(found: dict[str, dict[str, float]]) -> str:
         "two_terms": ("two terms", ".0f"), "narrow": ("half levels", ".0f"),
     }  # fmt: skip
     lines = ["| | " + " | ".join(title for title, _ in columns.values()) + " |", "|---|" + "---:|" * len(columns)]
-    for name, row in found.items():
-        cells = (format(row[key], style) for key, (_, style) in columns.items())
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for name in VARIANTS:
+        if name in found:
+            cells = (format(found[name][key], style) for key, (_, style) in columns.items())
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
+def fallback_table(found: dict[str, Any]) -> str:
+    """Markdown: how many groups each order needs in float, and the worst groups."""
+    lines = ["| | groups | all in int8 | in float: " + " | ".join(ORDERS) + " | the worst, alone |",
+             "|---|---:|---:|" + "---:|" * len(ORDERS) + "---|"]  # fmt: skip
+    for stage, row in found.items():
+        needed = [next(count for count, (_, good) in enumerate(row["curves"][order]) if good) for order in ORDERS]
+        worst = sorted(row["alone"].items(), key=lambda item: -item[1])[:4]
+        shown = ", ".join(f"`{path.split('.', 1)[1]}` {loss:.2g}" for path, loss in worst)
+        start = f"{row['measure']} {row['curves'][ORDERS[0]][0][0]:.2g}"
+        lines.append(f"| {stage} | {len(row['alone'])} | {start} | " + " | ".join(map(str, needed)) + f" | {shown} |")
+    return "\n".join(lines)
+
+
+def speed_table(found: dict[str, list[dict[str, float]]]) -> str:
+    """Markdown: medians, and ours divided by each peer's."""
+    lines = ["| image | ms | int8 ÷ it |", "|---|---:|---:|"]
+    lines += [f"| {name} | {_median(found, name, 'image'):.0f} | {ratio(found, 'image', 'int8', name):.2f} |"
+              for name in VISION]  # fmt: skip
+    *ours, llama, genai = (name for name in LANGUAGE if name in found)
+    lines += ["", f"| decoder | a token, ms | ÷ {llama} | ÷ {genai} | prompt of 400, s | ÷ {llama} | opening, s |",
+              "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for name in (*ours, llama, genai):
+        ratios = [f"{ratio(found, key, name, peer):.2f}" for key, peer in
+                  (("token", llama), ("token", genai), ("prompt", llama))]  # fmt: skip
+        token, prompt, opening = (_median(found, name, key) for key in ("token", "prompt", "opening"))
+        lines.append(f"| {name} | {token:.0f} | {ratios[0]} | {ratios[1]} | {prompt / 1e3:.1f} | {ratios[2]} "
+                     f"| {opening / 1e3:.1f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def _median(found: dict[str, list[dict[str, float]]], name: str, key: str) -> float:
+    return 1e3 * median(one[key] for one in found[name])
+
+
+def plots(parts_found: dict[str, Any], fallback_found: dict[str, Any], speeds: dict[str, Any], docs: Path) -> None:
+    """Three SVGs."""
+    import matplotlib.pyplot as plt
+
+    names = [name for name in VARIANTS if name in parts_found]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
+    left.barh(names, [parts_found[name]["kld_chained"] for name in names])
+    left.set(xscale="log", xlabel="KL divergence of the whole model, nats")
+    left.invert_yaxis()
+    right.barh(names, [parts_found[name]["tokens_sqnr_db"] for name in names])
+    right.set(xlabel="visual tokens, dB")
+    _save(figure, docs / "onnx-ablation.svg", left, right)
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.0), layout="constrained")
+    for (stage, row), panel in zip(fallback_found.items(), axes, strict=True):
+        for order, marker in zip(ORDERS, "osD", strict=True):
+            curve = row["curves"][order]
+            panel.plot([loss for loss, _ in curve], marker=marker, markersize=3, linewidth=1, label=order)
+            first = next(count for count, (_, good) in enumerate(curve) if good)
+            panel.plot([first], [curve[first][0]], marker="*", markersize=13, color=panel.lines[-1].get_color())
+        panel.set(xlabel="groups in float", ylabel=row["measure"], yscale="log", title=f"{stage} (star: gates hold)")
+        panel.legend(fontsize=8)
+    _save(figure, docs / "onnx-fallback.svg", *axes)
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.2), layout="constrained")
+    measures = {"image": VISION, "token": LANGUAGE, "prompt": LANGUAGE}
+    for panel, (key, contenders) in zip(axes, measures.items(), strict=True):
+        shown = [name for name in contenders if name in speeds]
+        peers = ("quantize", "libmtmd", "llama", "genai")
+        colors = ["tab:gray" if name.startswith(peers) else "tab:blue" for name in shown]
+        panel.barh(shown, [_median(speeds, name, key) for name in shown], color=colors)
+        panel.set(xlabel=f"{key}, ms")
+        panel.invert_yaxis()
+    _save(figure, docs / "onnx-speed.svg", *axes)
+
+
+def _save(figure: Any, path: Path, *panels: Any) -> None:
+    for panel in panels:
+        panel.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def show(results: Path, docs: Path) -> None:
+    """Tables between their marks in docs/onnx.md, and plots."""
+    read = {name: json.loads((results / f"onnx-{name}.json").read_text()) for name in ("ablation", "fallback", "speed")}
+    made = {"ablation": parts_table, "fallback": fallback_table, "speed": speed_table}
+    page = docs / "onnx.md"
+    text = page.read_text(encoding="utf-8")
+    for name, table in made.items():
+        start, end = f"<!-- {name}: benchmarks/onnx_ablation.py show -->", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(start)
+        _, found, after = rest.partition(end)
+        if not found:
+            sys.exit(f"{page}: no place for {name}; put {start} and {end} where it belongs")
+        text = f"{before}{start}\n{table(read[name])}\n{end}{after}"
+    page.write_text(text, encoding="utf-8")
+    plots(read["ablation"], read["fallback"], read["speed"], docs)
+
+
 def main() -> None:
-    """Parse, measure what is missing, print."""
+    """Parse, measure what is missing, or show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=300)
-    parser.add_argument("--json", type=Path, required=True)
-    parser.add_argument("--show", action="store_true")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("parts")
+    command.add_argument("--samples", type=int, default=300)
+    command.add_argument("--json", type=Path, required=True)
+    command = commands.add_parser("fallback")
+    command.add_argument("--json", type=Path, required=True)
+    command = commands.add_parser("show")
+    command.add_argument("results", type=Path)
+    command.add_argument("docs", type=Path)
     arguments = parser.parse_args()
+    if arguments.command == "show":
+        show(arguments.results, arguments.docs)
+        return
+    if arguments.command == "fallback":
+        arguments.json.write_text(json.dumps(fallback(), indent=1) + "\n")
+        return
     found = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
-    for name, (recipe, flags) in VARIANTS.items():
-        if name not in found and not arguments.show:
-            found[name] = measure(recipe, flags, arguments.samples)
+    for name in VARIANTS:
+        if name not in found:
+            found[name] = parts(name, arguments.samples)
             arguments.json.write_text(json.dumps(found, indent=2) + "\n")
             print(name, found[name], flush=True)
-    print(table({name: found[name] for name in VARIANTS if name in found}))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ class Decoder:
         if not path.exists():
             small = sketch(spec, layers.TRACED, ("language",))
             graph = trace.trace_decoder(small).model
-            weights.attach(graph, dict(small.state_dict()), self.checkpoint)
+            weights.attach(graph, weights.orientations(graph, dict(small.state_dict())), self.checkpoint)
             layers.repeat(
                 graph, prefix(spec, "language"), spec.language.num_layers, weights.next_layer(self.checkpoint)
             )

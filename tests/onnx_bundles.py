@@ -56,7 +56,8 @@ def short_statistics(short: Checkpoint) -> Statistics:
 
 @pytest.fixture(scope="session")
 def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factory: pytest.TempPathFactory) -> Bundles:
-    """Bundles by name: ``fp32``, ``int8``, ``again``, a second ``int8``, ``int4`` and ``fp16`` with a float tower.
+    """Bundles by name: ``fp32``, ``int8``, ``again``, a second ``int8`` of graphs traced anew, ``int4`` and ``fp16``
+    with a float tower.
 
     Workers of pytest-xdist share them: the first that needs one exports it.
     """
@@ -73,7 +74,10 @@ def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factor
         precision = "int8" if name in ("int8", "again") else "fp32"
         chosen = recipe(precision, decoder=name if name in ("int4", "fp16") else precision)
         statistics = short_statistics if chosen.needs_statistics else None
-        export_onnx(short, chosen, statistics, root / name, force=False, console=QUIET)
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "again":
+                patch.setenv("VLMEXPORT_CACHE", str(root / "cache"))
+            export_onnx(short, chosen, statistics, root / name, force=False, console=QUIET)
         return root / name
 
     return bundle

@@ -30,7 +30,7 @@ def checkpoint(folder: Path, select_feature: str = "patch") -> Checkpoint:
 
 def repeated(found: Checkpoint, traced: trace.Traced, stack: str) -> trace.Traced:
     parameters = dict(sketch(found.spec, layers.TRACED).state_dict())
-    weights.attach(traced.model, parameters, found)
+    weights.attach(traced.model, weights.orientations(traced.model, parameters), found)
     layers.repeat(traced.model, prefix(found.spec, stack), TOTAL, weights.next_layer(found))
     return traced
 

@@ -26,12 +26,14 @@ from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_sizes import sizes, vision_sizes
 from vlmexport.artifact.simplify import simplify
+from vlmexport.artifact.trace import Traced
+from vlmexport.artifact.traces import Part, Traces, pack, unpack
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Advance, Console, no_advance
 from vlmexport.errors import VlmExportError
 from vlmexport.model import plugins
-from vlmexport.model.sketch import prefix, sketch
+from vlmexport.model.sketch import cut, prefix, sketch
 from vlmexport.quantize.static_int8 import Coverage
 from vlmexport.recipe import Onnx
 
@@ -135,19 +137,30 @@ class _Graphs:
             raise
 
     def trace_parts(self, components: tuple[str, ...], scratch: Path) -> None:
-        """Trace a sketch of the components; the graphs as they were traced are kept in ``scratch``."""
-        self._sketch = sketch(self.checkpoint.spec, layers.TRACED, components)
-        self._parameters = dict(self._sketch.state_dict())
-        self._parts = {"vision": trace.trace_vision(self._sketch), "projector": trace.trace_projector(self._sketch)}
-        if "language" in components:
-            self._parts["language"] = trace.trace_decoder(self._sketch)
-        self._simplified: dict[str, dict[str, Any]] = {}
+        """The graphs of a sketch of the components: those that are kept, and the others traced.
+
+        These are saved in ``scratch`` with their weights, for ``compare``.
+        """
+        spec = self.checkpoint.spec
+        self._kept = Traces(cut(spec, layers.TRACED), self.settings.simplify)
+        found = {name: self._kept.find(name) for name in components}
+        missing = tuple(name for name, part in found.items() if part is None)
+        self._traced: dict[str, tuple[Traced, Path, bytes]] = {}
+        if missing:
+            self._sketch = sketch(spec, layers.TRACED, components)
+        for name in missing:
+            self._traced[name] = self._trace(name, scratch)
+        # What was traced goes on as it would be read from the cache, so both ways give the same bytes.
+        self._parts = {name: part or unpack(self._traced[name][2]) for name, part in found.items()}
+
+    def _trace(self, part: str, scratch: Path) -> tuple[Traced, Path, bytes]:
+        traced, report = trace.PARTS[part](self._sketch), None
         if self.settings.simplify:
-            for name, traced in self._parts.items():
-                self._parts[name], self._simplified[name] = simplify(traced, scratch, self._stack(name))
-        self._files = {name: scratch / f"{name}.onnx" for name in self._parts}
-        for name, traced in self._parts.items():
-            save(traced.model, self._files[name])
+            traced, report = simplify(traced, scratch, self._stack(part))
+        path = scratch / f"{part}.onnx"
+        save(traced.model, path)
+        transposed = weights.orientations(traced.model, dict(self._sketch.state_dict()))
+        return traced, path, pack(Part(traced.name, traced.model, transposed, report))
 
     def _stack(self, part: str) -> str | None:
         """What comes before a layer's number in module paths, where a part has more layers than are traced."""
@@ -156,11 +169,12 @@ class _Graphs:
         return prefix(spec, part) if total > layers.TRACED else None
 
     def compare(self) -> None:
-        """The graphs as they were traced with what they were traced from."""
-        for name, traced in self._parts.items():
-            verify.check(traced, self._files[name])
+        """The graphs that were traced now with what they were traced from; then they are kept."""
+        for name, (traced, path, packed) in self._traced.items():
+            verify.check(traced, path)
             if name == "language":
-                verify.check_cache(self._sketch, self._files[name])
+                verify.check_cache(self._sketch, path)
+            self._kept.keep(name, packed)
 
     def tower(self) -> None:
         """Tower with projector."""
@@ -199,11 +213,11 @@ class _Graphs:
     def _finish(self, part: str, precision: str, count: int = 0) -> None:
         """Put in the checkpoint's weights and all ``count`` layers of a stack, quantize, save."""
         traced, spec = self._parts[part], self.checkpoint.spec
-        weights.attach(traced.model, self._parameters, self.checkpoint)
+        weights.attach(traced.model, traced.transposed, self.checkpoint)
         if count:
             layers.repeat(traced.model, prefix(spec, part), count, weights.next_layer(self.checkpoint))
         batch_norm.fold(traced.model)
-        report: dict[str, Any] = {"onnxsim": self._simplified[part]} if part in self._simplified else {}
+        report: dict[str, Any] = {"onnxsim": traced.simplified} if traced.simplified else {}
         if precision == "int8" and self.int8 is not None:
             report |= {"nodes_float": _count(traced.model)}
             with self._quantizing:

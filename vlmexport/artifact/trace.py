@@ -142,6 +142,10 @@ def trace_decoder(vlm: VLM) -> Traced:
     return Traced("decoder_model_merged", model, module, tuple(probes))
 
 
+PARTS = {"vision": trace_vision, "projector": trace_projector, "language": trace_decoder}
+"""What traces a part of ``VLM``; the tower's graph holds the projector too."""
+
+
 def name_logits(model: ir.Model, vocabulary: int) -> None:
     """Set the shape that the output ``logits`` shows."""
     rename_dimensions(model, {"logits": ("batch_size", "sequence_length", vocabulary)})

@@ -94,21 +94,32 @@ class CheckpointWeight(ir.LazyTensor):
         return ir.tensor(values, name=self.source.name)
 
 
-def attach(model: ir.Model, traced: dict[str, torch.Tensor], checkpoint: Checkpoint) -> None:
-    """Put the checkpoint's tensors in place of the parameters that a graph was traced with.
+def orientations(model: ir.Model, traced: dict[str, torch.Tensor]) -> dict[str, bool]:
+    """Which parameters a graph holds under their own names, and whether transposed, which a comparison tells.
 
     Args:
-        traced: parameters by their path in ``model.VLM``. Each one is looked for in the graph by name, and compared,
-            which tells whether the graph holds it transposed; what is no parameter stays.
+        traced: parameters that the graph was traced with, by their path in ``model.VLM``.
+    """
+    return {
+        name: _is_transposed(value.const_value.numpy(), traced[name].numpy(), name)
+        for name, value in model.graph.initializers.items()
+        if name in traced and value.const_value is not None
+    }
+
+
+def attach(model: ir.Model, transposed: dict[str, bool], checkpoint: Checkpoint) -> None:
+    """Put in the checkpoint's tensors as the values of parameters; what is no parameter stays.
+
+    Args:
+        transposed: what ``orientations`` gave.
 
     Raises:
         CheckpointError: the checkpoint lacks one of them.
     """
-    for name, value in model.graph.initializers.items():
-        if name in traced and value.const_value is not None:
-            transposed = _is_transposed(value.const_value.numpy(), traced[name].numpy(), name)
-            value.const_value = CheckpointWeight(find(checkpoint, name), transposed)
-            value.shape = value.const_value.shape
+    for name, turned in transposed.items():
+        value = model.graph.initializers[name]
+        value.const_value = CheckpointWeight(find(checkpoint, name), turned)
+        value.shape = value.const_value.shape
 
 
 def next_layer(checkpoint: Checkpoint) -> Callable[[str, ir.Value], ir.TensorProtocol]:

@@ -52,7 +52,7 @@ class Fallback:
 
     def __call__(self, decisions: Decisions) -> Mapping[str, str]:
         """Layers by path."""
-        members = _groups(decisions)
+        members = groups(decisions)
         if not members:
             return {}
         stage = LogitsLoss if members[0][0].startswith("language.") else TokensLoss
@@ -84,7 +84,7 @@ class Fallback:
         return self._model
 
 
-def _groups(decisions: Decisions) -> list[list[str]]:
+def groups(decisions: Decisions) -> list[list[str]]:
     """Paths of int8 layers; those that read one value together."""
     found = [[member.path for member in group.members if member.path in decisions.choices]
              for group in decisions.groups]  # fmt: skip

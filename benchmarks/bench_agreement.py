@@ -1,0 +1,119 @@
+"""Does `vlmexport bench` say what llama.cpp's and onnxruntime-genai's own benchmarks say of the same files?
+
+    python benchmarks/bench_agreement.py --gguf GGUF_BUNDLE --llama-bench PATH/llama-bench \\
+        --onnx ONNX_BUNDLE --genai-bench PATH/benchmark_e2e.py --json benchmarks/results/bench-agreement.json
+
+``llama-bench`` comes from a build of llama.cpp, ``benchmark_e2e.py`` from onnxruntime-genai's repository (it needs
+pandas, psutil and tqdm); both run unmodified, on as many threads, prompt positions and tokens as ours. They take turns
+with ours, and ratios are taken turn by turn. Their prompts are token ids; ours holds a picture's visual tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+from vlmexport.artifact.bundle import read_manifest
+
+Times = dict[str, float]
+REPEAT = 5
+
+
+def ours(bundle: Path) -> tuple[Times, int, int, int]:
+    """Seconds of a prompt and of a token; positions of the prompt, decoded tokens, threads."""
+    command = [sys.executable, "-m", "vlmexport", "bench", str(bundle), "--rounds", "2", "--json"]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)[0]
+    times = {"prompt": found["prompt"]["median"], "token": found["token"]["median"]}
+    return times, found["positions"], found["new_tokens"], found["threads"]
+
+
+def llama_bench(program: Path, bundle: Path, positions: int, tokens: int, threads: int) -> Times:
+    """Its own medians. It decodes from an empty cache unless told where to begin."""
+    model = bundle / read_manifest(bundle).details["language"]
+    command = [str(program), "-m", str(model), "-t", str(threads), "-p", str(positions), "-n", str(tokens),
+               "-d", "0", "-b", "2048", "-ub", "2048", "-r", str(REPEAT), "-o", "json"]  # fmt: skip
+    prompt, _ = _llama_rows(command)
+    command[command.index("-d") + 1] = str(positions)
+    _, token = _llama_rows(command)
+    return {"prompt": prompt, "token": token / tokens}
+
+
+def _llama_rows(command: list[str]) -> tuple[float, float]:
+    rows = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+    prompt, token = sorted(rows, key=lambda row: -int(row["n_prompt"]))
+    return tuple(median(row["samples_ns"]) / 1e9 for row in (prompt, token))
+
+
+def genai_bench(script: Path, bundle: Path, positions: int, tokens: int, threads: int) -> Times:
+    """Its own medians, greedy. The threads are those of its settings, which leave them to ONNX Runtime."""
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, str(script), "-i", str(bundle.resolve()), "-l", str(positions), "-g", str(tokens),
+                   "-r", str(REPEAT), "-w", "1", "-k", "1", "--aggregation", "median", "--use_random_tokens",
+                   "--chat_template", "{input}", "-o", f"{scratch}/found.csv"]  # fmt: skip
+        run = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=script.parent,
+                             env=os.environ | {"OMP_NUM_THREADS": str(threads)})  # fmt: skip
+    shown = dict(re.findall(r"^Median (.+): ([\d.e-]+) ms$", run.stdout, re.MULTILINE))
+    return {
+        "prompt": float(shown["Time to First Token"]) / 1e3,
+        "token": float(shown["Token Generation Latency (per token)"]) / 1e3,
+    }
+
+
+def compare(bundle: Path, peer: Callable[[Path, int, int, int], Times], turns: int) -> dict[str, list[Times]]:
+    """Both in turn."""
+    found: dict[str, list[Times]] = {"vlmexport bench": [], "peer": []}
+    for _ in range(turns):
+        times, *sizes = ours(bundle)
+        found["vlmexport bench"].append(times)
+        found["peer"].append(peer(bundle, *sizes))
+        print({name: rows[-1] for name, rows in found.items()}, file=sys.stderr, flush=True)
+    return found
+
+
+def table(found: dict[str, dict[str, list[Times]]]) -> str:
+    """Markdown."""
+    lines = ["| | prompt, ms | its own | ours ÷ its | token, ms | its own | ours ÷ its |", "|---" + "|---:" * 6 + "|"]
+    for name, rows in found.items():
+        cells = []
+        for key in ("prompt", "token"):
+            own, its = ([row[key] for row in rows[who]] for who in ("vlmexport bench", "peer"))
+            ratios = sorted(a / b for a, b in zip(own, its, strict=True))
+            cells += [f"{1e3 * median(own):.2f}", f"{1e3 * median(its):.2f}",
+                      f"{median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Parse, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", type=Path, nargs="*", default=[])
+    parser.add_argument("--llama-bench", type=Path)
+    parser.add_argument("--onnx", type=Path, nargs="*", default=[])
+    parser.add_argument("--genai-bench", type=Path)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path, required=True, help="figures are added to those it holds")
+    arguments = parser.parse_args()
+    found = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    for bundle in arguments.gguf:
+        found[f"llama-bench, {bundle.name}"] = compare(
+            bundle, lambda *sizes: llama_bench(arguments.llama_bench, *sizes), arguments.turns
+        )
+    for bundle in arguments.onnx:
+        found[f"onnxruntime-genai, {bundle.name}"] = compare(
+            bundle, lambda *sizes: genai_bench(arguments.genai_bench, *sizes), arguments.turns
+        )
+    arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Graphs kept between exports: what they depend on, and that a bundle does not show which way it was made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import onnx_ir as ir
+import pytest
+
+from tests.checkpoints import tiny_spec
+from tests.onnx_bundles import recipe
+from vlmexport.artifact import trace, traces
+from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.graph import MODULE, module_of
+from vlmexport.artifact.onnx import export_onnx
+from vlmexport.artifact.traces import Part, Traces, pack, unpack
+from vlmexport.checkpoint import Checkpoint
+from vlmexport.console import QUIET
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty one."""
+    monkeypatch.setenv("VLMEXPORT_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def part() -> Part:
+    """x · w + c with ``w`` a parameter, held transposed."""
+    x, w, c = (ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+               for name, shape in (("x", [2, 3]), ("vision.w", [3, 4]), ("c", [4])))  # fmt: skip
+    w.const_value, c.const_value = ir.tensor([[7.0] * 4] * 3), ir.tensor([1.0, 2.0, 3.0, 4.0])
+    product = ir.node("MatMul", [x, w])
+    total = ir.node("Add", [product.outputs[0], c])
+    product.meta[MODULE], total.meta[MODULE] = "vision.fc", ""
+    graph = ir.Graph([x], list(total.outputs), nodes=[product, total], initializers=[w, c], opset_imports={"": 21})
+    return Part("tower", ir.Model(graph, ir_version=10), {"vision.w": True}, {"used": False, "why": "a test"})
+
+
+def test_everything_but_weights_is_kept() -> None:
+    packed = pack(part())
+    assert bytes(ir.tensor([[7.0] * 4]).tobytes()) not in packed
+    found = unpack(packed)
+    assert (found.name, found.transposed, found.simplified) == ("tower", {"vision.w": True}, part().simplified)
+    assert [value.name for value in found.model.graph.inputs] == ["x"]
+    initializers = found.model.graph.initializers
+    assert initializers["vision.w"].const_value is None
+    assert initializers["c"].const_value is not None
+    assert initializers["c"].const_value.numpy().tolist() == [1, 2, 3, 4]
+    assert [module_of(node) for node in found.model.graph] == ["vision.fc", ""]
+
+
+def test_what_a_graph_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = tiny_spec("ldpnetv2")
+    Traces(spec, True).keep("vision", pack(part()))
+    assert Traces(spec, True).find("vision") is not None
+    assert Traces(replace(spec, name="another"), True).find("vision") is not None
+    assert Traces(spec, True).find("projector") is None
+    assert Traces(spec, False).find("vision") is None
+    assert Traces(replace(spec, vision=replace(spec.vision, select_layer=-1)), True).find("vision") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(traces, "_version", lambda package: f"{package} 999")
+        assert Traces(spec, True).find("vision") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(traces, "_code", lambda: "changed")
+        assert Traces(spec, True).find("vision") is None
+
+
+def test_a_damaged_one_is_none(cache: Path) -> None:
+    spec = tiny_spec("ldpnetv2")
+    Traces(spec, True).keep("vision", pack(part()))
+    (path,) = (cache / "traces").iterdir()
+    held = path.read_bytes()
+    path.write_bytes(held[:-1])
+    assert Traces(spec, True).find("vision") is None
+    path.write_bytes(b"")
+    assert Traces(spec, True).find("vision") is None
+    path.write_bytes(held)
+    assert Traces(spec, True).find("vision") is not None
+
+
+@pytest.mark.slow
+def test_a_second_export_traces_nothing(short: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def files(name: str) -> dict[str, str]:
+        export_onnx(short, recipe("fp32"), None, tmp_path / name, force=False, console=QUIET)
+        return {file.path: file.sha256 for file in read_manifest(tmp_path / name).files}
+
+    traced = files("traced")
+
+    def refuse(_: object) -> trace.Traced:
+        raise AssertionError("traced again")
+
+    monkeypatch.setattr(trace, "PARTS", dict.fromkeys(trace.PARTS, refuse))
+    assert files("kept") == traced
