@@ -57,6 +57,10 @@ def test_what_a_graph_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Traces(spec, True).find("vision") is not None
     assert Traces(replace(spec, name="another"), True).find("vision") is not None
     assert Traces(spec, True).find("projector") is None
+    wider = replace(spec, language=replace(spec.language, intermediate_size=1))
+    assert Traces(wider, True).find("vision") is not None
+    Traces(spec, True).keep("language", pack(part()))
+    assert Traces(wider, True).find("language") is None
     assert Traces(spec, False).find("vision") is None
     assert Traces(replace(spec, vision=replace(spec.vision, select_layer=-1)), True).find("vision") is None
     with monkeypatch.context() as patch:

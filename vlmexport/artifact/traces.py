@@ -44,7 +44,7 @@ class Part:
 
 
 class Traces:
-    """Those of one design in the user's cache.
+    """Those of one design in the user's cache; designs with the same decoder share its graph.
 
     Args:
         spec: of the sketch.
@@ -52,9 +52,8 @@ class Traces:
     """
 
     def __init__(self, spec: Spec, simplify: bool) -> None:
-        facts = [repr((spec.vision, spec.projector, spec.language)), simplify, _code(), *map(_version, _TOOLS)]
-        self._folder = cache_folder() / "traces"
-        self._key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
+        self._spec, self._folder = spec, cache_folder() / "traces"
+        self._facts = [simplify, _code(), *map(_version, _TOOLS)]
 
     def find(self, part: str) -> Part | None:
         """The graph of ``vision``, ``projector`` or ``language``; None where there is none, or it is damaged."""
@@ -73,7 +72,10 @@ class Traces:
         os.replace(file.name, self._path(part))
 
     def _path(self, part: str) -> Path:
-        return self._folder / f"{self._key}-{part}"
+        spec = self._spec
+        own = (spec.language,) if part == "language" else (spec.vision, spec.projector, spec.language.hidden_size)
+        facts = json.dumps([part, repr(own), *self._facts])
+        return self._folder / hashlib.sha256(facts.encode()).hexdigest()[:32]
 
 
 def pack(part: Part) -> bytes:
