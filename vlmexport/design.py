@@ -68,6 +68,7 @@ def specify(design: Design, name: str = "design") -> Spec:
         torch_dtype=DTYPE,
     )
     plugins.projector(spec.projector).build(spec.projector)  # says what does not fit
+    plugins.check_positions(spec)
     return spec
 
 
