@@ -26,6 +26,9 @@ TABLES = tuple(name.replace("bert.", "mobilebert.", 1) for name in bert.TABLES)
 GENERATES = False
 FUSED = False
 
+RANDOM_NORM = 0.78
+"""What random weights of norms are near. These do not normalise: near 1, the sums of 24 layers grow past 1e10."""
+
 _BODY = 4
 """Width of the body over that of the bottleneck."""
 
