@@ -104,10 +104,10 @@ class _Classifier(nn.Module):
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
     ) -> torch.Tensor:
         mask = torch.where(attention_mask != 0, 0.0, torch.finfo(torch.float32).min)[:, None, None]
+        types = torch.zeros_like(position_ids)  # else transformers gathers these zeros from a buffer
         logits = self.language(
-            inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids,
-            token_type_ids=torch.zeros_like(position_ids),
-        ).logits  # fmt: skip
+            inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids, token_type_ids=types
+        ).logits
         return cast(torch.Tensor, logits[:, None])
 
 
