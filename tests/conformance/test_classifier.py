@@ -28,7 +28,7 @@ from vlmexport.runtime.reference import ReferenceRuntime
 
 QUESTION = "Is there a cat?"
 SAMPLES = 24
-PRECISIONS = {"fp32": "onnx-fp32", "x86": "onnx-x86", "arm64": "onnx-arm64", "web": "onnx-web"}
+PRECISIONS = {"fp32": "onnx-fp32", "x86": "onnx-x86", "arm64": "onnx-arm64"}
 
 
 @pytest.fixture(scope="module")

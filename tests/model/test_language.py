@@ -113,7 +113,7 @@ def test_a_classifier_reads_both_ways_and_answers_from_the_first_position(text: 
     (answer,) = vlm.generate(embeds, 9)
     assert answer[0] == int(logits.argmax())
     changed = embeds.clone()
-    changed[:, -1] += 1
+    changed[:, -1] = vlm.embed([40])[:, 0]
     assert (vlm.logits(changed) - logits).abs().max() > 1e-4
     padded = torch.cat([embeds, torch.zeros(1, 4, embeds.shape[-1])], 1)
     mask = torch.tensor([[1] * 17 + [0] * 4])
