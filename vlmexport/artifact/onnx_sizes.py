@@ -93,7 +93,7 @@ def _is_product(name: str, tensor: LazyTensor) -> bool:
     """The weight of a linear layer or of a convolution that is neither depthwise nor the first, of three colours."""
     shape = tensor.shape
     is_convolution = len(shape) == 4 and shape[1] not in (1, _COLOURS)
-    return name.endswith(".weight") and "embedding" not in name and (len(shape) == 2 or is_convolution)
+    return name.endswith(".weight") and not name.endswith("embedding.weight") and (len(shape) == 2 or is_convolution)
 
 
 def _int8(shape: tuple[int, ...]) -> int:

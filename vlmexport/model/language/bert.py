@@ -112,5 +112,7 @@ def build(spec: LanguageSpec) -> nn.Module:
 
 def gguf(spec: LanguageSpec) -> GgufLanguage:
     """llama.cpp has BERT for embeddings and for ranking texts; nothing in it asks one about an image."""
-    raise Unsupported(f"GGUF cannot hold a {spec.kind} that answers with a class: llama.cpp generates text",
-                      "use an ONNX bundle: vlmexport onnx")  # fmt: skip
+    raise Unsupported(
+        f"GGUF cannot hold a {spec.kind} that answers with a class: llama.cpp generates text",
+        "use an ONNX bundle: vlmexport onnx",
+    )
