@@ -82,6 +82,10 @@ def test_force_replaces_a_design_and_nothing_else(folder: Path, tmp_path: Path) 
         ({"image_size": 98}, r"ldpnetv2 .* 49 patches do not divide: use .*12x12"),
         ({"projector": "pool", "image_size": 98}, r"7x7\) do not divide"),
         ({"language": "llama:9b"}, r"llama has no variant '9b': known: llama:tiny"),
+        (
+            {"vision": "clip:l14-336", "projector": "linear", "image_size": None, "language": "bert:base"},
+            r"576 visual tokens leave no room for a question in the 512 positions of a bert: choose a projector",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:

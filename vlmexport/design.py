@@ -68,6 +68,7 @@ def specify(design: Design, name: str = "design") -> Spec:
         torch_dtype=DTYPE,
     )
     plugins.projector(spec.projector).build(spec.projector)  # says what does not fit
+    plugins.check_positions(spec)
     return spec
 
 
@@ -134,9 +135,10 @@ def _weights(
     from vlmexport.model.random_weights import random_weight
 
     yield from _encoder_weights(spec, random).items()
+    norm = getattr(plugins.language(spec.language), "RANDOM_NORM", 1.0)
     for name, like in shapes.items():
         if name.startswith("language."):
-            yield name, random_weight(name, like, random)
+            yield name, random_weight(name, like, random, norm)
 
 
 def _encoder_weights(spec: Spec, random: torch.Generator) -> dict[str, torch.Tensor]:

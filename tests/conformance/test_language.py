@@ -1,4 +1,5 @@
-"""Every language model, whatever the folder holds: names, ONNX with its cache, int8, fused operators, llama.cpp."""
+"""Every language model, whatever the folder holds: names, ONNX with its cache or without, int8, fused operators,
+llama.cpp."""
 
 from __future__ import annotations
 
@@ -67,7 +68,9 @@ def test_a_checkpoint_of_it_opens_as_it_was_specified(text: str, opened: Opened)
     shapes = {name: tuple(value.shape) for name, value in plugin.build(spec).state_dict().items()}
     assert plugin.shapes(spec) == shapes
     assert set(plugin.TABLES) <= set(shapes)
-    assert {name.split(".")[2] for name in shapes if name.startswith(plugin.LAYERS)} == {"0", "1"}
+    inside = [name.removeprefix(plugin.LAYERS) for name in shapes if name.startswith(plugin.LAYERS)]
+    assert {name.split(".")[0] for name in inside} == {"0", "1"}
+    assert spec.generates == plugin.GENERATES
     table = load(checkpoint).language.get_input_embeddings().weight  # type: ignore[operator]
     assert torch.equal(table, plugins.token_table(checkpoint).torch().float())
 
@@ -118,11 +121,20 @@ def decoder_inputs(vlm: VLM, seed: int, length: int, past: int) -> Inputs:
     return embeds, mask, positions, held  # type: ignore[return-value]
 
 
+def whole_prompts(vlm: VLM, seed: int, length: int) -> Inputs:
+    """The same for a language model that reads them at once."""
+    embeds, mask, positions, _ = decoder_inputs(vlm, seed, length, 0)
+    return embeds, mask, positions
+
+
 @pytest.mark.parametrize("text", EXAMPLES)
 @pytest.mark.slow
 def test_onnx_in_float_and_int8(text: str, tmp_path: Path) -> None:
     vlm = sketch(specify(design(text)), 1, ("language",))
-    calibration, probe = decoder_inputs(vlm, 0, 60, 0), decoder_inputs(vlm, 1, 9, 5)
+    if vlm.spec.language.generates:
+        calibration, probe = decoder_inputs(vlm, 0, 60, 0), decoder_inputs(vlm, 1, 9, 5)
+    else:
+        calibration, probe = whole_prompts(vlm, 0, 60), whole_prompts(vlm, 1, 40)
     found = measure(vlm, trace.trace_decoder(vlm), calibration, probe, tmp_path)
     assert found.apart < 2e-5
     assert verify.check_cache(vlm, tmp_path / "float.onnx") < 2e-5
@@ -166,8 +178,13 @@ def through_the_cache(path: Path, embeds: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("text", EXAMPLES)
-def test_llama_cpp_gives_the_float_models_logits(text: str, opened: Opened, tmp_path: Path) -> None:
+def test_llama_cpp_gives_the_float_models_logits_or_is_not_asked(text: str, opened: Opened, tmp_path: Path) -> None:
     checkpoint = opened(text)
+    if not checkpoint.spec.language.generates:
+        with pytest.raises(Unsupported, match=f"GGUF cannot hold a {checkpoint.spec.language.kind} that answers"):
+            pipeline.export(str(checkpoint.path), resolve("gguf-q8_0"), tmp_path / "bundle")
+        assert not (tmp_path / "bundle").exists()
+        return
     reference = ReferenceRuntime(checkpoint)
     export(checkpoint, tmp_path / "bundle", type="f32", mmproj_type="f32")
     runtime = open_runtime(tmp_path / "bundle")

@@ -57,7 +57,8 @@ def _found(graph: onnx.GraphProto) -> Iterator[Boundary]:
         elif node.op_type in _NORMS:
             weights = [name for name in node.input if name in held and name.endswith(_WEIGHT) and _is_path(name)]
             if len(weights) == 1:
-                yield Boundary(weights[0].removesuffix(_WEIGHT), node.output[0])
+                path = weights[0].removesuffix(_WEIGHT)
+                yield Boundary(path, node.output[0], node.op_type == "Mul" and f"{path}.bias" in held)
 
 
 def _is_path(name: str) -> bool:

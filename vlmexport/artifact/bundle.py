@@ -77,6 +77,11 @@ class Manifest(_Model):
     details: dict[str, Any] = Field(default_factory=dict, description="What the bundle's own runtime needs to know.")
     parity: dict[str, Any] | None = None
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What its answers are one of; none where it generates text."""
+        return tuple(self.source.spec["language"].get("classes", ()))
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""

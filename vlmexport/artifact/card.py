@@ -22,6 +22,10 @@ _RUN = {
     "gguf": "Pass `--jinja` to llama.cpp's tools, so that the embedded template is used; "
     "`vlmexport run . --image IMAGE QUESTION` asks it.",
 }
+_CLASSES = (
+    "It answers with one of {} classes (`config.json`), after one pass of the graphs in `onnx/`; "
+    "`vlmexport run . --image IMAGE QUESTION` asks it."
+)
 
 
 def number(value: float) -> str:
@@ -41,7 +45,7 @@ def card(manifest: Manifest) -> str:
         f"Exported by vlmexport from `{manifest.source.name}` ({manifest.source.layout} layout) "
         f"for {recipe.target}: {manifest.kind.upper()}, {size:.1f} MB.",
         "",
-        _RUN[manifest.kind],
+        _CLASSES.format(len(manifest.classes)) if manifest.classes else _RUN[manifest.kind],
         "",
         "## Parity with the float model",
         "",

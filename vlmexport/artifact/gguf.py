@@ -19,6 +19,7 @@ from vlmexport.artifact.gguf_decoder import LANGUAGE, VISION, unlike
 from vlmexport.artifact.gguf_file import GgufFile, library
 from vlmexport.checkpoint import Checkpoint, Spec
 from vlmexport.console import Console
+from vlmexport.model import plugins
 from vlmexport.quantize.ggml import library_path
 from vlmexport.recipe import Recipe
 
@@ -106,6 +107,8 @@ def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:
             budget is too small.
         MissingDependency: gguf or llama-cpp-python is not installed.
     """
+    language = checkpoint.spec.language
+    plugins.language(language).gguf(language)  # first: a hybrid is no cure for it
     library()
     library_path("ggml-base")
     if recipe.gguf.vision == "mmproj":

@@ -187,20 +187,24 @@ class _Graphs:
         self._finish("projector", self.settings.vision)
 
     def embedding(self, image_token: int) -> None:
-        """Token embeddings, and their merge with image features; both read one table."""
+        """Token embeddings and, for onnxruntime-genai, their merge with image features; both read one table."""
         table = plugins.token_table(self.checkpoint).torch()
         module = embedding.Embedding(table, max(table.shape[0], image_token + 1))
-        alone, merged = embedding.alone(module), embedding.merged(module, image_token)
+        alone = embedding.alone(module)
         self._save(alone.name, alone.model, "fp32")
+        verify.check(alone, self._path(alone.name, ""))
+        if not self.checkpoint.spec.language.generates:
+            return
+        merged = embedding.merged(module, image_token)
         share(merged.model, self._path(merged.name, ""), self._path(alone.name, ""))
         self._save(merged.name, merged.model, "fp32")
-        for traced in (alone, merged):
-            verify.check(traced, self._path(traced.name, ""))
+        verify.check(merged, self._path(merged.name, ""))
 
     def decoder(self) -> None:
         """The language model over embeddings and its cache."""
         spec = self.checkpoint.spec.language
-        trace.name_logits(self._parts["language"].model, spec.vocab_size)
+        if spec.generates:  # a sketch has few tokens, and all classes
+            trace.name_logits(self._parts["language"].model, spec.vocab_size)
         self._finish("language", self.settings.decoder, spec.num_layers)
 
     def fused_decoder(self, rounding: Rounding) -> None:

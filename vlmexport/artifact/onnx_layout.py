@@ -7,6 +7,7 @@ from math import isqrt
 from typing import Any
 
 from vlmexport.checkpoint import Spec, VisionSpec
+from vlmexport.checkpoint.layouts import design
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.pixels import background
@@ -36,14 +37,29 @@ class Layout:
 
 
 def files(layout: Layout) -> dict[str, dict[str, Any]]:
-    """File name → JSON document."""
-    return {
-        "config.json": config(layout),
-        "generation_config.json": generation(layout),
+    """File name → JSON document. Transformers.js and onnxruntime-genai generate text: a classifier goes without what is
+    theirs alone."""
+    found = {
         "preprocessor_config.json": preprocessor(layout.spec),
         "processor_config.json": processor(layout),
         "tokenizer_config.json": tokenizer(layout),
+    }
+    if not layout.spec.language.generates:
+        return found | {"config.json": classifier(layout)}
+    return found | {
+        "config.json": config(layout),
+        "generation_config.json": generation(layout),
         "genai_config.json": genai(layout),
+    }
+
+
+def classifier(layout: Layout) -> dict[str, Any]:
+    """The design with its classes, under a type that no client takes for one of its own."""
+    classes = layout.spec.language.classes
+    return design.config(layout.spec) | {
+        "image_token_index": layout.image_token,
+        "image_seq_length": layout.image_tokens,
+        "id2label": {str(number): text for number, text in enumerate(classes)},
     }
 
 

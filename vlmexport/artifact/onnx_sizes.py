@@ -35,7 +35,7 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
     spec, language, table = checkpoint.spec, checkpoint.tensors["language"], plugins.token_table(checkpoint)
     rows, tables = max(table.shape[0], image_token_id(checkpoint) + 1), plugins.language(spec.language).TABLES
     decoder = [(name, tensor) for name, tensor in language.items() if name not in tables]
-    if "lm_head.weight" not in language:
+    if spec.language.tie_word_embeddings:
         decoder.append(("lm_head.weight", table))
     embeddings = rows * table.columns * (2 if table.dtype == "f16" else _FLOAT)
     if settings.fused_decoder:
@@ -44,11 +44,10 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
     else:
         positions = sum(_FLOAT * language[name].numel for name in tables[1:])
         language_bytes = _graph(decoder, settings.decoder) + positions
-    return vision_sizes(checkpoint, settings) | {
-        "embed_tokens": embeddings,
-        "embedding": embeddings if embeddings < EXTERNAL_FROM else 0,
-        "decoder_model_merged": language_bytes + spec.language.num_layers * _NODES[settings.decoder],
-    }
+    merged = {"embedding": embeddings if embeddings < EXTERNAL_FROM else 0} if spec.language.generates else {}
+    decoder_bytes = language_bytes + spec.language.num_layers * _NODES[settings.decoder]
+    text = {"embed_tokens": embeddings} | merged | {"decoder_model_merged": decoder_bytes}
+    return vision_sizes(checkpoint, settings) | text
 
 
 def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
@@ -94,7 +93,7 @@ def _is_product(name: str, tensor: LazyTensor) -> bool:
     """The weight of a linear layer or of a convolution that is neither depthwise nor the first, of three colours."""
     shape = tensor.shape
     is_convolution = len(shape) == 4 and shape[1] not in (1, _COLOURS)
-    return name.endswith(".weight") and "embedding" not in name and (len(shape) == 2 or is_convolution)
+    return name.endswith(".weight") and not name.endswith("embedding.weight") and (len(shape) == 2 or is_convolution)
 
 
 def _int8(shape: tuple[int, ...]) -> int:

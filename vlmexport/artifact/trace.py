@@ -93,6 +93,24 @@ class _Decoder(nn.Module):
         return (logits, *(part for layer in cache.layers for part in (layer.keys, layer.values)))
 
 
+class _Classifier(nn.Module):
+    """The language model that reads a prompt at once, with a mask of its own."""
+
+    def __init__(self, vlm: VLM) -> None:
+        super().__init__()
+        self.language = vlm.language
+
+    def forward(
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor
+    ) -> torch.Tensor:
+        mask = torch.where(attention_mask != 0, 0.0, torch.finfo(torch.float32).min)[:, None, None]
+        types = torch.zeros_like(position_ids)  # else transformers gathers these zeros from a buffer
+        logits = self.language(
+            inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids, token_type_ids=types
+        ).logits
+        return cast(torch.Tensor, logits[:, None])
+
+
 def trace_vision(vlm: VLM) -> Traced:
     """``pixel_values`` [num_images, 3, height, width] → ``image_features`` [num_image_tokens, hidden]."""
     side = vlm.spec.vision.image_size
@@ -121,8 +139,11 @@ def _tolerance(vlm: VLM) -> float:
 
 
 def trace_decoder(vlm: VLM) -> Traced:
-    """Embeddings, mask, positions and key/value cache → ``logits`` and the longer cache."""
+    """Embeddings, mask, positions and key/value cache → ``logits`` and the longer cache; of a classifier, without the
+    cache."""
     language = vlm.spec.language
+    if not language.generates:
+        return _trace_classifier(vlm)
     module = _Decoder(vlm)
     pairs = [(f"past_key_values.{i}.key", f"past_key_values.{i}.value") for i in range(language.num_layers)]
     names = ["inputs_embeds", "attention_mask", "position_ids", *(name for pair in pairs for name in pair)]
@@ -142,25 +163,47 @@ def trace_decoder(vlm: VLM) -> Traced:
     return Traced("decoder_model_merged", model, module, tuple(probes))
 
 
+def _trace_classifier(vlm: VLM) -> Traced:
+    """``logits`` [batch_size, 1, classes] of prompts that are padded at the end."""
+    module, axes = _Classifier(vlm), {0: "batch_size", 1: "sequence_length"}
+    inputs = [_classifier_inputs(vlm, *sizes) for sizes in ((2, 5, 1), (1, 4, 0), (3, 7, 3))]
+    names = ["inputs_embeds", "attention_mask", "position_ids"]
+    model = trace_module(module, inputs[0], (dict(axes),) * len(names), names, ["logits"])
+    rename_dimensions(model, {"logits": ("batch_size", 1, len(vlm.spec.language.classes))})
+    return Traced("decoder_model_merged", model, module, tuple(inputs[1:]))
+
+
 PARTS = {"vision": trace_vision, "projector": trace_projector, "language": trace_decoder}
 """What traces a part of ``VLM``; the tower's graph holds the projector too."""
 
 
 def name_logits(model: ir.Model, vocabulary: int) -> None:
-    """Set the shape that the output ``logits`` shows."""
+    """Set the shape that the output ``logits`` of a decoder shows."""
     rename_dimensions(model, {"logits": ("batch_size", "sequence_length", vocabulary)})
+
+
+def _classifier_inputs(vlm: VLM, batch: int, length: int, padded: int) -> Inputs:
+    """``padded`` positions at the end of the last prompt are none of it."""
+    positions, mask = torch.arange(length)[None].repeat(batch, 1), torch.ones(batch, length, dtype=torch.long)
+    mask[-1, length - padded :] = 0
+    return _embeddings(vlm, _random(batch + length), batch, length), mask, positions
+
+
+def _embeddings(vlm: VLM, random: Callable[..., torch.Tensor], batch: int, length: int) -> torch.Tensor:
+    """As large as those of tokens."""
+    scale = float(cast(nn.Embedding, vlm.language.get_input_embeddings()).weight.std())  # type: ignore[operator]
+    return random(batch, length, vlm.spec.language.hidden_size) * scale
 
 
 def _decoder_inputs(vlm: VLM, batch: int, length: int, past: int) -> Any:
     language = vlm.spec.language
     random = _random(batch + length + past)
-    scale = float(cast(nn.Embedding, vlm.language.get_input_embeddings()).weight.std())  # type: ignore[operator]
     positions = torch.arange(past, past + length)[None].repeat(batch, 1)
     shape = (batch, language.num_kv_heads, past, language.head_dim)
     cache = [(random(*shape), random(*shape)) for _ in range(language.num_layers)]
     mask = torch.ones(batch, past + length, dtype=torch.long)
     mask[-1, : past // 2] = 0
-    return random(batch, length, language.hidden_size) * scale, mask, positions, cache
+    return _embeddings(vlm, random, batch, length), mask, positions, cache
 
 
 def trace_module(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str], outputs: Sequence[str]) -> ir.Model:

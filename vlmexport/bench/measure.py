@@ -23,7 +23,7 @@ _RUNTIME = {"onnx": "vlmexport.runtime.ort", "hybrid": "vlmexport.runtime.hybrid
 
 @dataclass(frozen=True)
 class Request:
-    """What to ask. ``new_tokens`` (two at least) are decoded, whether the answer ends before or not."""
+    """What to ask. ``new_tokens`` (two at least) are decoded, whether the answer ends before or not; a class is one."""
 
     image: Image.Image
     question: str
@@ -32,7 +32,8 @@ class Request:
 
 @dataclass
 class Round:
-    """The answers of one process, in seconds and joules; ``cold`` begins before the bundle is opened."""
+    """The answers of one process, in seconds and joules; ``cold`` begins before the bundle is opened. There is no
+    ``token`` where an answer is a class."""
 
     runtime: str
     positions: int
@@ -65,22 +66,24 @@ def answers(bundle: Path, request: Request) -> Round:
                 found.joules.append(meter())
             found.image.append(image)
             found.prompt.append(prompt)
-            found.token.append(token)
+            found.token += [] if token is None else [token]
     finally:
         runtime.close()
     return found
 
 
-def _answer(runtime: Runtime, request: Request) -> tuple[float, float, float, int]:
-    """Seconds of the image, of the first token and of each later one, and the positions of the prompt."""
+def _answer(runtime: Runtime, request: Request) -> tuple[float, float, float | None, int]:
+    """Seconds of the image, of the first token and of each later one (None: there are none), and the positions of the
+    prompt."""
     marks = [time.perf_counter()]
     tokens = _see(runtime, request)
     marks.append(time.perf_counter())
     prompt = runtime.prompt(request.question)
     for _ in runtime.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
         marks.append(time.perf_counter())
-    start, seen, first, *_, last = marks
-    return seen - start, first - seen, (last - first) / (request.new_tokens - 1), _positions(prompt, tokens)
+    start, seen, first, *later = marks
+    token = (later[-1] - first) / len(later) if later else None
+    return seen - start, first - seen, token, _positions(prompt, tokens)
 
 
 def vision_peak(bundle: Path, manifest: Manifest, request: Request) -> tuple[int | None, F32]:
@@ -99,7 +102,7 @@ def decoder_peak(bundle: Path, manifest: Manifest, request: Request, tokens: F32
     context = int(manifest.source.spec["language"]["max_positions"])
     with decoder_alone(bundle, manifest) as (decoder, worker):
         prompt = decoder.prompt(request.question)
-        length = _positions(prompt, tokens) + request.new_tokens
+        length = _positions(prompt, tokens) + (0 if decoder.classes else request.new_tokens)
         if length > context:
             raise UsageError(
                 f"{bundle}: prompt and answer are {length} positions, its context is {context}", "ask for fewer tokens"

@@ -43,13 +43,13 @@ class BundleBench(_Model):
     runtime: str
     threads: int
     positions: int = Field(description="Length of the prompt: text and visual tokens.")
-    new_tokens: int
+    new_tokens: int = Field(description="Length of an answer; 1 where it is a class.")
     bytes: int = Field(description="Of all files.")
     components: list[Component]
     cold: Spread = Field(description="Opening the bundle up to the first token, in a fresh process.")
     image: Spread = Field(description="Pixels, features and tokens of one image, warm.")
     prompt: Spread = Field(description="From visual tokens and question to the first token, warm.")
-    token: Spread = Field(description="One more token, warm.")
+    token: Spread | None = Field(description="One more token, warm; None: an answer is a class.")
     joules: Spread | None = Field(description="Energy of one warm answer; None: not measurable here.")
     parity: dict[str, Any] | None = Field(description="The last check's result, from the manifest.")
 
@@ -64,9 +64,9 @@ class BundleBench(_Model):
         return self.positions / self.prompt.median
 
     @property
-    def decode_rate(self) -> float:
-        """Tokens a second."""
-        return 1 / self.token.median
+    def decode_rate(self) -> float | None:
+        """Tokens a second; None where an answer is a class."""
+        return 1 / self.token.median if self.token else None
 
     def facts(self) -> dict[str, Any]:
         """In plain data."""

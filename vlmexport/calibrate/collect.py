@@ -63,7 +63,8 @@ def collect_shard(
     """Statistics of a few samples: images one by one, then, where there is a decoder, all sequences together.
 
     A sequence is prompt, image and answer, so that the decoder's statistics hold what decoding will see: the sample's
-    own answer where it has one, else the model's greedy answer, of at most ``MAX_ANSWER`` or ``LARGE_ANSWER`` tokens.
+    own answer where it has one, else the model's greedy answer, of at most ``MAX_ANSWER`` or ``LARGE_ANSWER`` tokens. A
+    classifier reads prompt and image alone.
     """
     with Recorder(vlm) as recorder, torch.inference_mode():
         decodes = "language" in vlm.components
@@ -82,24 +83,21 @@ def collect_shard(
 def _decode(
     vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], tokens: list[torch.Tensor], recorder: Recorder
 ) -> None:
-    """Run the sequences as one batch, padded on the left, and go on greedily with those that have no answer."""
-    embeds, images = [], []
+    """Run the sequences as one batch, padded on the left, and go on greedily with those that have no answer; padded on
+    the right, and no further, where there is no answer to go on with."""
+    embeds, images, generates = [], [], vlm.spec.language.generates
     for sample, visual in zip(samples, tokens, strict=True):
         prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
-        ids = [] if sample.answer is None else [*tokenizer.encode(sample.answer, bos=False), vlm.spec.eos_token_id]
+        is_given = generates and sample.answer is not None
+        ids = [*tokenizer.encode(sample.answer or "", bos=False), vlm.spec.eos_token_id] if is_given else []
         embeds.append(torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)[0])
         images.append(slice(len(prompt.before), len(prompt.before) + visual.shape[-2]))
-    longest = max(len(rows) for rows in embeds)
-    batch = torch.zeros(len(embeds), longest, embeds[0].shape[-1])
-    mask = torch.zeros(len(embeds), longest, dtype=torch.long)
-    is_image = torch.zeros(len(embeds), longest, dtype=torch.bool)
-    for i, (rows, image) in enumerate(zip(embeds, images, strict=True)):
-        batch[i, longest - len(rows) :] = rows
-        mask[i, longest - len(rows) :] = 1
-        is_image[i, longest - len(rows) :][image] = True
-
-    cache = DynamicCache()
+    batch, mask, is_image = _padded(embeds, images, on_the_left=generates)
     recorder.is_image, recorder.counted = is_image.flatten().numpy(), mask.bool().flatten().numpy()
+    if not generates:
+        vlm.language(inputs_embeds=batch, attention_mask=mask)
+        return
+    cache = DynamicCache()
     last = _step(vlm, batch, mask, cache)
     growing = torch.tensor([sample.answer is None for sample in samples])
     for _ in range(longest_answer(vlm)):
@@ -110,6 +108,22 @@ def _decode(
         recorder.is_image, recorder.counted = np.zeros(len(best), np.bool_), growing.numpy()
         last = _step(vlm, vlm.embed(best.tolist()).transpose(0, 1), mask, cache)
         growing = growing & (best != vlm.spec.eos_token_id)
+
+
+def _padded(
+    embeds: list[torch.Tensor], images: list[slice], on_the_left: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Sequences f32 [tokens, hidden], and where their image is → f32 [batch, longest, hidden]; its mask; bool [batch,
+    longest], what is image."""
+    longest = max(len(rows) for rows in embeds)
+    batch = torch.zeros(len(embeds), longest, embeds[0].shape[-1])
+    mask = torch.zeros(len(embeds), longest, dtype=torch.long)
+    is_image = torch.zeros(len(embeds), longest, dtype=torch.bool)
+    for i, (rows, image) in enumerate(zip(embeds, images, strict=True)):
+        place = slice(longest - len(rows), longest) if on_the_left else slice(len(rows))
+        batch[i, place], mask[i, place] = rows, 1
+        is_image[i, place][image] = True
+    return batch, mask, is_image
 
 
 def longest_answer(vlm: VLM) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,7 +18,8 @@ class Recorder:
     """Statistics of every ``Linear`` and ``Conv2d`` input of a model while it runs; a context manager.
 
     ``is_image`` tells the rows of the next pass apart (all image where it is None), ``counted`` says which rows count
-    (all where it is None); both bool [rows], for inputs of any leading shape in that order.
+    (all where it is None); both bool [rows], for inputs of any leading shape in that order. What is pooled from
+    sequences has one row each: these are text, and all count.
     """
 
     def __init__(self, vlm: VLM) -> None:
@@ -53,10 +55,12 @@ class Recorder:
     def _of(self, x: torch.Tensor, channels_first: bool, name: str) -> LayerStatistics:
         x = x.detach().float()
         rows = (x.movedim(1, -1) if channels_first else x).flatten(0, -2).numpy()
-        is_image = self.is_image
-        if self.counted is not None:
-            rows = rows[self.counted]
-            is_image = is_image[self.counted] if is_image is not None else None
+        is_image, counted = self.is_image, self.counted
+        if counted is not None and len(counted) != len(rows):
+            is_image, counted = np.zeros(len(rows), np.bool_), None
+        if counted is not None:
+            rows = rows[counted]
+            is_image = is_image[counted] if is_image is not None else None
         found = LayerStatistics(rows.shape[-1])
         try:
             found.add(rows, is_image)

@@ -136,12 +136,15 @@ def accumulate(
 
 
 def sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Sequence:
-    """A sample as the decoder reads it: prompt, image, and its own answer or, where it has none, the model's."""
+    """A sample as the decoder reads it: prompt, image, and its own answer or, where it has none, the model's. A
+    classifier reads no answer."""
     with torch.no_grad():
         tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
         prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
         embeds, end = vlm.prompt_embeds(prompt, tokens), vlm.spec.eos_token_id
-        if sample.answer is None:
+        if not vlm.spec.language.generates:
+            answer = []
+        elif sample.answer is None:
             answer = [token for token, _ in vlm.generate(embeds, longest_answer(vlm)) if token != end]
         else:
             answer = tokenizer.encode(sample.answer, bos=False)

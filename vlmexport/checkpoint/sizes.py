@@ -145,6 +145,7 @@ def language(text: Mapping[str, Any], path: Path, kind: str = "llama") -> Langua
             tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
             hidden_act=str(text.get("hidden_act", LanguageSpec.hidden_act)),
             rope_scaling=scaling,
+            classes=_classes(text.get("classes", [])),
         )
     except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise CheckpointError(f"{path} lacks or garbles {error}", "use the published config.json") from error
@@ -155,3 +156,10 @@ def language(text: Mapping[str, Any], path: Path, kind: str = "llama") -> Langua
             "use the published config.json",
         )
     return spec
+
+
+def _classes(answers: object) -> tuple[str, ...]:
+    """A classifier's answers."""
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise TypeError("classes (a list of texts)")
+    return tuple(answers)

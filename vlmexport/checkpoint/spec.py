@@ -69,7 +69,8 @@ class LanguageSpec:
     """A language model. ``kind`` names the module in ``model/language``.
 
     ``rms_norm_eps`` is the epsilon of its norms, RMSNorm or not. ``rope_theta`` is 0 where positions are learned:
-    ``max_positions`` are then the rows of their table.
+    ``max_positions`` are then the rows of their table. ``classes`` are the answers of one that chooses among them, as
+    text; one that generates its answers has none.
     """
 
     kind: str
@@ -86,6 +87,12 @@ class LanguageSpec:
     tie_word_embeddings: bool
     hidden_act: str = "silu"
     rope_scaling: RopeScaling | None = None
+    classes: tuple[str, ...] = ()
+
+    @property
+    def generates(self) -> bool:
+        """Whether an answer is text, token by token; else it is one class, after one pass."""
+        return not self.classes
 
 
 @dataclass(frozen=True)

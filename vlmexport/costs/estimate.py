@@ -23,12 +23,12 @@ _FLOAT = 4
 
 @dataclass(frozen=True)
 class Estimate:
-    """Times on a phone: of an image, of the prompt after it, of each further token."""
+    """Times on a phone: of an image, of the prompt after it, of each further token (None: a class is the answer)."""
 
     phone: Phone
     image: Range
     prompt: Range
-    token: Range
+    token: Range | None
 
     @property
     def first_token(self) -> Range:
@@ -36,9 +36,9 @@ class Estimate:
         return Range(self.image.low + self.prompt.low, self.image.high + self.prompt.high)
 
     def facts(self) -> dict[str, Any]:
-        """Seconds, [at best, at worst]."""
+        """Seconds, [at best, at worst], or None."""
         times = {"image": self.image, "prompt": self.prompt, "token": self.token}
-        return {"phone": self.phone.key} | {name: [time.low, time.high] for name, time in times.items()}
+        return {"phone": self.phone.key} | {name: time and [time.low, time.high] for name, time in times.items()}
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _times(checkpoint: Checkpoint, recipe: Recipe, planned: Plan, counted: Opera
         phone,
         image=phone.multiply(vision * (counted.vision + counted.projector)),
         prompt=phone.multiply(decoder * counted.prompt),
-        token=phone.read(_read_by_token(checkpoint, planned)),
+        token=phone.read(_read_by_token(checkpoint, planned)) if checkpoint.spec.language.generates else None,
     )
 
 

@@ -22,7 +22,7 @@ class Operations:
     Attributes:
         vision, projector: of one image.
         prompt: of the decoder, for the image's tokens and ``QUESTION`` of text.
-        token: of the decoder, for one more token after that prompt.
+        token: of the decoder, for one more token after that prompt; none of a classifier, which has answered by then.
     """
 
     vision: int
@@ -51,8 +51,17 @@ def count(spec: Spec) -> Operations:
     with FlopCounterMode(display=False) as projector:
         visual_tokens = vlm.tokens(features).shape[1]
     positions = visual_tokens + QUESTION
-    prompt, token = _decoder(vlm, positions, 0), _decoder(vlm, 1, positions)
+    if spec.language.generates:
+        prompt, token = _decoder(vlm, positions, 0), _decoder(vlm, 1, positions)
+    else:
+        prompt, token = _classifier(vlm, positions), 0
     return Operations(vision.get_total_flops(), projector.get_total_flops(), prompt, token, visual_tokens)
+
+
+def _classifier(vlm: VLM, length: int) -> int:
+    with FlopCounterMode(display=False) as counter:
+        vlm.logits(torch.empty(1, length, vlm.spec.language.hidden_size, device="meta"))
+    return int(counter.get_total_flops())
 
 
 def _decoder(vlm: VLM, length: int, past: int) -> int:

@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, VisionSpec, expected
+from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, Spec, VisionSpec, expected
 from vlmexport.checkpoint.expected import KNOWN_ENCODERS, KNOWN_LANGUAGES, check_shapes
 from vlmexport.errors import Unsupported
 
@@ -125,7 +125,7 @@ class ProjectorPlugin(Protocol):
 class LanguagePlugin(Protocol):
     """A file in ``model/language``. It imports torch only where it builds, as a projector's does.
 
-    Its matrices are those of linear layers, rows first, and its head is ``lm_head``.
+    Its matrices are those of linear layers, rows first. The head of one that generates is ``lm_head``.
     """
 
     EXAMPLE: str
@@ -136,6 +136,10 @@ class LanguagePlugin(Protocol):
 
     TABLES: tuple[str, ...]
     """Canonical names of the tables that rows are taken from, that of the tokens first."""
+
+    GENERATES: bool
+    """Whether it generates text, through a cache of keys and values. One that does not has ``LanguageSpec.classes``: it
+    reads the whole prompt once, the first position of which (BOS) tells the class, and is padded at the end."""
 
     FUSED: bool
     """Whether ``artifact.fused_decoder`` builds it: Llama's layers under Llama's names, with or without biases."""
@@ -155,7 +159,8 @@ class LanguagePlugin(Protocol):
         """
 
     def build(self, spec: LanguageSpec) -> nn.Module:
-        """The causal language model; parameters on the meta device, buffers filled."""
+        """The causal language model, or the classifier of sequences, as transformers has it; parameters on the meta
+        device, buffers filled."""
 
     def gguf(self, spec: LanguageSpec) -> GgufLanguage:
         """How GGUF holds it.
@@ -227,6 +232,50 @@ def check_activation(spec: LanguageSpec, known: Iterable[str]) -> None:
         raise Unsupported(f"a {spec.kind} with {spec.hidden_act!r} is not known", f"known: {', '.join(known)}")
 
 
+def check_heads(spec: LanguageSpec) -> None:
+    """Refuse heads that share keys, or do not make up the width.
+
+    Raises:
+        Unsupported: the message says what would do.
+    """
+    heads, keys, each = spec.num_heads, spec.num_kv_heads, spec.head_dim
+    if heads * each != spec.hidden_size or keys != heads:
+        raise Unsupported(
+            f"a {spec.kind} of {heads} heads, {keys} of keys, {each} wide each cannot be",
+            f"heads that share no keys, and make up its width of {spec.hidden_size}",
+        )
+
+
+def check_answers(spec: LanguageSpec) -> None:
+    """Refuse classes of a language model that generates, and a classifier that has none to choose among.
+
+    Raises:
+        Unsupported: the message says which it is.
+    """
+    if language(spec).GENERATES and spec.classes:
+        raise Unsupported(f"a {spec.kind} generates its answers, its config lists classes", "leave out classes")
+    if not language(spec).GENERATES and len(spec.classes) < 2:
+        raise Unsupported(
+            f"a {spec.kind} chooses its answer, its config lists {len(spec.classes)} of them",
+            "list the answers as classes, in the order of the classifier's rows",
+        )
+
+
+def check_positions(spec: Spec) -> None:
+    """Refuse visual tokens that fill a table of learned positions.
+
+    Raises:
+        Unsupported: nothing could be asked about the image.
+    """
+    visual, language = projector(spec.projector).num_tokens(spec.projector), spec.language
+    if not language.rope_theta and visual >= language.max_positions:
+        raise Unsupported(
+            f"{visual} visual tokens leave no room for a question in the {language.max_positions} positions of a "
+            f"{language.kind}",
+            "choose a projector that makes fewer, or a smaller image",
+        )
+
+
 def check_image_size(spec: VisionSpec) -> VisionSpec:
     """The same Spec.
 
@@ -294,9 +343,12 @@ def check_language(checkpoint: Checkpoint) -> None:
 
     Raises:
         CheckpointError: a tensor is missing or of another shape.
-        Unsupported: the kind or a tensor is unknown, or sizes that the kind does not have.
+        Unsupported: the kind or a tensor is unknown, or sizes that the kind does not have, or a prompt that it does
+            not.
     """
     spec = checkpoint.spec.language
+    check_answers(spec)
+    check_positions(checkpoint.spec)
     shapes = language(spec).shapes(spec)
     if spec.kind not in KNOWN_LANGUAGES:
         expected.check_language(spec, shapes, checkpoint.tensors["language"], str(checkpoint.path))

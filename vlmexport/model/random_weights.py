@@ -15,13 +15,13 @@ _LEAST_VARIANCE = 1e-3
 """Of a channel that noise never reaches; the norm would make anything huge of it."""
 
 
-def random_weight(name: str, like: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """f32 of the shape of ``like``: norms near one, products near unit gain."""
+def random_weight(name: str, like: torch.Tensor, random: torch.Generator, norm: float = 1.0) -> torch.Tensor:
+    """f32 of the shape of ``like``: norms near ``norm``, products near unit gain."""
     values = torch.randn(like.shape, generator=random)
     if name.endswith("running_var"):
         return 1 + values.abs_().mul_(0.1)
     if like.ndim <= 1:
-        return values * 0.1 + 1 if name.endswith("weight") else values * 0.1
+        return values * 0.1 + norm if name.endswith("weight") else values * 0.1
     return values.div_(like[0].numel() ** 0.5)
 
 

@@ -62,9 +62,15 @@ class VLM(nn.Module):
             [self.embed(prompt.before), tokens.reshape(1, -1, tokens.shape[-1]), self.embed(prompt.after)], 1
         )
 
-    def logits(self, embeds: torch.Tensor) -> torch.Tensor:
-        """f32 [batch, sequence, hidden] → f32 [batch, sequence, vocabulary]."""
-        return cast(torch.Tensor, self.language(inputs_embeds=embeds, use_cache=False).logits)
+    def logits(self, embeds: torch.Tensor, last: int = 0) -> torch.Tensor:
+        """f32 [batch, sequence, hidden] → f32 [batch, sequence, vocabulary], or [batch, 1, classes].
+
+        Args:
+            last: positions at the end, where others are not wanted; 0 for all.
+        """
+        if not self.spec.language.generates:
+            return cast(torch.Tensor, self.language(inputs_embeds=embeds).logits)[:, None]
+        return cast(torch.Tensor, self.language(inputs_embeds=embeds, use_cache=False, logits_to_keep=last).logits)
 
     def generate(
         self, embeds: torch.Tensor, max_new_tokens: int, ignore_eos: bool = False
@@ -73,8 +79,13 @@ class VLM(nn.Module):
 
         Yields:
             (token id, f32 [positions, vocabulary] logits, from whose last row it was taken), the end-of-sequence token
-            included. The first has a row for every position of the prompt, the others one row.
+            included. The first has a row for every position of the prompt, the others one row. Of a classifier: its
+            class, once, and f32 [1, classes].
         """
+        if not self.spec.language.generates:
+            logits = self.logits(embeds)[0]
+            yield int(logits[-1].argmax()), logits
+            return
         cache = DynamicCache()
         for _ in range(max_new_tokens):
             logits = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True).logits[0]

@@ -121,16 +121,13 @@ class LogitsLoss:
     name, loss = "logits", "kld"
 
     def __init__(self, vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample]) -> None:
-        self._language = vlm.language
+        self._vlm = vlm
         self._sequences: list[Decoded] = [sequence(vlm, tokenizer, sample) for sample in samples]
         self._expected = self._run()
 
     def _run(self) -> list[F32]:
         with torch.inference_mode():
-            return [
-                self._language(inputs_embeds=s.embeds, use_cache=False, logits_to_keep=s.decided).logits.numpy()
-                for s in self._sequences
-            ]
+            return [self._vlm.logits(s.embeds, s.decided).numpy() for s in self._sequences]
 
     def metrics(self) -> dict[str, float]:
         """Against the float model."""

@@ -137,7 +137,8 @@ class Side:
         )  # fmt: skip
 
     def _decode(self, mode: Mode, prompt: Prompt, tokens: F32) -> tuple[list[int], F32]:
-        """Ids of the greedy answer, and the logits [1, prompt and answer but its last token, vocabulary]."""
+        """Ids of the greedy answer, and the logits [1, prompt and answer but its last token, vocabulary], of a class
+        [1, 1, classes]."""
         ids: list[int] = []
         rows, start = [], time.perf_counter()
         for token, logits in self.runtime.steps(prompt, tokens, MAX_NEW_TOKENS):
@@ -163,8 +164,9 @@ class Side:
                 whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
                 logits = self.runtime.logits(whole, tokens)
             self._keep("logits", mode, logits)
-            if logits.shape[1] != expected.positions(tokens):
-                raise ShapeDiffersError(f"{logits.shape[1]} positions, the reference has {expected.positions(tokens)}")
+            positions = 1 if self.runtime.classes else expected.positions(tokens)
+            if logits.shape[1] != positions:
+                raise ShapeDiffersError(f"{logits.shape[1]} positions, the reference has {positions}")
             measure = self.measured.logits.setdefault(mode, LogitsMeasure())
             measure.add(expected.logits, logits[:, -expected.logits.shape[1] :], expected.answer)
         except (VlmExportError, ShapeDiffersError) as error:

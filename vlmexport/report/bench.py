@@ -11,11 +11,13 @@ from vlmexport.report.scatter import Panel, Point, svg
 
 _MEGA, _MILLI = 1e-6, 1e3
 NOT_MEASURABLE = "not measurable here"
+ANSWERS_AT_ONCE = "answers at once"
 
 
 def table(found: Sequence[BundleBench]) -> Table:
     """A column for each bundle, medians with least and greatest."""
-    shown = Table(title=f"{found[0].threads} threads, {found[0].new_tokens} new tokens", title_justify="left")
+    new_tokens = max(one.new_tokens for one in found)
+    shown = Table(title=f"{found[0].threads} threads, {new_tokens} new tokens", title_justify="left")
     shown.add_column("")
     for one in found:
         shown.add_column(f"{one.bundle}\n{one.runtime}", justify="right")
@@ -32,7 +34,7 @@ def plot(found: Sequence[BundleBench]) -> str:
     """SVG: size against the KL divergence of the last check, and against tokens a second."""
     losses = {one.bundle: kld(one) for one in found}
     parity = [Point(one.bundle, one.bytes * _MEGA, loss) for one in found if (loss := losses[one.bundle])]
-    speed = [Point(one.bundle, one.bytes * _MEGA, one.decode_rate) for one in found]
+    speed = [Point(one.bundle, one.bytes * _MEGA, rate) for one in found if (rate := one.decode_rate)]
     panels = [
         Panel("parity: mean KL divergence, lower is better", "MB", "nats", parity, is_log=True),
         Panel("speed: tokens a second, higher is better", "MB", "tokens/s", speed),
@@ -87,8 +89,8 @@ _ROWS: dict[str, Callable[[BundleBench], str]] = {
     "image to first token, ms": lambda one: f"{one.first_token * _MILLI:.1f}",
     "the same, cold, ms": lambda one: _milliseconds(one.cold),
     "prompt, tokens/s": lambda one: f"{one.prompt_rate:.0f} (of {one.positions})",
-    "token, ms": lambda one: _milliseconds(one.token),
-    "decode, tokens/s": lambda one: f"{one.decode_rate:.1f}",
+    "token, ms": lambda one: _milliseconds(one.token) if one.token else ANSWERS_AT_ONCE,
+    "decode, tokens/s": lambda one: f"{one.decode_rate:.1f}" if one.decode_rate else ANSWERS_AT_ONCE,
     "energy of an answer, J": _energy,
     "last check": _parity,
 }

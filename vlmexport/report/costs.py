@@ -12,6 +12,7 @@ from vlmexport.costs.phones import Range
 from vlmexport.report.scatter import Panel, Point, svg
 
 _MEGA, _GIGA = 1e-6, 1e-9
+_NO_TOKEN = "answers at once"
 
 
 def times(costs: Costs) -> Table:
@@ -21,7 +22,7 @@ def times(costs: Costs) -> Table:
     for column in ("estimated on", "image", "prompt", "token"):
         shown.add_column(column)
     for time in costs.times:
-        shown.add_row(time.phone.name, str(time.image), str(time.prompt), str(time.token))
+        shown.add_row(time.phone.name, str(time.image), str(time.prompt), str(time.token or _NO_TOKEN))
     sizes = ", ".join(f"{name} {parameters[name] * _MEGA:,.1f}" for name in COMPONENTS)
     shown.caption = (
         f"million parameters: {sizes}; billion operations: image {_giga(counted.vision + counted.projector)}, "
@@ -45,7 +46,8 @@ def compare(found: Sequence[Costs]) -> Table:
 
 
 def plot(found: Sequence[Costs]) -> str:
-    """SVG: size of the bundle against the time of an image, and of a token, in the middle of their ranges.
+    """SVG: size of the bundle against the time of an image, and of a token where there are any, in the middle of their
+    ranges.
 
     Args:
         found: at least one that its recipe does not refuse.
@@ -53,16 +55,19 @@ def plot(found: Sequence[Costs]) -> str:
     shown = [costs for costs in found if costs.times]
     phone = shown[0].times[0].phone.key
 
-    def panel(name: str, unit: str, value: Callable[[Costs], Range], factor: float) -> Panel:
-        points = [Point(costs.name, costs.plan.bytes * _MEGA, _middle(value(costs)) * factor) for costs in shown]
+    def panel(name: str, unit: str, value: Callable[[Costs], Range | None], factor: float) -> Panel:
+        points = [
+            Point(costs.name, costs.plan.bytes * _MEGA, _middle(time) * factor)
+            for costs in shown
+            if (time := value(costs))
+        ]
         return Panel(f"{name} on {phone}, estimated", "MB", unit, points)
 
-    return svg(
-        [
-            panel("image and prompt", "s", lambda costs: costs.times[0].first_token, 1.0),
-            panel("a token", "ms", lambda costs: costs.times[0].token, 1000.0),
-        ]
-    )
+    panels = [
+        panel("image and prompt", "s", lambda costs: costs.times[0].first_token, 1.0),
+        panel("a token", "ms", lambda costs: costs.times[0].token, 1000.0),
+    ]
+    return svg([panel for panel in panels if panel.points])
 
 
 def _middle(time: Range) -> float:
@@ -86,7 +91,7 @@ def _operations(name: str) -> Callable[[Costs], str]:
 
 
 def _time(name: str) -> Callable[[Costs], str]:
-    return lambda costs: str(getattr(costs.times[0], name)) if costs.times else "refused"
+    return lambda costs: str(getattr(costs.times[0], name) or _NO_TOKEN) if costs.times else "refused"
 
 
 _ROWS: dict[str, Callable[[Costs], str]] = {

@@ -90,7 +90,7 @@ def table(facts: dict[str, Any]) -> Table:
         "vision": f"{vision['image_size']} px, patch {vision['patch_size']}, {_layers(vision)}",
         "projector": f"{spec['projector']['in_tokens']} patches → {facts['visual_tokens']} visual tokens",
         "language": f"{language['num_layers']} layers of {language['hidden_size']}, "
-        f"vocabulary {language['vocab_size']}",
+        f"vocabulary {language['vocab_size']}{_classes(language)}",
     }
     found = Table(title=f"{facts['name']} ({facts['layout']} layout)", title_justify="left")
     for column in ("component", "kind", "parameters", "MB", "type", "sizes"):
@@ -106,6 +106,10 @@ def table(facts: dict[str, Any]) -> Table:
     ) + "; ".join(f"{name.upper()}: {answer}" for name, answer in facts["formats"].items())
     found.caption_justify = "left"
     return found
+
+
+def _classes(language: dict[str, Any]) -> str:
+    return f", {len(language['classes'])} classes" if language["classes"] else ""
 
 
 def _layers(vision: dict[str, Any]) -> str:

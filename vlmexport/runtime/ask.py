@@ -34,7 +34,7 @@ def ask(model: str, image: Path, question: str, max_new_tokens: int, vision_towe
         ids: list[int] = []
         shown = ""
         for token in runtime.generate(runtime.prompt(question), tokens, max_new_tokens):
-            if token.id == runtime.eos_token_id:
+            if token.id == runtime.eos_token_id and not runtime.classes:
                 break
             ids.append(token.id)
             text = runtime.decode(ids)

@@ -22,6 +22,8 @@ class HybridRuntime:
         VlmExportError: llama.cpp cannot load the decoder, or it died.
     """
 
+    classes: tuple[str, ...] = ()
+
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         self._vision = OrtVision(bundle, manifest)
         self._decoder = LlamaCppDecoder(bundle, manifest)

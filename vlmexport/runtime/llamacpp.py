@@ -35,6 +35,8 @@ class LlamaCppDecoder:
         VlmExportError: llama.cpp cannot load a file, or it died.
     """
 
+    classes: tuple[str, ...] = ()
+
     def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = 2) -> None:
         for library in ("llama", "mtmd", "ggml-base"):
             library_path(library)
@@ -187,6 +189,8 @@ class LlamaCppRuntime(LlamaCppDecoder):
 
 class _Stock:
     """A view of a runtime whose features are those of the library as it is."""
+
+    classes: tuple[str, ...] = ()
 
     def __init__(self, repaired: LlamaCppRuntime) -> None:
         self.name, self.notes, self.eos_token_id = repaired.name, repaired.notes, repaired.eos_token_id

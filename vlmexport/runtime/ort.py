@@ -35,6 +35,7 @@ class OrtRuntime(OrtVision):
     ) -> None:
         super().__init__(bundle, manifest, threads, sessions)
         self.eos_token_id = int(manifest.source.spec["eos_token_id"])
+        self.classes = manifest.classes
         self._template = _template(bundle / _TOKENIZER_CONFIG)
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle / self.details["tokenizer"]))
@@ -48,7 +49,7 @@ class OrtRuntime(OrtVision):
         return Prompt(text, (*begin, *encode(self._tokenizer, before)), tuple(encode(self._tokenizer, after)))
 
     def logits(self, prompt: Prompt, tokens: F32) -> F32:
-        """[1, sequence, vocabulary]."""
+        """[1, sequence, vocabulary], or [1, 1, classes]."""
         embeds = self._embeds(prompt, tokens)
         return self._cache(embeds.shape[1]).step(embeds)
 
@@ -69,12 +70,14 @@ class OrtRuntime(OrtVision):
             second, best = np.partition(logits[-1], -2)[-2:]
             token = int(logits[-1].argmax())
             yield Token(token, float(best - second)), logits
-            if token == self.eos_token_id and not ignore_eos:
+            if self.classes or (token == self.eos_token_id and not ignore_eos):
                 return
             embeds = self._embed((token,))
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids, without control tokens."""
+        """Text of token ids, without control tokens; of a class."""
+        if self.classes:
+            return " ".join(self.classes[i] for i in ids)
         text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip()
 

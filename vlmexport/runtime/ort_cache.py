@@ -1,4 +1,4 @@
-"""Decoding step by step on ONNX Runtime: keys and values that grow, or that stay in one place."""
+"""Decoding step by step on ONNX Runtime: keys and values that grow, or stay in one place, or are none."""
 
 from __future__ import annotations
 
@@ -58,7 +58,22 @@ class FixedCache:
         return logits
 
 
-def open_cache(session: onnxruntime.InferenceSession, length: int) -> GrowingCache | FixedCache:
+class NoCache:
+    """An encoder's: the first step is the last one."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+
+    def step(self, embeds: F32) -> F32:
+        """f32 [1, sequence, hidden] → logits f32 [1, 1, classes]."""
+        length = embeds.shape[1]
+        given = {"inputs_embeds": embeds, "attention_mask": np.ones((1, length), np.int64)}
+        return run(self._session, given | {"position_ids": np.arange(length)[None]})["logits"]
+
+
+def open_cache(session: onnxruntime.InferenceSession, length: int) -> GrowingCache | FixedCache | NoCache:
     """The cache that a decoder takes, empty."""
-    takes_positions = any(value.name == "position_ids" for value in session.get_inputs())
-    return GrowingCache(session) if takes_positions else FixedCache(session, length)
+    inputs = [value.name for value in session.get_inputs()]
+    if not any(name.startswith(_PAST) for name in inputs):
+        return NoCache(session)
+    return GrowingCache(session) if "position_ids" in inputs else FixedCache(session, length)

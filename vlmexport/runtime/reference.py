@@ -25,6 +25,7 @@ class ReferenceRuntime:
     def __init__(self, checkpoint: Checkpoint, resident: bool | None = None, share: float = 0.5) -> None:
         self.name = f"torch {torch.__version__} float32"
         self.eos_token_id = checkpoint.spec.eos_token_id
+        self.classes = checkpoint.spec.language.classes
         self._checkpoint = checkpoint
         self._vlm = load(checkpoint, resident=resident, share=share)
 
@@ -49,7 +50,7 @@ class ReferenceRuntime:
 
     @torch.inference_mode()
     def logits(self, prompt: Prompt, tokens: F32) -> F32:
-        """[1, sequence, vocabulary]."""
+        """[1, sequence, vocabulary], or [1, 1, classes]."""
         return self._vlm.logits(self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))).numpy()
 
     def generate(
@@ -69,7 +70,9 @@ class ReferenceRuntime:
             yield Token(token, float(best[0] - best[1])), logits.numpy()
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids."""
+        """Text of token ids, or of a class."""
+        if self.classes:
+            return " ".join(self.classes[i] for i in ids)
         return self._checkpoint.tokenizer.decode(ids)
 
     def close(self) -> None:

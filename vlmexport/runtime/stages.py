@@ -20,7 +20,8 @@ STAGES = ("pixels", "features", "tokens", "logits", "answer")
 
 @dataclass(frozen=True)
 class Token:
-    """One greedily decoded token, and how far its logit stood above the second best."""
+    """One greedily decoded token (or the class that is the answer), and how far its logit stood above the second
+    best."""
 
     id: int
     margin: float
@@ -58,16 +59,21 @@ class Decoding(Protocol):
     notes: tuple[str, ...]
     eos_token_id: int
 
+    classes: tuple[str, ...]
+    """What an answer is one of: its only token is then an index of it, and none ends it. Empty where it is text."""
+
     def prompt(self, question: str) -> Prompt:
         """Token ids before and after the image, by this bundle's own tokenizer and template."""
 
     def logits(self, prompt: Prompt, tokens: F32) -> F32:
-        """Logits at every position of before + image + after: [1, sequence, vocabulary]."""
+        """Logits at every position of before + image + after: [1, sequence, vocabulary]; of a classifier, at the one
+        that it answers from: [1, 1, classes]."""
 
     def generate(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
-        """Greedy decoding up to the end-of-sequence token, which is included, or past it (to measure speed)."""
+        """Greedy decoding up to the end-of-sequence token, which is included, or past it (to measure speed); a class is
+        one token."""
 
     def steps(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
@@ -76,7 +82,7 @@ class Decoding(Protocol):
         all of the prompt, then one."""
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids."""
+        """Text of token ids, or of a class."""
 
     def close(self) -> None:
         """Release the runtime (sessions, subprocesses)."""

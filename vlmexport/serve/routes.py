@@ -48,12 +48,17 @@ def refuse_browser(bundle: Path, manifest: Manifest) -> None:
     """Refuse a bundle that no browser can run.
 
     Raises:
-        Unsupported: it holds GGUF files, or more than a browser can address.
+        Unsupported: it holds GGUF files, answers with a class, or holds more than a browser can address.
     """
     if manifest.kind != "onnx":
         raise Unsupported(
             f"{bundle} is a {manifest.kind} bundle, and browsers run ONNX alone",
             "make one with `vlmexport onnx MODEL --target web`",
+        )
+    if manifest.classes:
+        raise Unsupported(
+            f"{bundle} answers with one of {len(manifest.classes)} classes, and transformers.js generates text",
+            "ask it with `vlmexport run`, or run its graphs in a page of your own (docs/onnx.md)",
         )
     size = sum(file.bytes for file in manifest.files if file.component in _GRAPHS)
     if size >= _ADDRESSABLE:

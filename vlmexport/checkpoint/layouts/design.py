@@ -101,7 +101,8 @@ def config(spec: Spec) -> dict[str, Any]:
 
 def _text(language: LanguageSpec) -> dict[str, Any]:
     scaling = {"rope_scaling": language.rope_scaling.facts()} if language.rope_scaling else {}
-    return scaling | {
+    classes = {"classes": list(language.classes)} if language.classes else {}
+    return scaling | classes | {
         "model_type": language.kind, "vocab_size": language.vocab_size, "hidden_size": language.hidden_size,
         "intermediate_size": language.intermediate_size, "num_hidden_layers": language.num_layers,
         "num_attention_heads": language.num_heads, "num_key_value_heads": language.num_kv_heads,

@@ -13,7 +13,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from vlmexport.checkpoint import LanguageSpec
-from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.plugins import GgufLanguage
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 EXAMPLE = "gpt2:tiny"
 LAYERS = "transformer.h."
 TABLES = ("transformer.wte.weight", "transformer.wpe.weight")
+GENERATES = True
 FUSED = False
 CLIENT_TYPE = "llama"
 """Clients read the sizes of the cache by Llama's names; of ``gpt2`` they expect others."""
@@ -52,12 +52,8 @@ def preset(variant: str) -> LanguageSpec:
 def shapes(spec: LanguageSpec) -> dict[str, tuple[int, ...]]:
     """Of ``GPT2LMHeadModel`` with linear layers."""
     plugins.check_activation(spec, _ACTIVATIONS)
+    plugins.check_heads(spec)
     width, inner = spec.hidden_size, spec.intermediate_size
-    if spec.num_heads * spec.head_dim != width or spec.num_kv_heads != spec.num_heads:
-        raise Unsupported(
-            f"a gpt2 of {spec.num_heads} heads, {spec.num_kv_heads} of keys, {spec.head_dim} wide each cannot be",
-            f"heads that share no keys, and make up its width of {width}",
-        )
     matrices = {
         "attn.c_attn": (3 * width, width), "attn.c_proj": (width, width), "mlp.c_fc": (inner, width),
         "mlp.c_proj": (width, inner),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 EXAMPLE = "llama:tiny"
 LAYERS = "model.layers."
 TABLES = ("model.embed_tokens.weight",)
+GENERATES = True
 FUSED = True
 _TINY = LanguageSpec("llama", 1536, 256, 512, 2, 4, 4, 64, 1e-5, 10000.0, 2048, False)
 _VARIANTS = {

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 EXAMPLE = "qwen2:tiny"
-LAYERS, TABLES, FUSED = llama.LAYERS, llama.TABLES, True
+LAYERS, TABLES, GENERATES, FUSED = llama.LAYERS, llama.TABLES, True, True
 _TINY = LanguageSpec("qwen2", 1536, 256, 512, 2, 4, 2, 64, 1e-6, 1e6, 2048, True)
 _VARIANTS = {
     "tiny": _TINY,
