@@ -32,13 +32,14 @@ out/demo-gguf/vlmexport.json: $(VENV)/ready $(SOURCES)
 demo: $(BUNDLES:=/vlmexport.json)
 	$(VENV)/bin/python recipes/demo/tour.py $(BUNDLES)
 
-# Two processes, one for each core; a file's tests stay together, because they share what they export. Threads that wait
-# do not spin: four of them on two cores would take each other's time.
+# Two processes, one for each core; a file's tests stay together, because they share what they export, and files with
+# slow tests come first (tests/conftest.py). One thread each, ONNX Runtime's and llama.cpp's too: four on two cores would
+# take each other's time.
 WORKERS ?= 2
 CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 test: lint
-	$(CALM) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile
+	$(CALM) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 combinations: $(VENV)/ready
 	$(CALM) VLMEXPORT_TEST_COMBINATIONS=all $(VENV)/bin/python -m pytest -n $(WORKERS) tests/conformance/test_combinations.py

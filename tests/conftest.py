@@ -3,19 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.checkpoints import tiny_spec, write_checkpoint
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
-from vlmexport.runtime.arm64_root import root_folder
+if TYPE_CHECKING:
+    from vlmexport.checkpoint import Checkpoint
 
-pytest_plugins = ["tests.onnx_bundles", "tests.transformers_js"]
+FIXTURES = ("tests.onnx_bundles", "tests.transformers_js", "tests.tracing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load what all tests share, but not where pytest-xdist only hands out tests: its workers would wait while torch
+    is imported there for nothing, which is also why this file imports nothing heavy."""
+    if not config.getoption("numprocesses", None):
+        for name in FIXTURES:
+            config.pluginmanager.import_plugin(name)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: pytest-xdist hands out files in turn, and a long one at the end keeps one process
+    waiting for the other."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Calibration statistics of tests stay out of the user's cache; arm64's onnxruntime is used where it is set up."""
+    from vlmexport.runtime.arm64_root import root_folder
+
     arm64, own = root_folder(), tmp_path_factory.mktemp("cache")
     if arm64.is_dir():
         (own / arm64.name).symlink_to(arm64)
@@ -26,10 +43,14 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random MobileVLM V2."""
+    from tests.checkpoints import tiny_spec, write_checkpoint
+
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "tiny", tiny_spec("ldpnetv2"))
 
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> Checkpoint:
     """The same, opened."""
+    from vlmexport.checkpoint import open_checkpoint
+
     return open_checkpoint(tiny_folder)

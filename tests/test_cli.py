@@ -1,4 +1,7 @@
-"""The command line as a user meets it: exit codes, one line for an error, JSON, speed of --help."""
+"""The command line as a user meets it: exit codes, one line for an error, JSON, speed of --help.
+
+Each kind of ending once in a process of its own, which takes seconds to import torch; the others inside of this one.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ import pytest
 from PIL import Image
 
 from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.command import vlmexport
 
 
-def vlmexport(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def process(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vlmexport", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | {"COLUMNS": "200"})
 
@@ -43,7 +47,7 @@ def test_help_is_fast_and_imports_nothing_heavy() -> None:
 
 def _seconds(*arguments: str) -> float:
     start = time.perf_counter()
-    assert vlmexport(*arguments).returncode == 0
+    assert process(*arguments).returncode == 0
     return time.perf_counter() - start
 
 
@@ -54,7 +58,7 @@ def _python_seconds() -> float:
 
 
 def test_inspect(tiny_folder: Path) -> None:
-    result = vlmexport("inspect", tiny_folder, "--json")
+    result = process("inspect", tiny_folder, "--json")
     facts = json.loads(result.stdout)
     assert facts["visual_tokens"] == 144
     assert facts["components"]["projector"]["kind"] == "ldpnetv2"
@@ -68,7 +72,7 @@ def test_inspect(tiny_folder: Path) -> None:
 
 @pytest.mark.slow
 def test_errors(tmp_path: Path, tiny_folder: Path) -> None:
-    assert_one_line_error(vlmexport("inspect", tmp_path / "no"), 2, "does not exist")
+    assert_one_line_error(process("inspect", tmp_path / "no"), 2, "does not exist")
     assert_one_line_error(vlmexport("inspect", tmp_path), 2, "config.json")
     assert_one_line_error(vlmexport("check", tmp_path), 2, "is not a bundle")
     assert_one_line_error(vlmexport("onnx", tiny_folder, "--recipe", "nope", cwd=tmp_path), 2, "no recipe 'nope'")
@@ -125,13 +129,13 @@ def test_existing_output_is_left_alone(tmp_path: Path, tiny_folder: Path) -> Non
 
 
 def test_json_errors(tmp_path: Path) -> None:
-    result = vlmexport("inspect", tmp_path, "--json")
-    assert json.loads(result.stdout)["exit_code"] == 2
+    result = process("inspect", tmp_path, "--json")
+    assert (result.returncode, json.loads(result.stdout)["exit_code"]) == (2, 2)
     assert vlmexport("inspect").returncode == 2
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    assert "Traceback" in vlmexport("inspect", tmp_path, "--debug").stderr
+    assert "Traceback" in process("inspect", tmp_path, "--debug").stderr
 
 
 @pytest.mark.slow
@@ -139,7 +143,7 @@ def test_run_streams_an_answer(tmp_path: Path, tiny_folder: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "image.png")
     arguments = ("run", tiny_folder, "what is it?", "-i", tmp_path / "image.png", "--max-new-tokens", "5")
-    human = vlmexport(*arguments)
+    human = process(*arguments)
     assert human.returncode == 0
     assert human.stdout.endswith("\n")
     answer = json.loads(vlmexport(*arguments, "--json").stdout)["answer"]

@@ -80,6 +80,7 @@ def test_types_given_by_hand_stay(model: Path, tmp_path: Path) -> None:
     assert set(next(line for line in budget["tensors"] if line["tensor"] == "output.weight")["tried"]) == {"q8_0"}
 
 
+@pytest.mark.slow
 def test_the_same_bytes_again(model: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         make(model, tmp_path / name, bpw=4.5)

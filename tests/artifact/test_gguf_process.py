@@ -14,6 +14,8 @@ import pytest
 
 from vlmexport.artifact.bundle import read_manifest, verify
 
+pytestmark = pytest.mark.slow
+
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 SLOW = """
 import sys, time

@@ -77,6 +77,7 @@ def llama_imatrix(found: Mapping[str, Column]) -> dict[str, npt.NDArray[np.gener
     return values
 
 
+@pytest.mark.slow
 def test_a_file_of_llama_imatrix(tiny: Checkpoint, tmp_path: Path) -> None:
     """Without the output, as it writes by default: the output is quantized without importance, the plan is exact."""
     path = write_gguf(tmp_path / "theirs.gguf", llama_imatrix(columns(output=False)))

@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from vlmexport.artifact.workers import Buffers, cores, in_order
+from vlmexport.artifact.workers import Buffers, cores, in_order, operator_threads
 from vlmexport.quantize.ggml import U8
 
 
@@ -22,6 +22,14 @@ def job(number: int, seconds: float = 0.0) -> Callable[[Buffers], U8]:
         return result
 
     return work
+
+
+@pytest.mark.parametrize(("given", "threads"), [(None, 2), ("1", 1), ("4,2", 4), ("", 2), ("0", 2), ("many", 2)])
+def test_runtimes_heed_what_torch_heeds(given: str | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert operator_threads() == threads
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -59,6 +59,7 @@ def one_by_one(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample]) -> dict[s
     return seen
 
 
+@pytest.mark.slow
 def test_a_batch_counts_what_plain_passes_see(tiny: Checkpoint, few: list[Sample]) -> None:
     vlm = load(tiny)
     statistics = collect(vlm, tiny.tokenizer, few)
@@ -106,11 +107,13 @@ def test_tower_and_projector_alone_see_the_same(tiny: Checkpoint, few: list[Samp
     assert not any(name.startswith("language") for name in alone.layers)
 
 
+@pytest.mark.slow
 def test_mapped_weights_see_the_same(tiny: Checkpoint, few: list[Sample]) -> None:
     mapped, resident = (collect(load(tiny, resident=stays), tiny.tokenizer, few) for stays in (False, True))
     assert mapped.sha256() == resident.sha256()
 
 
+@pytest.mark.slow
 def test_shards_add_up_to_the_whole(tiny: Checkpoint, few: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[collect.__module__], "SHARD", 2)
     vlm = load(tiny)

@@ -142,6 +142,7 @@ def test_pixel_shuffle_is_internvls() -> None:
     assert_near(module(features()), linear(functional.gelu(linear(x, state, "1")), state, "3"))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.ao.quantization is deprecated.*:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*quantize_per.*deprecated.*")
 @pytest.mark.filterwarnings("ignore:.*[Rr]educe_range.*:UserWarning")

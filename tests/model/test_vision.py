@@ -199,6 +199,7 @@ TIMM = {
 HEADS = ("classifier", "head", "conv_head", "norm_head")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TIMM)
 def test_timm_models_have_the_published_size(name: str) -> None:
     """Our tower is the published model without its head."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from vlmexport.calibrate import Sample
 from vlmexport.demo.heldout import heldout_questions
 from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import HELDOUT_SEEDS, make_scene
-from vlmexport.parity import check
+from vlmexport.parity import check, expected, side
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 
@@ -25,6 +26,9 @@ FORMATS = {
     "int8": ("onnx-x86", {"calibration.samples": 12, "onnx.fallback": "predicted"}),
     "gguf": ("gguf-f32", {}),
 }
+LONGEST = 16
+"""Tokens of an answer; the float model's are of nine at most."""
+
 Right = Callable[[str], Path]
 Mutate = Callable[[str], Mutant]
 
@@ -48,11 +52,15 @@ def questions(square: bool) -> list[Sample]:
     return [*about(first, 10), *about(second, 10, None if square else (336, 200))]
 
 
-@pytest.fixture(autouse=True, scope="session")
-def _patient_threads() -> Iterator[None]:
-    """llama.cpp's threads sleep while they wait: spinning, they take the core from another test."""
+@pytest.fixture(autouse=True, scope="module")
+def _no_longer_than_told() -> Iterator[None]:
+    """What a ruined decoder says never ends: longer than the longest right answer, it tells nothing more. Nor does
+    what llama.cpp makes of a mutant without our repairs, which is for tests/parity/test_stock.py."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # spinning, llama.cpp's threads take the core from another test
+        for module in (expected, side):
+            patch.setattr(module, "MAX_NEW_TOKENS", LONGEST)
+        patch.setattr(import_module("vlmexport.parity.check"), "STOCK_SAMPLES", 1)
         yield
 
 

@@ -121,6 +121,7 @@ def test_a_replayed_check_says_what_the_recorded_one_said(onnx_bundle: Bundles, 
         assert {name: ours.metrics[name] for name in shared} == {name: theirs.metrics[name] for name in shared}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"reference": "demo"}, {"dask": "local:2"}, {"record": Path("x")}])
 def test_replay_takes_the_place_of_the_float_model(onnx_bundle: Bundles, options: dict[str, object]) -> None:
     with pytest.raises(UsageError, match="--replay takes the place"):

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from tests.command import vlmexport
-from tests.parity.test_check import samples
+from tests.parity.test_check import samples, write_data
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.checkpoint import open_checkpoint
 from vlmexport.parity import ParityResult, check
@@ -69,15 +69,14 @@ def test_on_the_terminal(result: ParityResult) -> None:
     assert "As stock llama.cpp computes it, this bundle FAILS at features (20 samples); see docs/llama-cpp.md" in text
 
 
-def test_strict_stock_gates_on_it(bundle: Path, tiny_folder: Path) -> None:
-    result = check(bundle, samples=samples(), strict_stock=True)
+def test_strict_stock_gates_on_it(bundle: Path, tmp_path: Path) -> None:
+    command = ("check", bundle, "--data", write_data(tmp_path, 20), "-q")
+    codes = [vlmexport(*command, *more).returncode for more in ((), ("--strict-stock",))]
+    assert codes == [0, 1]
+    result = ParityResult.model_validate_json((bundle / "parity.json").read_text())
     assert (result.passed, result.broken_stage, result.strict_stock) == (False, "features", True)
     assert all(gate.passed for gate in result.gates)
     assert "FAIL at features" in shown(result)
-    codes = [
-        vlmexport("check", bundle, "--samples", "20", "-q", *more).returncode for more in ((), ("--strict-stock",))
-    ]
-    assert codes == [0, 1]
 
 
 def test_a_library_that_is_right_runs_once(bundle: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +87,8 @@ def test_a_library_that_is_right_runs_once(bundle: Path, tiny_folder: Path, monk
 
 
 def test_no_more_samples_than_asked_for(bundle: Path, tiny_folder: Path) -> None:
-    run = run_samples(bundle, open_checkpoint(tiny_folder), samples(7), stock=6)
+    run = run_samples(bundle, open_checkpoint(tiny_folder), samples(3), stock=2)
     assert run.stock is not None
-    assert (run.stock.samples, run.measured.samples) == (6, 7)
+    assert (run.stock.samples, run.measured.samples) == (2, 3)
     assert run_samples(bundle, open_checkpoint(tiny_folder), samples(1)).stock is None
     assert read_manifest(bundle).kind == "gguf"

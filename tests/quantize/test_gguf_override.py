@@ -47,6 +47,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
     return checkpoint, folder / "source" / "tiny-F16.gguf"
 
 
+@pytest.mark.slow
 @settings(max_examples=12, deadline=None)
 @given(
     mix=st.sampled_from(["q2_k", "q3_k_m", "q4_k_s", "q4_0", "iq4_nl"]),
@@ -128,6 +129,7 @@ def test_floats_can_be_given_blocks(tiny: Checkpoint, tmp_path: Path) -> None:
     assert found["blk.0.ffn_up.weight"][0] == "f16"
 
 
+@pytest.mark.slow
 def test_a_type_that_needs_importance(tiny: Checkpoint, tmp_path: Path) -> None:
     for text in ("ffn_up=iq3_xxs", "embd=iq2_xs"):
         with pytest.raises(UsageError, match=r"q4_0 would make .* which needs an importance matrix"):

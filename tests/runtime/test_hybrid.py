@@ -86,6 +86,7 @@ def test_the_five_stages(bundle: Path, linear: Path) -> None:
         assert runtime.decode(ours) == reference.decode(ours)
 
 
+@pytest.mark.usefixtures("short_answers")
 def test_check_and_run(bundle: Path, linear: Path, tmp_path: Path) -> None:
     result = check(bundle, samples=questions(), strict_stock=True)
     assert result.passed, [gate for gate in result.gates if not gate.passed]

@@ -15,7 +15,8 @@ from typing import Literal
 
 import pytest
 
-from tests.test_cli import assert_one_line_error, vlmexport
+from tests.command import vlmexport
+from tests.test_cli import assert_one_line_error
 from vlmexport.artifact.bundle import Manifest, Source, list_files, write_manifest
 from vlmexport.console import QUIET
 from vlmexport.errors import CheckpointError, Unsupported

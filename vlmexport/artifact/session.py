@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from vlmexport.artifact.workers import THREADS
 from vlmexport.errors import CheckpointError, MissingDependency
 
-THREADS = 2
 _WARNINGS = 3
 """Log errors alone: ONNX Runtime writes its warnings straight to the terminal."""
 

@@ -36,6 +36,16 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def operator_threads() -> int:
+    """Of one operator in a runtime: two, or as many as ``OMP_NUM_THREADS`` says, which torch and so the float model
+    heed anyway. Where processes share the cores (CI, tests), threads that wait for each other take most of the time."""
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(given) if given.isdecimal() and int(given) else 2
+
+
+THREADS = operator_threads()
+
+
 def in_order(jobs: Iterable[Callable[[Buffers], U8]], threads: int) -> Generator[U8, None, None]:
     """Run jobs in threads; yield their results in order, each to be used before the next is asked for.
 

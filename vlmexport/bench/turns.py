@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest, read_manifest
-from vlmexport.artifact.session import THREADS
+from vlmexport.artifact.workers import THREADS
 from vlmexport.bench import measure
 from vlmexport.bench.measure import Request, Round
 from vlmexport.bench.result import BundleBench, Component, Spread

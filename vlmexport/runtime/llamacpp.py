@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest
+from vlmexport.artifact.workers import THREADS
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.quantize.ggml import library_path
@@ -37,7 +38,7 @@ class LlamaCppDecoder:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = 2) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = THREADS) -> None:
         for library in ("llama", "mtmd", "ggml-base"):
             library_path(library)
         language = str(bundle / manifest.details["language"])
@@ -122,7 +123,7 @@ class LlamaCppVision:
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, process: Process, *, threads: int = 2, repair: bool = True
+        self, bundle: Path, manifest: Manifest, process: Process, *, threads: int = THREADS, repair: bool = True
     ) -> None:
         spec, mmproj = manifest.source.spec, str(bundle / manifest.details["mmproj"])
         sizes = {"image_size": spec["vision"]["image_size"], "width": spec["language"]["hidden_size"]}
@@ -164,7 +165,7 @@ class LlamaCppVision:
 class LlamaCppRuntime(LlamaCppDecoder):
     """The five stages of a GGUF bundle with an mmproj, in one worker; ``repair`` as in ``LlamaCppVision``."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = 2, repair: bool = True) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = THREADS, repair: bool = True) -> None:
         super().__init__(bundle, manifest, threads=threads)
         try:
             self.vision = LlamaCppVision(bundle, manifest, self.process, threads=threads, repair=repair)

@@ -9,6 +9,7 @@ from typing import Any
 from vlmexport.artifact import gguf_language, mmproj
 from vlmexport.artifact.boundaries import Boundary
 from vlmexport.artifact.bundle import Manifest
+from vlmexport.artifact.workers import THREADS
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import VlmExportError
 from vlmexport.runtime.layers import Component
@@ -27,7 +28,7 @@ class LlamaCppLayers:
         MissingDependency: llama-cpp-python is not installed.
     """
 
-    def __init__(self, bundle: Path, manifest: Manifest, checkpoint: Checkpoint, threads: int = 2) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, checkpoint: Checkpoint, threads: int = THREADS) -> None:
         self._ends: dict[Component, list[Boundary]] = {"language": _language(checkpoint)}
         self._process = Process()
         try:

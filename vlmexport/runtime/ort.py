@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.session import THREADS
 from vlmexport.artifact.tokenizer_json import encode
+from vlmexport.artifact.workers import THREADS
 from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Prompt
 from vlmexport.errors import CheckpointError
 from vlmexport.runtime.chat import ChatTemplate

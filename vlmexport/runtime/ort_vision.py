@@ -7,7 +7,8 @@ from pathlib import Path
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.session import THREADS, with_outputs
+from vlmexport.artifact.session import with_outputs
+from vlmexport.artifact.workers import THREADS
 from vlmexport.checkpoint import VisionSpec
 from vlmexport.model.pixels import pixel_values
 from vlmexport.runtime.image_processor import vision_spec
