@@ -1,0 +1,147 @@
+"""What each option of recipes/finetune does to the demo model: exact match on held-out scenes before and after.
+
+    python benchmarks/finetune.py --json benchmarks/results/finetune.json
+
+One run after the other, each a process of its own; about an hour on one core. Rows that the JSON file holds already are
+not run again; ``--only`` names a few. ``--show`` prints the table alone. Work lies in ``build/finetune``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmexport.checkpoint import open_checkpoint
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "recipes" / "finetune"
+COMMON = ("--data", "scenes:800", "--batch", "4", "--rate", "3e-4", "--threads", "1")
+SMALL = ("--prune-heads", "0.5", "--prune-channels", "0.667")
+Q2_K = ("gguf", "--type", "q2_k", "--imatrix", "none")
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """``options`` of train.py; ``export``: how vlmexport exports demo before and the result after, where that is
+    what is scored; ``qat``: that bundle of demo is trained for."""
+
+    options: tuple[str, ...] = ()
+    steps: int = 240
+    export: tuple[str, ...] = ()
+    qat: bool = False
+
+
+RUNS = {
+    "nothing": Run(),
+    "small": Run(SMALL),
+    "small, teacher": Run((*SMALL, "--teacher", "demo", "--teacher-weight", "0.8")),
+    "prune 0.8": Run(("--prune", "0.8")),
+    "prune heads 0.5": Run(("--prune-heads", "0.5")),
+    "prune channels 0.833": Run(("--prune-channels", "0.833")),
+    "tie": Run(("--tie",)),
+    "q2_k, not trained for": Run(export=Q2_K),
+    "q2_k, qat": Run(export=Q2_K, qat=True),
+    "100 steps": Run(steps=100),
+    "100 steps, bf16": Run(("--mixed", "bf16"), steps=100),
+}
+
+
+def called(*command: str) -> str:
+    """What a command prints; its progress goes to stderr."""
+    calm = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, text=True, env=os.environ | calm)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
+
+
+def train(options: tuple[str, ...], steps: int, out: Path, features: Path) -> float:
+    """Seconds, start and end of the process included."""
+    start = time.perf_counter()
+    called(
+        str(RECIPE / "train.py"), "demo", "-o", str(out), "--steps", str(steps), "--features", str(features), *COMMON,
+        *options, "--force",
+    )  # fmt: skip
+    return time.perf_counter() - start
+
+
+def scores(model: str, features: Path, bundle: Path | None = None) -> Row:
+    """Exact match by kind of question."""
+    more = ("--qat", str(bundle)) if bundle else ()
+    found = called(str(RECIPE / "score.py"), model, "--features", str(features), *more)
+    return {kind: entry["exact"] for kind, entry in json.loads(found).items()}
+
+
+def exported(model: str, how: tuple[str, ...], out: Path) -> Path:
+    """A bundle."""
+    command, *flags = how
+    called("-m", "vlmexport", command, model, *flags, "-o", str(out), "--force")
+    return out
+
+
+def facts(folder: Path) -> Row:
+    """Bytes of the weights, and parameters of the language model."""
+    checkpoint = open_checkpoint(folder)
+    size = sum(path.stat().st_size for path in checkpoint.weight_files.values())
+    return {"bytes": size, "language_parameters": checkpoint.parameters("language")}
+
+
+def measure(name: str, run: Run, work: Path) -> Row:
+    """Train, and score before and after."""
+    place, features = work / re.sub(r"\W+", "-", name), work / "features"
+    place.mkdir(parents=True, exist_ok=True)
+    if run.export:
+        first = exported("demo", run.export, place / "bundle-before")
+        before = scores("demo", features, first)
+        options = (*run.options, *(("--qat", str(first)) if run.qat else ()))
+    else:
+        train(run.options, 0, place / "before", features)
+        before, options = scores(str(place / "before"), features), run.options
+    seconds = train(options, run.steps, place / "after", features)
+    after = place / "after"
+    row: Row = {"options": list(run.options), "steps": run.steps, "before": before, "seconds": round(seconds, 1)}
+    row |= {"after": scores(str(after), features)} | facts(after)
+    if run.export:
+        bundle = exported(str(after), run.export, place / "bundle-after")
+        row["bundle"] = scores(str(after), features, bundle)
+    return row
+
+
+def table(rows: dict[str, Row]) -> str:
+    """Markdown."""
+    lines = ["| run | decoder | before | after | seconds |", "|---|---:|---:|---:|---:|"]
+    for name, row in rows.items():
+        size, after = row["language_parameters"] / 1e6, row.get("bundle", row["after"])["all"]
+        lines.append(f"| {name} | {size:.2f} M | {row['before']['all']:.3f} | {after:.3f} | {row['seconds']:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "finetune.json")
+    parser.add_argument("--work", type=Path, default=ROOT / "build" / "finetune")
+    parser.add_argument("--only", nargs="*", choices=RUNS)
+    parser.add_argument("--show", action="store_true")
+    given = parser.parse_args()
+    rows: dict[str, Row] = json.loads(given.json.read_text(encoding="utf-8")) if given.json.exists() else {}
+    for name in () if given.show else given.only or RUNS:
+        if name not in rows:
+            rows[name] = measure(name, RUNS[name], given.work)
+            ordered = {known: rows[known] for known in RUNS if known in rows}
+            given.json.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
