@@ -48,13 +48,19 @@ class Features:
 
 
 def of_tower(vlm: VLM, checkpoint: Checkpoint, folder: Path | None, data: str) -> Features:
-    """Those of the float model's tower; another tower or another data set has a folder of its own."""
-    return Features(lambda image: vlm.features(vlm.pixels(image)), folder and folder / _key(checkpoint, data))
+    """Those of the float model's tower."""
+    return Features(lambda image: vlm.features(vlm.pixels(image)), folder and folder / key(_hash(checkpoint), data))
 
 
-def _key(checkpoint: Checkpoint, data: str) -> str:
-    digest = blake3(f"{checkpoint.spec.vision} {data.partition(':')[0]}".encode())
+def key(tower: bytes, data: str) -> str:
+    """The name of a folder: another tower or another data set has another."""
+    kind = data.partition(":")[0]
+    return blake3(tower + (kind if kind == "scenes" else str(Path(data).resolve())).encode()).hexdigest()[:16]
+
+
+def _hash(checkpoint: Checkpoint) -> bytes:
+    digest = blake3(repr(checkpoint.spec.vision).encode())
     for name, tensor in sorted(checkpoint.tensors["vision"].items()):
         digest.update(name.encode())
         digest.update(tensor.read_into(np.empty(tensor.nbytes, np.uint8)).data)
-    return digest.hexdigest()[:16]
+    return digest.digest()

@@ -24,7 +24,7 @@ _BESIDE = (
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja",
 )  # fmt: skip
 _SIZES = {
-    "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads", "head_dim": "head_dim",
+    "num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads",
     "intermediate_size": "intermediate_size", "tie_word_embeddings": "tie_word_embeddings",
 }  # fmt: skip
 
@@ -76,11 +76,12 @@ def published(checkpoint: Checkpoint, vlm: VLM) -> dict[str, torch.Tensor]:
 def config(checkpoint: Checkpoint, language: LanguageSpec) -> dict[str, Any]:
     """``config.json`` with the sizes that changed, and the tower's place as an absolute one."""
     document = read_object(checkpoint.path / "config.json")
-    text = document.get("text_config", document)
-    for key, name in _SIZES.items():
-        if getattr(language, name) != getattr(checkpoint.spec.language, name):
-            # The width of a head follows from their number only as long as there are all of them.
-            text |= {key: getattr(language, name), "head_dim": language.head_dim}
+    before = checkpoint.spec.language
+    changed = {key: getattr(language, name) for key, name in _SIZES.items()
+               if getattr(language, name) != getattr(before, name)}  # fmt: skip
+    if "num_attention_heads" in changed:
+        changed["head_dim"] = language.head_dim  # it follows from their number only as long as there are all of them
+    document.get("text_config", document).update(changed)
     if checkpoint.tower is not None:
         document["mm_vision_tower"] = checkpoint.tower.origin
     return document

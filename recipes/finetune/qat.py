@@ -13,10 +13,11 @@ from typing import Any
 
 import rounding
 import torch
+from frozen import Features, key, of_tower
 from rounding import Round
 from torch import nn
 
-from vlmexport.artifact.bundle import Manifest, fingerprints, read_manifest
+from vlmexport.artifact.bundle import fingerprints, read_manifest
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
@@ -67,12 +68,13 @@ def _hook(one: Round) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
     return lambda _, inputs: (one(inputs[0]), *inputs[1:])
 
 
-def rounds_tower(manifest: Manifest) -> bool:
-    """Whether the bundle's features are those of an int8 tower."""
-    return manifest.kind != "gguf" and manifest.recipe.onnx.vision == "int8"
-
-
-def features_of(bundle: Path, manifest: Manifest) -> Callable[[Any], torch.Tensor]:
-    """RGB image → f32 [1, patches, vision width] as the bundle's own tower computes it."""
-    runtime = open_runtime(bundle, manifest)
-    return lambda image: torch.from_numpy(runtime.features(runtime.pixels(image)))
+def tower(vlm: VLM, checkpoint: Checkpoint, qat: FakeQuantization | None, folder: Path | None, data: str) -> Features:
+    """Features as the bundle's own tower computes them where that is int8, else as the float model's does."""
+    if qat is None or qat.manifest.kind == "gguf" or qat.manifest.recipe.onnx.vision != "int8":
+        return of_tower(vlm, checkpoint, folder, data)
+    runtime, graph = open_runtime(qat.bundle, qat.manifest), qat.manifest.details["graphs"]["vision_encoder"]
+    made = next(file.sha256 for file in qat.manifest.files if file.path == graph)
+    return Features(
+        lambda image: torch.from_numpy(runtime.features(runtime.pixels(image)).copy()),
+        folder and folder / key(made.encode(), data),
+    )

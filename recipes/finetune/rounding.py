@@ -48,6 +48,8 @@ def of_bundle(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> Round
             weights, inputs = weights | more[0], inputs | more[1]
     if manifest.kind == "onnx" and onnx.decoder == "int4":
         weights |= _int4(checkpoint.spec.language, onnx)
+    if checkpoint.spec.language.tie_word_embeddings:
+        weights.pop("language.lm_head.weight", None)  # its table is the embedding's too, which stays float in ONNX
     if manifest.kind != "onnx":
         weights |= _gguf(bundle, manifest.details["language"], checkpoint.spec.language)
     return weights, inputs
@@ -95,30 +97,56 @@ def _in_blocks(bits: int, block: int, weight: torch.Tensor) -> torch.Tensor:
 
 def _int8(path: Path, report: dict[str, dict[str, str]], checkpoint: Checkpoint, settings: Onnx) -> Rounds:
     scheme = find_scheme(settings.scheme)
-    weights: dict[str, Round] = {}
-    inputs: dict[str, Round] = {}
+    layers: dict[str, Unfolded] = {}
     for found in unfolded(path, set(report.get("smoothed", ())), checkpoint):
         if isinstance(found, str):
             raise Unsupported(f"{path} does not tell what {found} was before it was rounded", "list it in float_layers")
-        layer = found.layer
-        of_input = scheme.reduced() if layer.path in report.get("narrow", {}) else scheme
-        weights[f"{layer.path}.weight"] = partial(_by_scheme, scheme, _factor(found))
-        inputs[layer.path] = partial(_input, layer.read, layer.terms, found.scales, of_input)
+        layers[found.layer.path] = found
+    weights: dict[str, Round] = {}
+    inputs: dict[str, Round] = {}
+    for name, found in layers.items():
+        scales = _scales(found, layers.get(found.layer.maker or ""), scheme)
+        of_input = scheme.reduced() if name in report.get("narrow", {}) else scheme
+        weights[f"{name}.weight"] = partial(_by_scheme, scheme, _factor(found, scales, scheme))
+        inputs[name] = partial(_input, found.layer.read, found.layer.terms, scales, of_input)
     return weights, inputs
 
 
-def _factor(found: Unfolded) -> F32:
-    """What the float weight was multiplied by before it was rounded, value by value."""
-    _, steps = found.layer.weight()
-    factor: F32 = steps.reshape(-1, *[1] * (found.step.ndim - 1)) / found.step
-    return factor
+def _scales(found: Unfolded, maker: Unfolded | None, scheme: Scheme) -> F32 | None:
+    """f32 [inputs] that a layer's input is divided by; None where it is not.
+
+    Where a linear layer makes the input, the steps of its int8 weight tell them: they are those of the float weight,
+    divided by these scales row by row. ``unfolded`` has an estimate.
+    """
+    if found.scales is None or found.layer.divisor is not None or maker is None or not scheme.per_channel:
+        return found.scales
+    _, steps = maker.layer.weight()
+    weight = maker.weight if maker.scales is None else maker.weight * maker.scales
+    scales: F32 = weight_scales(weight, 0, scheme) / steps
+    return scales
+
+
+def _factor(found: Unfolded, scales: F32 | None, scheme: Scheme) -> F32:
+    """What the float weight is multiplied by before it is rounded, broadcast to its shape. What rows are multiplied by
+    makes no difference where each has a scale of its own."""
+    if not scheme.per_channel:
+        return _column(found.layer.weight()[1], found.step) / found.step
+    columns = np.ones(found.weight.shape[1], np.float32) if scales is None else scales
+    return columns.reshape(1, -1, *[1] * (found.weight.ndim - 2))
+
+
+def _column(values: F32, like: F32) -> F32:
+    """f32 [outputs] beside an array whose first axis they are; [1] of all of them stays so."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _by_scheme(scheme: Scheme, factor: F32, weight: torch.Tensor) -> torch.Tensor:
-    values = weight.detach().numpy().reshape(factor.shape) * factor
+    matrix = weight.detach().numpy()
+    # A convolution of one pixel is a matrix product in the graph.
+    values = matrix.reshape(matrix.shape[: factor.ndim]) * factor
     scales = weight_scales(values, 0, scheme)
-    steps = scales.reshape(-1, *[1] * (values.ndim - 1))
-    return torch.from_numpy(quantize_weight(values, scales, 0, scheme) * steps / factor).reshape(weight.shape)
+    levels = quantize_weight(values, scales, 0, scheme)
+    return torch.from_numpy(levels * _column(scales, values) / factor).reshape(weight.shape)
 
 
 def _input(

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import torch
 from batches import answer_logits, pack
-from frozen import of_tower
+from frozen import Features
 from lessons import heldout_lessons
-from qat import FakeQuantization
+from qat import FakeQuantization, tower
 
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
@@ -32,19 +32,15 @@ BATCH = 10
 
 
 @torch.inference_mode()
-def scores(vlm: VLM, checkpoint: Checkpoint, scenes: int, features: Path | None) -> Scores:
-    """Per kind and over all: questions asked and share answered right.
-
-    Args:
-        vlm: the model of ``checkpoint``, or what became of it.
-    """
+def scores(vlm: VLM, checkpoint: Checkpoint, features: Features, scenes: int) -> Scores:
+    """Per kind and over all: questions asked and share answered right, by the model of ``checkpoint``."""
     right: Counter[str] = Counter()
     total: Counter[str] = Counter()
-    tower, asked = of_tower(vlm, checkpoint, features, "scenes"), heldout_lessons(scenes)
+    asked = heldout_lessons(scenes)
     for at in range(0, len(asked), BATCH):
         some = asked[at : at + BATCH]
         batch = pack(checkpoint, [lesson.turns(0) for lesson, _ in some])
-        found = batch.right(answer_logits(vlm, tower([lesson for lesson, _ in some]), batch))
+        found = batch.right(answer_logits(vlm, features([lesson for lesson, _ in some]), batch))
         questions = [question for _, those in some for question in those]
         for question, good in zip(questions, found.tolist(), strict=True):
             for kind in (question.kind, "all"):
@@ -57,8 +53,9 @@ def score(model: str, scenes: int = SCENES, features: Path | None = None, bundle
     """Of a checkpoint, rounded as in a bundle of it where one is given; errors as theirs."""
     checkpoint = open_whole(model)
     vlm = load(checkpoint, resident=True)
-    with FakeQuantization(bundle, checkpoint).applied(vlm) if bundle else nullcontext():
-        return scores(vlm, checkpoint, scenes, features)
+    qat = FakeQuantization(bundle, checkpoint) if bundle else None
+    with qat.applied(vlm) if qat else nullcontext():
+        return scores(vlm, checkpoint, tower(vlm, checkpoint, qat, features, "scenes"), scenes)
 
 
 def main() -> None:

@@ -62,10 +62,10 @@ class Settings:
         Raises:
             UsageError: names the option.
         """
-        for name in ("prune", "prune_heads", "prune_channels", "teacher_weight"):
-            if not 0 <= getattr(self, name) < 1 and not (name == "teacher_weight" and self.teacher_weight == 1):
+        for name, most in (("prune", 0.99), ("prune_heads", 0.99), ("prune_channels", 0.99), ("teacher_weight", 1.0)):
+            if not 0 <= getattr(self, name) <= most:
                 option = name.replace("_", "-")
-                raise UsageError(f"--{option} {getattr(self, name):g} is no share", "pass a number from 0 to 1")
+                raise UsageError(f"--{option} {getattr(self, name):g} is no share", f"pass a number from 0 to {most:g}")
         for name in ("batch", "threads", "save_every", "temperature"):
             if getattr(self, name) <= 0:
                 raise UsageError(f"--{name.replace('_', '-')} is {getattr(self, name)}", "pass a positive number")

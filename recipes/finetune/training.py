@@ -13,16 +13,15 @@ import numpy as np
 import output
 import torch
 from batches import Batch, answer_logits, pack
-from frozen import Features, of_tower
 from lessons import Lesson, lessons
 from pruning import Masks
-from qat import FakeQuantization, features_of, rounds_tower
+from qat import FakeQuantization, tower
 from settings import Settings
 from structure import restructure
+from teacher import Teacher
 from torch import nn
 
 from vlmexport.artifact.staging import refuse_destination
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
 from vlmexport.model import load
@@ -35,27 +34,6 @@ CLIP = 1.0
 """Largest norm of a gradient."""
 
 LOG_EVERY = 20
-
-
-class Teacher:
-    """A model whose answers are imitated; it reads the same tokens."""
-
-    def __init__(self, settings: Settings, student: Checkpoint) -> None:
-        assert settings.teacher is not None
-        checkpoint = open_whole(settings.teacher)
-        theirs, ours = checkpoint.tokenizer, student.tokenizer
-        same = theirs.pieces() == ours.pieces() and theirs.added == ours.added
-        if not same or checkpoint.spec.prompt != student.spec.prompt:
-            raise UsageError(
-                f"{settings.teacher} reads other tokens than {settings.model}", "a teacher needs the same tokenizer"
-            )
-        self.vlm = load(checkpoint)
-        self._features = of_tower(self.vlm, checkpoint, settings.features, settings.data)
-
-    @torch.no_grad()
-    def logits(self, some: list[Lesson], batch: Batch) -> torch.Tensor:
-        """f32 [answers, vocabulary]."""
-        return answer_logits(self.vlm, self._features(some), batch)
 
 
 class Trainer:
@@ -73,18 +51,11 @@ class Trainer:
         self.masks = Masks(self.vlm, settings.prune)
         self.masks.apply(self.vlm)
         self.qat = FakeQuantization(settings.qat, self.checkpoint) if settings.qat else None
-        self.features = self._tower()
+        self.features = tower(self.vlm, self.checkpoint, self.qat, settings.features, settings.data)
         self.teacher = Teacher(settings, self.checkpoint) if settings.teacher else None
         parts = zip((self.vlm.projector, self.vlm.language), settings.rates, strict=True)
         groups = [{"params": list(part.requires_grad_().parameters()), "peak": rate} for part, rate in parts if rate]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
-
-    def _tower(self) -> Features:
-        settings, qat = self.settings, self.qat
-        if qat is None or not rounds_tower(qat.manifest):
-            return of_tower(self.vlm, self.checkpoint, settings.features, settings.data)
-        made = next(f.sha256 for f in qat.manifest.files if f.path == qat.manifest.details["graphs"]["vision_encoder"])
-        return Features(features_of(qat.bundle, qat.manifest), settings.features and settings.features / made[:16])
 
     def advance(self) -> dict[str, float]:
         """One step; its losses by name."""
@@ -102,8 +73,8 @@ class Trainer:
                 found["teacher"] = imitated.item()
                 loss = (1 - settings.teacher_weight) * loss + settings.teacher_weight * imitated
             loss.backward()  # type: ignore[no-untyped-call]
-        learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(learned, CLIP, error_if_nonfinite=True)
+        if not nn.utils.clip_grad_norm_(self._learned(), CLIP).isfinite():
+            raise UsageError(f"the gradients of step {self.step + 1} are not finite", "use a smaller --rate")
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.masks.apply(self.vlm)
@@ -118,6 +89,9 @@ class Trainer:
         some = [self.lessons[int(i)] for i in order[at * size : (at + 1) * size]]
         return some, pack(self.checkpoint, [lesson.turns(epoch) for lesson in some])
 
+    def _learned(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
     def _set_rates(self) -> None:
         rise = (self.step + 1) / max(1, round(WARM_UP * self.settings.steps))
         fall = 0.5 + 0.5 * math.cos(math.pi * self.step / self.settings.steps)
@@ -128,9 +102,10 @@ class Trainer:
         """Write beside, then rename."""
         state = {
             "facts": repr(self.settings.facts()), "step": self.step, "optimizer": self.optimizer.state_dict(),
-            "learned": [parameter.data for group in self.optimizer.param_groups for parameter in group["params"]],
+            "learned": [parameter.data for parameter in self._learned()],
         }  # fmt: skip
-        partial = path.with_suffix(".partial")
+        partial = path.with_name(f"{path.name}.new")
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(state, partial)
         partial.replace(path)
 
@@ -143,8 +118,7 @@ class Trainer:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         if state["facts"] != repr(self.settings.facts()):
             raise UsageError(f"{path} is of a run with other settings", "remove it, or pass another --output")
-        learned = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for parameter, value in zip(learned, state["learned"], strict=True):
+        for parameter, value in zip(self._learned(), state["learned"], strict=True):
             parameter.data.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]

@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 
 from tests import gguf_bundles
-from tests.onnx_bundles import Bundles, picture, recipe, sample
+from tests.onnx_bundles import Bundles, picture, recipe
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.gguf_language import gguf_name
 from vlmexport.artifact.gguf_rows import interleave
@@ -23,7 +23,6 @@ from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.console import QUIET
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import load
-from vlmexport.parity.unfolded import unfolded
 from vlmexport.quantize import blocks, ggml
 from vlmexport.runtime.opening import open_runtime
 
@@ -32,20 +31,21 @@ def test_int8_weights_and_inputs_are_the_bundles(onnx_bundle: Bundles, short: Ch
     from qat import FakeQuantization
 
     bundle, vlm = onnx_bundle("int8"), load(short, resident=True)
-    qat, report = FakeQuantization(bundle, short), read_manifest(bundle).details["report"]
-    compared = set()
+    qat, compared = FakeQuantization(bundle, short), set()
     with qat.applied(vlm):
         for graph in ("projector", "decoder_model_merged"):
             path = bundle / read_manifest(bundle).details["graphs"][graph]
-            for found in unfolded(path, set(report[graph].get("smoothed", ())), short):
-                assert not isinstance(found, str)
-                weight = vlm.get_parameter(f"{found.layer.path}.weight").numpy().reshape(found.held.shape)
-                away = np.abs(weight - found.held) / found.step
-                assert (away > 1e-2).mean() < 1e-4, found.layer.path  # a value midway may fall to either side
-                compared.add(found.layer.path)
             for layer in int8_layers(path):
+                held, steps = layer.weight()
+                name = f"{layer.path}.weight"
+                folded = qat.weights[name].args[1]  # type: ignore[attr-defined]
+                weight = vlm.get_parameter(name).numpy().reshape(held.shape) * folded
+                scale = np.abs(weight).max(1) / np.abs(held).max(1)  # what makes no difference to a row
+                away = np.abs(weight / scale[:, None] - held) / steps[:, None]
+                assert (away > 1e-2).mean() < 1e-4, name  # a value midway may fall to either side
+                compared.add(name)
                 assert qat.inputs[layer.path].args[:2] == (layer.read, layer.terms)  # type: ignore[attr-defined]
-    assert {f"{path}.weight" for path in compared} == set(qat.weights)
+    assert compared == set(qat.weights)
     assert len(compared) == 8 + 2  # the decoder's, and the projector's two linear layers
     original = load(short, resident=True).state_dict()
     assert all(torch.equal(value, original[name]) for name, value in vlm.state_dict().items())
@@ -66,8 +66,8 @@ def test_int8_computes_what_onnxruntime_does(onnx_bundle: Bundles, short: Checkp
         plain, visual = vlm.logits(embeds), vlm.tokens(features)
         with FakeQuantization(bundle, short).applied(vlm):
             rounded, rounded_visual = vlm.logits(embeds), vlm.tokens(features)
-    assert (rounded - expected).norm() < 0.3 * (plain - expected).norm()
-    assert (rounded_visual - torch.from_numpy(tokens)).norm() < 0.3 * (visual - torch.from_numpy(tokens)).norm()
+    assert (rounded - expected).norm() < 0.1 * (plain - expected).norm()
+    assert (rounded_visual - torch.from_numpy(tokens)).norm() < 0.1 * (visual - torch.from_numpy(tokens)).norm()
 
 
 def test_int4_weights_are_the_bundles(onnx_bundle: Bundles, short: Checkpoint) -> None:
@@ -153,9 +153,9 @@ def test_two_terms_are_finer_than_one() -> None:
 
     from vlmexport.quantize.schemes import find_scheme
 
-    x = torch.linspace(-1, 1, 1001, requires_grad=True)
+    x = torch.linspace(-1, 1, 1009, requires_grad=True)
     for name, zero in (("fbgemm", 128), ("qnnpack", 0)):
-        one, two = (_input((2 / 255, zero), terms, None, find_scheme(name), x) for terms in (1, 2))
-        assert 100 * (two - x).abs().max() < (one - x).abs()[1:-4].max()
+        one, two = (_input((2.02 / 255, zero), terms, None, find_scheme(name), x) for terms in (1, 2))
+        assert 100 * (two - x).abs()[5:-5].max() < (one - x).abs()[5:-5].max()
         (gradient,) = torch.autograd.grad(two.sum(), x)
         assert gradient[3:-3].eq(1).all()
