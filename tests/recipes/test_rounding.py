@@ -40,7 +40,8 @@ def test_int8_weights_and_inputs_are_the_bundles(onnx_bundle: Bundles, short: Ch
                 name = f"{layer.path}.weight"
                 folded = qat.weights[name].args[1]  # type: ignore[attr-defined]
                 weight = vlm.get_parameter(name).numpy().reshape(held.shape) * folded
-                scale = np.abs(weight).max(1) / np.abs(held).max(1)  # what makes no difference to a row
+                ratio = np.divide(weight, held, out=np.full_like(held, np.nan), where=held != 0)
+                scale = np.nanmedian(ratio, 1)  # what makes no difference to a row
                 away = np.abs(weight / scale[:, None] - held) / steps[:, None]
                 assert (away > 1e-2).mean() < 1e-4, name  # a value midway may fall to either side
                 compared.add(name)
@@ -153,9 +154,9 @@ def test_two_terms_are_finer_than_one() -> None:
 
     from vlmexport.quantize.schemes import find_scheme
 
-    x = torch.linspace(-1, 1, 1009, requires_grad=True)
+    x = torch.linspace(-100, 100, 1009, requires_grad=True)
     for name, zero in (("fbgemm", 128), ("qnnpack", 0)):
-        one, two = (_input((2.02 / 255, zero), terms, None, find_scheme(name), x) for terms in (1, 2))
+        one, two = (_input((202 / 255, zero), terms, None, find_scheme(name), x) for terms in (1, 2))
         assert 100 * (two - x).abs()[5:-5].max() < (one - x).abs()[5:-5].max()
         (gradient,) = torch.autograd.grad(two.sum(), x)
         assert gradient[3:-3].eq(1).all()
