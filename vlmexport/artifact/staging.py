@@ -54,7 +54,7 @@ def staged(destination: Path, force: bool, needed: int = 0, mark: str = MANIFEST
         os.replace(new, destination)
 
 
-def refuse_destination(destination: Path, force: bool) -> None:
+def refuse_destination(destination: Path, force: bool, mark: str = MANIFEST) -> None:
     """Say at once that a bundle cannot be written there, before anything long begins; what a killed run left is
     cleared.
 
@@ -64,7 +64,7 @@ def refuse_destination(destination: Path, force: bool) -> None:
     if _root(destination).exists():
         with _locked(destination):
             pass
-    _refuse(destination, force)
+    _refuse(destination, force, mark)
 
 
 def _refuse(destination: Path, force: bool, mark: str = MANIFEST) -> None:
