@@ -49,7 +49,6 @@ RUNS = {
     "half the heads and a third of the channels left": Run(SMALL),
     "the same, with a teacher": Run((*SMALL, *TEACHER)),
     "80 % of the weights zero": Run(("--prune", "0.8")),
-    "80 %, with a teacher": Run(("--prune", "0.8", *TEACHER)),
     "tied": Run(("--tie",)),
     "bfloat16": Run(("--mixed", "bf16")),
     "half the heads left": Run(("--prune-heads", "0.5")),

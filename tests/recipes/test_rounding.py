@@ -121,7 +121,15 @@ def test_training_for_a_bundle_loses_less_in_the_next_one(short: Checkpoint, tmp
     first = tmp_path / "first"
     gguf_bundles.export(short, first, type="q2_k")
     chosen = Settings(
-        str(short.path), tmp_path / "out", data="scenes:4", qat=first, steps=25, batch=4, rate=1e-3, threads=1
+        str(short.path),
+        tmp_path / "out",
+        data="scenes:4",
+        qat=first,
+        steps=25,
+        batch=4,
+        rate=1e-3,
+        threads=1,
+        features=tmp_path / "features",
     )
     at_first = Trainer(chosen).advance()["answers"]
     after = open_checkpoint(run(chosen, QUIET))
