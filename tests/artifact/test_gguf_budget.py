@@ -54,6 +54,7 @@ def test_kept_to_and_spent(model: Path, tmp_path: Path) -> None:
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.slow
 def test_the_card_shows_the_table(model: Path, tmp_path: Path) -> None:
     types, _, budget = make(model, tmp_path / "out", bpw=5.0)
     text = (tmp_path / "out" / "README.md").read_text()
@@ -74,6 +75,7 @@ def test_the_card_shows_the_table(model: Path, tmp_path: Path) -> None:
         assert larger.partition(":")[0] == (ladder[place + 1] if place + 1 < len(ladder) else "")
 
 
+@pytest.mark.slow
 def test_types_given_by_hand_stay(model: Path, tmp_path: Path) -> None:
     types, _, budget = make(model, tmp_path / "out", bpw=5.0, tensor_types=("output.weight=q8_0",))
     assert types["output.weight"] == "q8_0"

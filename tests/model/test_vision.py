@@ -162,6 +162,7 @@ MOBILE_FORMER = {"508m": 14.0, "294m": 11.4, "214m": 9.4, "151m": 7.6, "96m": 4.
 """Millions of parameters, classifier included: arXiv:2108.05895 and the authors' release."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MOBILE_FORMER)
 def test_mobileformer_has_the_published_size(name: str) -> None:
     """Parameters within 3 %. Multiply-adds of products alone, without norms and activations, are 0 to 11 % fewer than

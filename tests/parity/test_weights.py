@@ -19,6 +19,8 @@ from vlmexport.checkpoint import Checkpoint
 from vlmexport.parity.result import WeightsResult
 from vlmexport.parity.weights import compare_weights, weight_gates
 
+pytestmark = pytest.mark.slow
+
 DECODER = "decoder_model_merged"
 LAYER = "language.model.layers.0"
 
@@ -50,7 +52,6 @@ def test_right_weights(onnx_bundle: Bundles, short: Checkpoint) -> None:
     assert all(gate.passed for gate in weight_gates(found))
 
 
-@pytest.mark.slow
 def test_a_float_bundle_has_none(onnx_bundle: Bundles, short: Checkpoint) -> None:
     assert compare_weights(onnx_bundle("fp32"), read_manifest(onnx_bundle("fp32")), short) is None
 
