@@ -24,12 +24,13 @@ from statistics import median
 from vlmexport.artifact.bundle import read_manifest
 
 Times = dict[str, float]
-REPEAT = 5
+REPEAT = 3
 
 
-def ours(bundle: Path) -> tuple[Times, int, int, int]:
+def ours(bundle: Path, tokens: int) -> tuple[Times, int, int, int]:
     """Seconds of a prompt and of a token; positions of the prompt, decoded tokens, threads."""
-    command = [sys.executable, "-m", "vlmexport", "bench", str(bundle), "--rounds", "2", "--json"]
+    command = [sys.executable, "-m", "vlmexport", "bench", str(bundle), "--rounds", "1", "--new-tokens", str(tokens),
+               "--json"]  # fmt: skip
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)[0]
     times = {"prompt": found["prompt"]["median"], "token": found["token"]["median"]}
     return times, found["positions"], found["new_tokens"], found["threads"]
@@ -38,18 +39,17 @@ def ours(bundle: Path) -> tuple[Times, int, int, int]:
 def llama_bench(program: Path, bundle: Path, positions: int, tokens: int, threads: int) -> Times:
     """Its own medians. It decodes from an empty cache unless told where to begin."""
     model = bundle / read_manifest(bundle).details["language"]
-    command = [str(program), "-m", str(model), "-t", str(threads), "-p", str(positions), "-n", str(tokens),
-               "-d", "0", "-b", "2048", "-ub", "2048", "-r", str(REPEAT), "-o", "json"]  # fmt: skip
-    prompt, _ = _llama_rows(command)
-    command[command.index("-d") + 1] = str(positions)
-    _, token = _llama_rows(command)
-    return {"prompt": prompt, "token": token / tokens}
 
+    def seconds(*sizes: object) -> float:
+        command = [str(program), "-m", str(model), "-t", str(threads), *map(str, sizes), "-b", "2048", "-ub", "2048",
+                   "-r", str(REPEAT), "-o", "json"]  # fmt: skip
+        (row,) = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        return median(row["samples_ns"]) / 1e9
 
-def _llama_rows(command: list[str]) -> tuple[float, float]:
-    rows = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    prompt, token = sorted(rows, key=lambda row: -int(row["n_prompt"]))
-    return tuple(median(row["samples_ns"]) / 1e9 for row in (prompt, token))
+    return {
+        "prompt": seconds("-p", positions, "-n", 0),
+        "token": seconds("-p", 0, "-n", tokens, "-d", positions) / tokens,
+    }
 
 
 def genai_bench(script: Path, bundle: Path, positions: int, tokens: int, threads: int) -> Times:
@@ -67,11 +67,13 @@ def genai_bench(script: Path, bundle: Path, positions: int, tokens: int, threads
     }
 
 
-def compare(bundle: Path, peer: Callable[[Path, int, int, int], Times], turns: int) -> dict[str, list[Times]]:
+def compare(
+    bundle: Path, peer: Callable[[Path, int, int, int], Times], turns: int, tokens: int
+) -> dict[str, list[Times]]:
     """Both in turn."""
     found: dict[str, list[Times]] = {"vlmexport bench": [], "peer": []}
     for _ in range(turns):
-        times, *sizes = ours(bundle)
+        times, *sizes = ours(bundle, tokens)
         found["vlmexport bench"].append(times)
         found["peer"].append(peer(bundle, *sizes))
         print({name: rows[-1] for name, rows in found.items()}, file=sys.stderr, flush=True)
@@ -100,16 +102,17 @@ def main() -> None:
     parser.add_argument("--onnx", type=Path, nargs="*", default=[])
     parser.add_argument("--genai-bench", type=Path)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=64, help="to decode")
     parser.add_argument("--json", type=Path, required=True, help="figures are added to those it holds")
     arguments = parser.parse_args()
     found = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     for bundle in arguments.gguf:
         found[f"llama-bench, {bundle.name}"] = compare(
-            bundle, lambda *sizes: llama_bench(arguments.llama_bench, *sizes), arguments.turns
+            bundle, lambda *sizes: llama_bench(arguments.llama_bench, *sizes), arguments.turns, arguments.tokens
         )
     for bundle in arguments.onnx:
         found[f"onnxruntime-genai, {bundle.name}"] = compare(
-            bundle, lambda *sizes: genai_bench(arguments.genai_bench, *sizes), arguments.turns
+            bundle, lambda *sizes: genai_bench(arguments.genai_bench, *sizes), arguments.turns, arguments.tokens
         )
     arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     print(table(found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from contextlib import closing
 
@@ -51,9 +52,10 @@ class Remembered(Live):
 
 @pytest.mark.slow
 def test_right_bundles_are_green_over_20_seeds(right: Right) -> None:
+    """int8, which is the one near its gates; with ``make thorough`` the others too."""
     checkpoint = open_model("demo")
     expected = Remembered(checkpoint)
-    for kind in FORMATS:
+    for kind in FORMATS if os.environ.get("VLMEXPORT_TEST_ALL") else ("int8",):
         bundle = right(kind)
         manifest = read_manifest(bundle)
         with closing(open_runtime(bundle, manifest)) as runtime:
