@@ -44,7 +44,7 @@ def llama_bench(program: Path, bundle: Path, positions: int, tokens: int, thread
         command = [str(program), "-m", str(model), "-t", str(threads), *map(str, sizes), "-b", "2048", "-ub", "2048",
                    "-r", str(REPEAT), "-o", "json"]  # fmt: skip
         (row,) = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        return median(row["samples_ns"]) / 1e9
+        return float(median(row["samples_ns"])) / 1e9
 
     return {
         "prompt": seconds("-p", positions, "-n", 0),
