@@ -14,7 +14,7 @@ from vlmexport.artifact.gguf_rows import Entry
 from vlmexport.checkpoint import Checkpoint, Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
-from vlmexport.model.plugins import HYBRID, GgufProjector
+from vlmexport.model.protocols import HYBRID, GgufProjector
 from vlmexport.quantize.ggml import TYPES
 
 ARCHITECTURE = "clip"

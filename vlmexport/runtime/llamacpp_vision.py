@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlmexport.errors import Unsupported, VlmExportError
-from vlmexport.model.plugins import HYBRID
+from vlmexport.model.protocols import HYBRID
 from vlmexport.runtime.llamacpp_tensor import Node
 from vlmexport.runtime.llamacpp_watch import Watch
 

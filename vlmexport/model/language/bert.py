@@ -15,7 +15,7 @@ from vlmexport.demo.questions import NUMBERS
 from vlmexport.demo.scenes import BACKGROUNDS
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
-from vlmexport.model.plugins import GgufLanguage
+from vlmexport.model.protocols import GgufLanguage
 
 if TYPE_CHECKING:
     from torch import nn

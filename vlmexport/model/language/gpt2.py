@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 from vlmexport.checkpoint import LanguageSpec
 from vlmexport.model import plugins
-from vlmexport.model.plugins import GgufLanguage
+from vlmexport.model.protocols import GgufLanguage
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vlmexport.checkpoint import LanguageSpec, expected
 from vlmexport.model import plugins
-from vlmexport.model.plugins import GgufLanguage
+from vlmexport.model.protocols import GgufLanguage
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,7 @@ from vlmexport.checkpoint import LanguageSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.language import llama
-from vlmexport.model.plugins import GgufLanguage
+from vlmexport.model.protocols import GgufLanguage
 
 if TYPE_CHECKING:
     from torch import nn

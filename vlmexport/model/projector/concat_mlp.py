@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import HYBRID, GgufProjector, half_grid
+from vlmexport.model.plugins import half_grid
+from vlmexport.model.protocols import HYBRID, GgufProjector
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import HYBRID, GgufProjector
+from vlmexport.model.protocols import HYBRID, GgufProjector
 
 if TYPE_CHECKING:
     from torch import nn
