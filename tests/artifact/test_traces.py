@@ -84,6 +84,21 @@ def test_a_damaged_one_is_none(cache: Path) -> None:
     assert Traces(spec, True).find("vision") is not None
 
 
+def test_a_cache_that_cannot_be_written_is_none(cache: Path) -> None:
+    spec = tiny_spec("ldpnetv2")
+    cache.write_text("a file where the folder should be")
+    Traces(spec, True).keep("vision", pack(part()))
+    assert Traces(spec, True).find("vision") is None
+    cache.unlink()
+    (cache / "traces").mkdir(parents=True)
+    Traces(spec, True).keep("vision", pack(part()))
+    (kept,) = (cache / "traces").iterdir()
+    kept.unlink()
+    kept.mkdir()
+    Traces(spec, True).keep("vision", pack(part()))
+    assert list((cache / "traces").iterdir()) == [kept]
+
+
 @pytest.mark.slow
 def test_a_second_export_traces_nothing(short: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def files(name: str) -> dict[str, str]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import onnx
@@ -57,19 +57,24 @@ class Traces:
 
     def find(self, part: str) -> Part | None:
         """The graph of ``vision``, ``projector`` or ``language``; None where there is none, or it is damaged."""
-        path = self._path(part)
-        if not path.exists():
+        try:
+            held = self._path(part).read_bytes()
+        except OSError:
             return None
-        held = path.read_bytes()
         digest, packed = held[:_DIGEST], held[_DIGEST:]
         return unpack(packed) if hashlib.sha256(packed).digest() == digest else None
 
     def keep(self, part: str, packed: bytes) -> None:
         """Write what ``pack`` made; a reader sees all of it or nothing."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=self._folder, delete=False) as file:
-            file.write(hashlib.sha256(packed).digest() + packed)
-        os.replace(file.name, self._path(part))
+        path = self._path(part)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(hashlib.sha256(packed).digest() + packed)
+            os.replace(temporary, path)
+        except OSError:  # a cache that cannot be written costs time, not the export
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def _path(self, part: str) -> Path:
         spec = self._spec
