@@ -17,11 +17,10 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import onnx_ir as ir
-from onnx_speed import LANGUAGE, VISION, ratio
+from onnx_speed import LANGUAGE, VISION, milliseconds, speed_table
 
 from vlmexport.artifact.bundle import fingerprints, read_manifest
 from vlmexport.artifact.int8 import Int8
@@ -157,31 +156,11 @@ def _needed(curve: list[float], measure: str) -> int:
     return next((count for count, loss in enumerate(curve) if loss <= ASKED[measure]), len(curve))
 
 
-def speed_table(found: dict[str, list[dict[str, float]]]) -> str:
-    """Markdown: medians, and ours divided by each peer's."""
-    lines = ["| image | ms | int8 ÷ it |", "|---|---:|---:|"]
-    lines += [f"| {name} | {_median(found, name, 'image'):.0f} | {ratio(found, 'image', 'int8', name):.2f} |"
-              for name in VISION]  # fmt: skip
-    *ours, llama, genai = (name for name in LANGUAGE if name in found)
-    lines += ["", f"| decoder | a token, ms | ÷ {llama} | ÷ {genai} | prompt of 400, s | ÷ {llama} | opening, s |",
-              "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
-    for name in (*ours, llama, genai):
-        ratios = [f"{ratio(found, key, name, peer):.2f}" for key, peer in
-                  (("token", llama), ("token", genai), ("prompt", llama))]  # fmt: skip
-        token, prompt, opening = (_median(found, name, key) for key in ("token", "prompt", "opening"))
-        lines.append(f"| {name} | {token:.0f} | {ratios[0]} | {ratios[1]} | {prompt / 1e3:.1f} | {ratios[2]} "
-                     f"| {opening / 1e3:.1f} |")  # fmt: skip
-    return "\n".join(lines)
-
-
-def _median(found: dict[str, list[dict[str, float]]], name: str, key: str) -> float:
-    return 1e3 * median(one[key] for one in found[name])
-
-
 def plots(parts_found: dict[str, Any], fallback_found: dict[str, Any], speeds: dict[str, Any], docs: Path) -> None:
-    """Three SVGs."""
+    """Three SVGs, the same from the same figures."""
     import matplotlib.pyplot as plt
 
+    plt.rcParams.update({"svg.hashsalt": "vlmexport", "svg.fonttype": "none"})
     names = [name for name in VARIANTS if name in parts_found]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     left.barh(names, [parts_found[name]["kld_chained"] for name in names])
@@ -207,7 +186,7 @@ def plots(parts_found: dict[str, Any], fallback_found: dict[str, Any], speeds: d
         shown = [name for name in contenders if name in speeds]
         peers = ("quantize", "libmtmd", "llama", "genai")
         colors = ["tab:gray" if name.startswith(peers) else "tab:blue" for name in shown]
-        panel.barh(shown, [_median(speeds, name, key) for name in shown], color=colors)
+        panel.barh(shown, [milliseconds(speeds, name, key) for name in shown], color=colors)
         panel.set(xlabel=f"{key}, ms")
         panel.invert_yaxis()
     _save(figure, docs / "onnx-speed.svg", *axes)

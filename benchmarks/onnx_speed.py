@@ -198,14 +198,32 @@ def ratio(found: dict[str, list[Times]], key: str, ours: str, peer: str) -> floa
     return median(a[key] / b[key] for a, b in zip(found[ours], found[peer], strict=True))
 
 
-def table(found: dict[str, list[Times]], key: str) -> list[str]:
-    """Markdown: milliseconds, and those of every other contender divided into them."""
-    names = [name for name in (*VISION, *PROJECTOR, *LANGUAGE) if key in found.get(name, [{}])[0]]
-    lines = [f"| {key} | ms |" + "".join(f" ÷ {name} |" for name in names), "|---|---:|" + "---:|" * len(names)]
-    for name in names:
-        ratios = "".join(f" {ratio(found, key, name, peer):.3f} |" for peer in names)
-        lines.append(f"| {name} | {1000 * median(one[key] for one in found[name]):.1f} |{ratios}")
-    return [*lines, ""]
+def milliseconds(found: dict[str, list[Times]], name: str, key: str) -> float:
+    """Median over the turns."""
+    return 1e3 * median(one[key] for one in found[name])
+
+
+def speed_table(found: dict[str, list[Times]]) -> str:
+    """Markdown: medians, and ours divided by each peer's, of the parts that were measured."""
+    lines: list[str] = []
+    if VISION[0] in found:
+        lines += ["| image | ms | int8 ÷ it |", "|---|---:|---:|"]
+        lines += [f"| {name} | {milliseconds(found, name, 'image'):.0f} | {ratio(found, 'image', 'int8', name):.2f} |"
+                  for name in VISION]  # fmt: skip
+        lines += ["", "| projector | ms | its tower ÷ it |", "|---|---:|---:|"]
+        lines += [f"| {name} | {milliseconds(found, name, 'image'):.0f} | {ratio(found, 'image', tower, name):.0f} |"
+                  for name, tower in zip(PROJECTOR, VISION, strict=False)]  # fmt: skip
+    if LANGUAGE[0] in found:
+        *_, llama, genai = LANGUAGE
+        lines += ["", f"| decoder | a token, ms | ÷ {llama} | ÷ {genai} | prompt of 400, s | ÷ {llama} | opening, s |",
+                  "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+        for name in LANGUAGE:
+            token, prompt, opening = (milliseconds(found, name, key) for key in ("token", "prompt", "opening"))
+            ratios = [f"{ratio(found, key, name, peer):.2f}"
+                      for key, peer in (("token", llama), ("token", genai), ("prompt", llama))]  # fmt: skip
+            lines.append(f"| {name} | {token:.0f} | {ratios[0]} | {ratios[1]} | {prompt / 1e3:.1f} | {ratios[2]} "
+                         f"| {opening / 1e3:.1f} |")  # fmt: skip
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -231,8 +249,7 @@ def main() -> None:
         found |= turns(VISION + PROJECTOR, work, arguments.repeat)
     if "language" in arguments.parts:
         found |= turns(LANGUAGE, work, arguments.repeat)
-    for key in ("image", "opening", "prompt", "token"):
-        print("\n".join(table(found, key)))
+    print(speed_table(found))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
 

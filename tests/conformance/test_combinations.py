@@ -1,7 +1,7 @@
 """Every pair of kinds at least once, from ``new`` to ``check``: ONNX in float and for both targets, GGUF or a hybrid.
 
 Each encoder meets every projector, and the language models take turns along both, so that each meets every encoder and
-every projector too. ``make test`` goes through one of every second language model, ``make thorough`` through all.
+every projector too. ``make test`` goes through three combinations that share nothing, ``make thorough`` through all.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ COMBINATIONS = [
     for column, projector in enumerate(PROJECTORS)
     for row, vision in enumerate(VISIONS)
 ]
-FEW = [next(c for c in COMBINATIONS[11 * n :] if c[2] == language) for n, language in enumerate(LANGUAGES[::2])]
+FEW = COMBINATIONS[::22]
 ALL = bool(os.environ.get("VLMEXPORT_TEST_ALL"))
 SAMPLES = "20"
 SIZES = ("168", "384", "192")

@@ -20,7 +20,7 @@ from vlmexport.parity.gates import judge
 from vlmexport.parity.weights import compare_weights
 from vlmexport.runtime.opening import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
-from vlmexport.runtime.stages import F32
+from vlmexport.runtime.stages import F32, STAGES
 
 SETS, SCENES = 20, 3
 SEEDS = HELDOUT_SEEDS[100 : 100 + SETS * SCENES]
@@ -63,8 +63,9 @@ def test_right_bundles_are_green_over_20_seeds(right: Right) -> None:
                 seeds = SEEDS[start : start + SCENES]
                 comparison = Comparison(expected, runtime)
                 comparison.run(asked(seeds))
-                red = [gate for gate in judge(manifest.recipe.gates, comparison.measured.stages()) if not gate.passed]
-                assert not red, (kind, seeds)
+                gates = judge(manifest.recipe.gates, comparison.measured.stages())
+                assert {gate.stage for gate in gates} == set(STAGES)
+                assert all(gate.passed for gate in gates), (kind, seeds, gates)
         weights = compare_weights(bundle, manifest, checkpoint)
         if kind == "int8":
             assert weights is not None

@@ -80,7 +80,7 @@ class Manifest(_Model):
     @property
     def classes(self) -> tuple[str, ...]:
         """What its answers are one of; none where it generates text."""
-        return tuple(self.source.spec.get("language", {}).get("classes", ()))
+        return tuple(self.source.spec["language"].get("classes", ()))
 
 
 def sha256(path: Path) -> str:
