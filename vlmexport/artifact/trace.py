@@ -87,7 +87,7 @@ class _Decoder(nn.Module):
         for layer, (keys, values) in enumerate(past):
             cache.update(keys, values, layer)
         logits = self.language(
-            inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids, past_key_values=cache,
+            inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids, cache=cache,
             use_cache=True,
         ).logits  # fmt: skip
         return (logits, *(part for layer in cache.layers for part in (layer.keys, layer.values)))

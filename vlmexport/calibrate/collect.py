@@ -136,7 +136,7 @@ def _step(vlm: VLM, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCach
     """f32 [batch, new, hidden] → f32 [batch, vocabulary] after the last; ``mask`` [batch, all so far]."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
     output = vlm.language(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True
     )
     last: torch.Tensor = output.logits[:, -1]
     return last

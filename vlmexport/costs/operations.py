@@ -76,7 +76,7 @@ def _decoder(vlm: VLM, length: int, past: int) -> int:
             inputs_embeds=torch.empty(1, length, language.hidden_size, device="meta"),
             attention_mask=torch.empty(1, 1, length, past + length, device="meta"),
             position_ids=torch.empty(1, length, dtype=torch.long, device="meta"),
-            past_key_values=cache,
+            cache=cache,
             use_cache=True,
             logits_to_keep=1,
         )

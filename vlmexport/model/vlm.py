@@ -88,7 +88,7 @@ class VLM(nn.Module):
             return
         cache = DynamicCache()
         for _ in range(max_new_tokens):
-            logits = self.language(inputs_embeds=embeds, past_key_values=cache, use_cache=True).logits[0]
+            logits = self.language(inputs_embeds=embeds, cache=cache, use_cache=True).logits[0]
             token = int(logits[-1].argmax())
             yield token, logits
             if token == self.spec.eos_token_id and not ignore_eos:
