@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from tests.checkpoints import (
+    canonical_state,
+    config_of,
+    hf_config,
+    hf_new,
+    original,
+    published,
+    tiny_spec,
+    write_checkpoint,
+)
 from tests.command import vlmexport
 from tests.onnx_bundles import picture
 from tests.test_cli import assert_one_line_error
-from vlmexport import design
+from vlmexport.calibrate import calibration_samples
 from vlmexport.checkpoint import open_checkpoint
-from vlmexport.design import Design, create, specify
+from vlmexport.checkpoint.locate import demo_folder
+from vlmexport.design import MARK, Design, create, specify, write
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
 from vlmexport.pipeline import export, open_whole
 from vlmexport.recipe import resolve
@@ -38,7 +51,7 @@ def test_a_design_opens_as_it_was_specified(folder: Path) -> None:
     checkpoint = open_whole(str(folder))
     assert checkpoint.spec == replace(specify(TINY), name="tiny")
     assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode("what is it?")) == "what is it?"
-    assert json.loads((folder / design.MARK).read_text())["vision"] == "clip:tiny"
+    assert json.loads((folder / MARK).read_text())["vision"] == "clip:tiny"
 
 
 def test_the_seed_decides_the_bytes(folder: Path, tmp_path: Path) -> None:
@@ -50,7 +63,7 @@ def test_the_seed_decides_the_bytes(folder: Path, tmp_path: Path) -> None:
 
 
 def test_large_designs_are_cut_in_shards(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(design, "_SHARD", 1_000_000)
+    monkeypatch.setattr(write, "_SHARD", 1_000_000)
     create(TINY, tmp_path / "shards")
     parts = sorted((tmp_path / "shards").glob("*.safetensors"))
     assert len(parts) > 3
@@ -129,6 +142,77 @@ def test_the_command_shows_what_it_made(tmp_path: Path) -> None:
     assert "hybrid" in facts["formats"]["gguf"]
     assert_one_line_error(vlmexport("new", "--vision", "clip:vast", "-o", tmp_path / "none"), 3, "clip:tiny")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_parts_of_a_trained_model_keep_their_weights(tmp_path: Path) -> None:
+    spec = create(Design(projector="pool_max", origin="demo"), tmp_path / "other")
+    demo, other = open_checkpoint(demo_folder()), open_whole(str(tmp_path / "other"))
+    assert (spec.vision, spec.language) == (demo.spec.vision, demo.spec.language)
+    for component in ("vision", "language"):
+        assert demo.tensors[component].keys() == other.tensors[component].keys()
+        for name, tensor in demo.tensors[component].items():
+            assert tensor.torch().equal(other.tensors[component][name].torch()), name
+    assert other.tokenizer.encode("what is it?") == demo.tokenizer.encode("what is it?")
+    one, two = ReferenceRuntime(demo), ReferenceRuntime(other)
+    image = picture(0, (336, 336))
+    assert np.array_equal(one.features(one.pixels(image)), two.features(two.pixels(image)))
+    assert two.tokens(two.features(two.pixels(image))).shape == (1, 144, 256)
+
+
+@pytest.mark.slow
+def test_ranges_of_an_int8_projector_are_measured_behind_the_trained_encoder(tmp_path: Path) -> None:
+    create(Design(projector="quantized_fbgemm", origin="demo"), tmp_path / "made")
+    made = open_whole(str(tmp_path / "made"))
+    low, high = made.tensors["projector"]["input_range"].torch().tolist()
+    reference = ReferenceRuntime(made)
+    found = np.stack([reference.features(reference.pixels(one.image())) for one in calibration_samples(4)])
+    assert (low, high) == pytest.approx((found.min(), found.max()), rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("layout", ["mobilevlm", "llava-hf"])
+def test_parts_of_other_layouts_can_be_taken(layout: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    spec = tiny_spec("mlp2x_gelu", image_size=168, vocab_size=386)
+    naming, config = (original, config_of(spec)) if layout == "mobilevlm" else (hf_new, hf_config(spec))
+    kept = {"torch_dtype": str(dtype).removeprefix("torch.")}
+    state = published(canonical_state(spec, dtype=dtype), naming)
+    folder = write_checkpoint(tmp_path / "source", spec, state=state, config=config | kept, kind="bin", shards=2, pieces=384)
+    create(Design(projector="ldpnetv2", origin=str(folder)), tmp_path / "made")
+    source, made = open_checkpoint(folder), open_whole(str(tmp_path / "made"))
+    assert made.spec == replace(
+        source.spec, name="made", layout="design", projector=replace(source.spec.projector, kind="ldpnetv2")
+    )
+    for component in ("vision", "language"):
+        for name, tensor in source.tensors[component].items():
+            value = made.tensors[component][name].torch()
+            assert value.dtype == dtype
+            assert value.equal(tensor.torch()), name
+    assert {tensor.torch().dtype for tensor in made.tensors["projector"].values()} == {dtype}
+    assert made.tokenizer.encode("what is it?") == source.tokenizer.encode("what is it?")
+
+
+def test_a_prompt_that_no_design_can_tell_is_refused(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "source", mm_use_im_start_end=True)
+    with pytest.raises(Unsupported, match="wants marks around the image .*: name another --language"):
+        create(Design(projector="linear", origin=str(tmp_path / "source")), tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"image_size": 168}, UsageError, "takes images of 336 pixels: leave out --image-size"),
+        ({"vision": "clip:tiny", "projector": None}, Unsupported, "ldpnetv2 of demo makes 576 features of 192 into"),
+        ({"projector": "pixel_shuffle", "vision": "clip:tiny", "image_size": 98}, Unsupported, "do not divide"),
+    ],
+)
+def test_parts_that_do_not_fit_a_trained_model_are_refused(
+    changes: dict[str, str | int | None], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    chosen: dict[str, Any] = {"projector": "linear", "origin": "demo"} | changes
+    with pytest.raises(error, match=message):
+        create(Design(**chosen), tmp_path / "none")
+    assert not list(tmp_path.iterdir())
 
 
 TIMM = Design("timm:test_efficientnet", "qformer16x64", "llama:tiny", image_size=128)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from vlmexport.artifact.staging import staged
-from vlmexport.checkpoint import Checkpoint, LanguageSpec
+from vlmexport.checkpoint import Checkpoint, LanguageSpec, tokenizer_files
 from vlmexport.checkpoint.documents import read_object
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
@@ -20,7 +20,7 @@ MARK = "finetune.json"
 """How a checkpoint was trained, and what tells its folder from others."""
 
 _BESIDE = (
-    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    *tokenizer_files.FILES,
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.jinja",
 )  # fmt: skip
 _SIZES = {

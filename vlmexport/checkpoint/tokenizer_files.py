@@ -12,6 +12,11 @@ from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Tokenizer
 from vlmexport.errors import CheckpointError
 
+FILES = (
+    "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+)  # fmt: skip
+"""Those that a checkpoint may have; who copies it copies them."""
+
 _CURE = "tokenizer and weights belong to different models"
 _PUBLISHED = "use the tokenizer files that were published together"
 

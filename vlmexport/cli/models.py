@@ -91,9 +91,19 @@ def compare(
 
 def new(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the checkpoint.", show_default=False)],
-    vision: Annotated[str, typer.Option(help="Vision encoder: KIND or KIND:VARIANT.")] = "clip:l14-336",
-    projector: Annotated[str, typer.Option(help="Projector.")] = "ldpnetv2",
-    language: Annotated[str, typer.Option(help="Language model: KIND or KIND:VARIANT.")] = "llama:tiny",
+    vision: Annotated[
+        str | None, typer.Option(help="Vision encoder: KIND or KIND:VARIANT.", show_default="clip:l14-336")
+    ] = None,
+    projector: Annotated[str | None, typer.Option(help="Projector.", show_default="ldpnetv2")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Language model: KIND or KIND:VARIANT.", show_default="llama:tiny")
+    ] = None,
+    origin: Annotated[
+        str | None,
+        typer.Option(
+            "--from", help="MODEL whose parts, with their weights, stand where none is named.", show_default=False
+        ),
+    ] = None,
     image_size: Annotated[
         int | None, typer.Option(help="Pixels along one side, the encoder's own by default.", show_default=False)
     ] = None,
@@ -102,12 +112,13 @@ def new(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a checkpoint of any design, with random weights, that every other command takes."""
+    """Make a checkpoint of any design, random or with parts of a trained model, that every other command takes."""
     from vlmexport.design import Design, create
     from vlmexport.report.inspection import describe
 
     console = Console(as_json, quiet)
-    create(Design(vision, projector, language, image_size, seed), output, force=force, console=console)
+    design = Design(vision, projector, language, image_size, seed, origin)
+    create(design, output, force=force, console=console)
     console.result(*describe(str(output)))
     console.note(f"next: vlmexport plan {output}")
 

@@ -1,0 +1,142 @@
+"""What a design is: its parts by name, or taken from a model that is there, as one Spec."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.locate import open_model
+from vlmexport.errors import Unsupported, UsageError
+from vlmexport.model import plugins
+
+DEFAULTS = {"vision": "clip:l14-336", "projector": "ldpnetv2", "language": "llama:tiny"}
+DTYPE = "float16"
+_IDS: tuple[int, int, int | None] = (1, 2, 0)
+"""BOS, EOS and padding of the demo's tokenizer, which a language model of random weights takes."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """``kind`` or ``kind:variant`` of a vision encoder and a language model, the kind of a projector.
+
+    A part that is None is ``origin``'s, a MODEL, with its weights; without one it is that of ``DEFAULTS``.
+    """
+
+    vision: str | None = None
+    projector: str | None = None
+    language: str | None = None
+    image_size: int | None = None
+    seed: int = 0
+    origin: str | None = None
+
+    def named(self, component: str) -> str | None:
+        """What a part is to be; None where it is the origin's."""
+        chosen: str | None = getattr(self, component)
+        return chosen or (None if self.origin else DEFAULTS[component])
+
+
+def open_origin(design: Design) -> Checkpoint | None:
+    """The model that parts are taken from.
+
+    Raises:
+        CheckpointError: it cannot be opened.
+        Unsupported: its prompt is one that no config of a design can tell.
+    """
+    if design.origin is None:
+        return None
+    origin = open_model(design.origin)
+    if origin.spec.prompt != PromptSpec() and not design.named("language"):
+        raise Unsupported(
+            f"the language model of {design.origin} wants marks around the image (mm_use_im_start_end), which a design "
+            "cannot tell",
+            "name another --language",
+        )
+    return origin
+
+
+def specify(design: Design, name: str = "design", origin: Checkpoint | None = None) -> Spec:
+    """The Spec of a design.
+
+    Args:
+        origin: ``open_origin``'s.
+
+    Raises:
+        Unsupported: an unknown kind or variant, or parts that do not fit; the message says what does.
+        UsageError: an image size for a vision encoder that is taken with its weights.
+    """
+    vision, language = _vision(design, origin), _language(design, origin)
+    bos, eos, pad = _IDS
+    if origin is not None and not design.named("language"):
+        bos, eos, pad = origin.spec.bos_token_id, origin.spec.eos_token_id, origin.spec.pad_token_id
+    spec = Spec(
+        name=name,
+        layout="design",
+        vision=vision,
+        projector=_projector(design, vision, language, origin),
+        language=language,
+        prompt=PromptSpec(),
+        bos_token_id=bos,
+        eos_token_id=eos,
+        pad_token_id=pad,
+        torch_dtype=origin.spec.torch_dtype if origin else DTYPE,
+    )
+    plugins.projector(spec.projector).build(spec.projector)  # says what does not fit
+    plugins.check_positions(spec)
+    return spec
+
+
+def _vision(design: Design, origin: Checkpoint | None) -> VisionSpec:
+    named = design.named("vision")
+    if named:
+        return vision_of(named, design.image_size)
+    assert origin is not None
+    if design.image_size not in (None, origin.spec.vision.image_size):
+        raise UsageError(
+            f"the vision encoder of {design.origin} takes images of {origin.spec.vision.image_size} pixels",
+            "leave out --image-size, or name a --vision",
+        )
+    return origin.spec.vision
+
+
+def _language(design: Design, origin: Checkpoint | None) -> LanguageSpec:
+    named = design.named("language")
+    if named:
+        return language_of(named)
+    assert origin is not None
+    return origin.spec.language
+
+
+def _projector(design: Design, vision: VisionSpec, language: LanguageSpec, origin: Checkpoint | None) -> ProjectorSpec:
+    named = design.named("projector")
+    sizes = (vision.hidden_size, language.hidden_size, vision.num_patches)
+    if named:
+        return ProjectorSpec(named, *sizes)
+    assert origin is not None
+    taken = origin.spec.projector
+    if taken != ProjectorSpec(taken.kind, *sizes):
+        raise Unsupported(
+            f"the {taken.kind} of {design.origin} makes {taken.in_tokens} features of {taken.in_features} into tokens "
+            f"of {taken.out_features}, here are {sizes[2]} of {sizes[0]}, and tokens of {sizes[1]}",
+            "name a --projector, which begins with random weights",
+        )
+    return taken
+
+
+def vision_of(text: str, image_size: int | None = None) -> VisionSpec:
+    """The Spec of ``kind`` or ``kind:variant``.
+
+    Raises:
+        Unsupported: either is unknown, or it cannot take images of that size.
+    """
+    kind, _, variant = text.partition(":")
+    return plugins.encoder(kind).preset(kind, variant, image_size)
+
+
+def language_of(text: str) -> LanguageSpec:
+    """The Spec of ``kind`` or ``kind:variant``.
+
+    Raises:
+        Unsupported: either is unknown.
+    """
+    kind, _, variant = text.partition(":")
+    return plugins.decoder(kind).preset(variant)
