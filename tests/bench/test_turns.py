@@ -42,6 +42,8 @@ def test_every_measure_is_there_and_possible(measured: list[BundleBench], tiny: 
         assert 0 < one.image.low <= one.image.median <= one.image.high
         assert one.cold.low > one.first_token, "cold includes opening"
         assert one.prompt.median > one.token.median, "a prompt of 200 positions takes longer than one token"
+        assert 0 < one.decoder_prompt.low <= one.decoder_prompt.high < one.prompt.high
+        assert 0 < one.decoder_token.low < one.decoder_token.high < one.token.high, "the rest is ours"
         assert one.decode_rate == pytest.approx(1 / one.token.median)
         for component in one.components:
             assert 0 < component.bytes < one.bytes

@@ -25,7 +25,8 @@ def bundle(name: str, kld: float | None = None, **changes: Any) -> BundleBench:
         "positions": 200, "new_tokens": 64, "bytes": 12_000_000,
         "components": [Component(name="vision", bytes=3_000_000, peak_bytes=90_000_000),
                        Component(name="decoder", bytes=4_000_000, peak_bytes=None)],
-        "cold": spread, "image": spread, "prompt": spread, "token": spread, "joules": None, "parity": parity,
+        "cold": spread, "image": spread, "prompt": spread, "token": spread, "decoder_prompt": spread,
+        "decoder_token": spread, "joules": None, "parity": parity,
     }  # fmt: skip
     return BundleBench(**(values | changes))
 
@@ -46,6 +47,7 @@ def test_table() -> None:
     assert row(text, "image, ms").count("20.0 (10.0–40.0)") == 2
     assert "3.0, 90" in row(text, "vision: files")
     assert "4.0, ?" in row(text, "decoder: files")
+    assert "20.0 (10.0–40.0)" in row(text, "token, the runtime alone")
     assert "50.0" in row(text, "decode, tokens/s")
     assert "10000 (of 200)" in row(text, "prompt, tokens/s")
     assert "40.0" in row(text, "image to first token")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
+from statistics import mean
 
 from PIL import Image
 
@@ -33,7 +35,7 @@ class Request:
 @dataclass
 class Round:
     """The answers of one process, in seconds and joules; ``cold`` begins before the bundle is opened. There is no
-    ``token`` where an answer is a class."""
+    ``token`` where an answer is a class. ``decoder_…``: the runtime's own calls alone."""
 
     runtime: str
     positions: int
@@ -41,6 +43,8 @@ class Round:
     image: list[float] = field(default_factory=list)
     prompt: list[float] = field(default_factory=list)
     token: list[float] = field(default_factory=list)
+    decoder_prompt: list[float] = field(default_factory=list)
+    decoder_token: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
 
 
@@ -56,34 +60,47 @@ def answers(bundle: Path, request: Request) -> Round:
     runtime = open_runtime(bundle, manifest)
     try:
         opening = time.perf_counter() - start
-        image, prompt, _, positions = _answer(runtime, request)
-        found = Round(runtime.name, positions, opening + image + prompt)
+        first = _answer(runtime, request)
+        found = Round(runtime.name, first.positions, opening + first.image + first.prompt)
         for _ in range(WARM_ANSWERS):
             if meter:
                 meter()
-            image, prompt, token, _ = _answer(runtime, request)
+            answer = _answer(runtime, request)
             if meter:
                 found.joules.append(meter())
-            found.image.append(image)
-            found.prompt.append(prompt)
-            found.token += [] if token is None else [token]
+            found.image.append(answer.image)
+            found.prompt.append(answer.prompt)
+            found.decoder_prompt.append(answer.decoder[0])
+            if answer.later:
+                found.token.append(mean(answer.later))
+                found.decoder_token.append(mean(answer.decoder[1:]))
     finally:
         runtime.close()
     return found
 
 
-def _answer(runtime: Runtime, request: Request) -> tuple[float, float, float | None, int]:
-    """Seconds of the image, of the first token and of each later one (None: there are none), and the positions of the
-    prompt."""
-    marks = [time.perf_counter()]
+@dataclass(frozen=True)
+class _Answer:
+    """Seconds of the image, of the prompt up to the first token, of each token after it, and of the runtime's own calls
+    for each token; positions of the prompt."""
+
+    image: float
+    prompt: float
+    later: list[float]
+    decoder: list[float]
+    positions: int
+
+
+def _answer(runtime: Runtime, request: Request) -> _Answer:
+    marks, decoder = [time.perf_counter()], []
     tokens = _see(runtime, request)
     marks.append(time.perf_counter())
     prompt = runtime.prompt(request.question)
-    for _ in runtime.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
+    for token in runtime.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
         marks.append(time.perf_counter())
-    start, seen, first, *later = marks
-    token = (later[-1] - first) / len(later) if later else None
-    return seen - start, first - seen, token, _positions(prompt, tokens)
+        decoder.append(token.seconds or 0.0)
+    image, first, *later = (after - before for before, after in pairwise(marks))
+    return _Answer(image, first, later, decoder, _positions(prompt, tokens))
 
 
 def vision_peak(bundle: Path, manifest: Manifest, request: Request) -> tuple[int | None, F32]:

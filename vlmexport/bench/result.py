@@ -50,6 +50,8 @@ class BundleBench(_Model):
     image: Spread = Field(description="Pixels, features and tokens of one image, warm.")
     prompt: Spread = Field(description="From visual tokens and question to the first token, warm.")
     token: Spread | None = Field(description="One more token, warm; None: an answer is a class.")
+    decoder_prompt: Spread = Field(description="Of the prompt, the runtime's own calls: what its benchmarks measure.")
+    decoder_token: Spread | None = Field(description="Of one more token, the same.")
     joules: Spread | None = Field(description="Energy of one warm answer; None: not measurable here.")
     parity: dict[str, Any] | None = Field(description="The last check's result, from the manifest.")
 

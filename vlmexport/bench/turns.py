@@ -112,6 +112,8 @@ def _result(
         image=spread("image"),
         prompt=spread("prompt"),
         token=spread("token") if found[0].token else None,
+        decoder_prompt=spread("decoder_prompt"),
+        decoder_token=spread("decoder_token") if found[0].token else None,
         joules=spread("joules") if found[0].joules else None,
         parity=manifest.parity,
     )

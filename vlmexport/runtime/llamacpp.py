@@ -92,7 +92,7 @@ class LlamaCppDecoder:
         reply = self.process.ask(start, "decoding a prompt", tokens)
         for step in range(max_new_tokens):
             token = reply.body["token"]
-            yield Token(token, reply.body["margin"]), reply.arrays[0]
+            yield Token(token, reply.body["margin"], reply.body["seconds"]), reply.arrays[0]
             if step == max_new_tokens - 1 or (token == self.eos_token_id and not ignore_eos):
                 return
             reply = self.process.ask({"op": "next", "token": token, "turn": reply.body["turn"]}, "decoding an answer")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ class Language:
 
     Args:
         watched: ``layers`` can be asked for, which takes time at each node.
+
+    Attributes:
+        seconds: of libllama's own calls, in the last prompt or the last step.
     """
 
     def __init__(self, path: Path, threads: int, watched: bool = False) -> None:
@@ -45,7 +49,7 @@ class Language:
         self.chat_template = None if template is None else template.decode(errors="replace")
         self.size = min(_MAX_CONTEXT, llama_cpp.llama_model_n_ctx_train(self._model))
         self._context = self._open(threads)
-        self._past = 0
+        self._past, self.seconds = 0, 0.0
 
     def _open(self, threads: int) -> Any:
         params = self._llama.llama_context_default_params()
@@ -104,11 +108,12 @@ class Language:
 
     def next(self, token: int) -> F32:
         """Logits [1, vocabulary] after one more token."""
+        self.seconds = 0.0
         return self._feed([token], None, every=False)[-1][-1:]
 
     def _prompt(self, before: list[int], tokens: F32, after: list[int], every: bool) -> list[F32]:
         self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
-        self._past = 0
+        self._past, self.seconds = 0, 0.0
         found = self._feed(before, None, every)
         found += self._feed(None, np.ascontiguousarray(tokens, np.float32).reshape(-1, tokens.shape[-1]), every)
         return found + self._feed(after, None, every)
@@ -142,11 +147,13 @@ class Language:
                     batch.token[i] = ids[i]
             if embeds is not None:
                 ctypes.memmove(batch.embd, np.ascontiguousarray(embeds).ctypes.data, embeds.nbytes)
+            start = time.perf_counter()
             status = self._llama.llama_decode(self._context, batch)
             if status:
                 raise VlmExportError(f"llama_decode failed ({status})", "check the bundle with `vlmexport check`")
+            found = self._llama.llama_get_logits(self._context)  # waits for them
+            self.seconds += time.perf_counter() - start
             self._past += count
-            shape = (count if every else 1, self._rows)
-            return np.ctypeslib.as_array(self._llama.llama_get_logits(self._context), shape).copy()
+            return np.ctypeslib.as_array(found, (count if every else 1, self._rows)).copy()
         finally:
             self._llama.llama_batch_free(batch)

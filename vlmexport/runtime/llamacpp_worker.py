@@ -125,7 +125,8 @@ class Worker:
     def _token(self, logits: npt.NDArray[np.float32]) -> Message:
         token = int(logits[-1].argmax())
         best = np.partition(logits[-1], -2)[-2:]
-        return Message({"token": token, "margin": float(best[1] - best[0]), "turn": self._turn}, [logits])
+        facts = {"token": token, "margin": float(best[1] - best[0]), "turn": self._turn}
+        return Message(facts | {"seconds": self.language.seconds}, [logits])
 
     def _silence(self) -> None:
         """Nothing of llama.cpp's log is shown; its last errors are kept for our own messages."""

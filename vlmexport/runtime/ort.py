@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,15 +64,18 @@ class OrtRuntime(OrtVision):
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits of the positions that its step decoded."""
+        start = time.perf_counter()
         embeds = self._embeds(prompt, tokens)
         cache = self._cache(embeds.shape[1] + max_new_tokens)
         for _ in range(max_new_tokens):
             logits = cache.step(embeds)[0]
+            seconds = time.perf_counter() - start
             second, best = np.partition(logits[-1], -2)[-2:]
             token = int(logits[-1].argmax())
-            yield Token(token, float(best - second)), logits
+            yield Token(token, float(best - second), seconds), logits
             if self.classes or (token == self.eos_token_id and not ignore_eos):
                 return
+            start = time.perf_counter()
             embeds = self._embed((token,))
 
     def decode(self, ids: list[int]) -> str:

@@ -20,11 +20,12 @@ STAGES = ("pixels", "features", "tokens", "logits", "answer")
 
 @dataclass(frozen=True)
 class Token:
-    """One greedily decoded token (or the class that is the answer), and how far its logit stood above the second
-    best."""
+    """One greedily decoded token (or the class that is the answer), how far its logit stood above the second best, and
+    the seconds of the runtime's own calls for it, without what stands between them and us (the float model's: None)."""
 
     id: int
     margin: float
+    seconds: float | None = None
 
 
 class Seeing(Protocol):
