@@ -45,7 +45,7 @@ from vlmexport.recipe import resolve
 TOWER, LANGUAGE = "clip:l14-336", "llama:1.4b"
 PROJECTORS = (
     "linear", "mlp2x_gelu", "mlp2x_relu4096", "bottleneck_transformer512", "ldpnet", "ldpnetv2", "qformer96x768",
-    "concat_mlp", "pool_avg", "pool_max", "pixel_shuffle", "quantized_fbgemm",
+    "concat_mlp", "pool_avg", "pool_max", "pixel_shuffle", "quantized_fbgemm", "quantized_qnnpack",
 )  # fmt: skip
 ENCODERS = (
     TOWER, "clip:l14", "clip:b16", "clip:b32", "siglip:b16-224", "vit:tutorial", "s2:clip:b16",
@@ -135,8 +135,12 @@ def measured(sessions: dict[str, InferenceSession], inputs: list[dict[str, npt.N
     }  # fmt: skip
 
 
-def tables(found: dict[str, dict[str, Row]]) -> str:
-    """Markdown: encoders, then projectors against the tower's time."""
+def tables(found: dict[str, dict[str, Row]], trained: dict[str, Row]) -> str:
+    """Markdown: encoders, then projectors with what they answer where they were trained, then what projectors cost.
+
+    Args:
+        trained: rows of ``benchmarks/projectors.py``.
+    """
     lines = [
         "| encoder | pixels | tokens × width | M parameters | G operations | float32, ms | int8, ms "
         "| int8 ÷ float | int8, dB |",
@@ -150,19 +154,34 @@ def tables(found: dict[str, dict[str, Row]]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "| projector | tokens | M parameters | G operations | prompt, G operations | float32, ms | int8, ms "
-        "| int8 ÷ float | of the tower, float32 | of the tower, int8 | int8, dB |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        "| projector | tokens | M parameters | of the tower's time, float32 | int8 | right answers, float | int8 "
+        "| int8 tokens, dB |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]  # fmt: skip
-    tower = found["encoders"].get(TOWER)
     for name, row in found["projectors"].items():
-        shares = [f"1/{tower['ms'][p] / row['ms'][p]:.0f}" if tower else "" for p in ("fp32", "int8")]
-        figures = (
-            str(row["tokens"]), f"{row['parameters'] / 1e6:.1f}", f"{row['operations'] / 1e9:.3g}",
-            f"{row['prompt_operations'] / 1e9:.0f}", *_times(row), *shares, f"{row['sqnr_db']:.1f}",
-        )  # fmt: skip
+        figures = [str(row["tokens"]), f"{row['parameters'] / 1e6:.1f}", *_shares(row, found["encoders"].get(TOWER))]
+        if name in trained:
+            int8 = trained[name]["int8"]
+            figures += [f"{int8['answer'][f'{who}accuracy']:.3f}" for who in ("reference_", "")]
+            figures.append(f"{int8['tokens']['sqnr_db']:.1f}")
         lines.append(f"| {name} | " + " | ".join(figures) + " |")
+    lines += [
+        "",
+        "| projector | G operations | prompt, G operations | float32, ms | int8, ms | int8 ÷ float | int8, dB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in found["projectors"].items():
+        cells = (
+            f"{row['operations'] / 1e9:.3g}", f"{row['prompt_operations'] / 1e9:.0f}", *_times(row),
+            f"{row['sqnr_db']:.1f}",
+        )  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _shares(row: Row, tower: Row | None) -> list[str]:
+    """Of the tower's time, in float32 and int8."""
+    return [f"1/{tower['ms'][one] / row['ms'][one]:.0f}" if tower else "" for one in ("fp32", "int8")]
 
 
 def _times(row: Row) -> tuple[str, str, str]:
@@ -191,7 +210,8 @@ def main() -> None:
             continue
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
         print(name, found[kind][name], flush=True)
-    print(tables(found))
+    trained = arguments.json.with_name("projectors.json")
+    print(tables(found, json.loads(trained.read_text()) if trained.exists() else {}))
 
 
 if __name__ == "__main__":

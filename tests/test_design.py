@@ -177,7 +177,9 @@ def test_parts_of_other_layouts_can_be_taken(layout: str, dtype: torch.dtype, tm
     naming, config = (original, config_of(spec)) if layout == "mobilevlm" else (hf_new, hf_config(spec))
     kept = {"torch_dtype": str(dtype).removeprefix("torch.")}
     state = published(canonical_state(spec, dtype=dtype), naming)
-    folder = write_checkpoint(tmp_path / "source", spec, state=state, config=config | kept, kind="bin", shards=2, pieces=384)
+    folder = write_checkpoint(
+        tmp_path / "source", spec, state=state, config=config | kept, kind="bin", shards=2, pieces=384
+    )
     create(Design(projector="ldpnetv2", origin=str(folder)), tmp_path / "made")
     source, made = open_checkpoint(folder), open_whole(str(tmp_path / "made"))
     assert made.spec == replace(
@@ -194,7 +196,7 @@ def test_parts_of_other_layouts_can_be_taken(layout: str, dtype: torch.dtype, tm
 
 def test_a_prompt_that_no_design_can_tell_is_refused(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "source", mm_use_im_start_end=True)
-    with pytest.raises(Unsupported, match="wants marks around the image .*: name another --language"):
+    with pytest.raises(Unsupported, match=r"wants marks around the image .*: name another --language"):
         create(Design(projector="linear", origin=str(tmp_path / "source")), tmp_path / "none")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vlmexport.artifact.staging import refuse_destination
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
 from vlmexport.model import load
+from vlmexport.model.random_weights import Observer, measure_statistics
 from vlmexport.pipeline import open_whole
 
 WARM_UP = 0.03
@@ -34,6 +36,9 @@ CLIP = 1.0
 """Largest norm of a gradient."""
 
 LOG_EVERY = 20
+
+_OBSERVED = 32
+"""Pictures that a projector in static int8 takes its final ranges from."""
 
 
 class Trainer:
@@ -55,6 +60,8 @@ class Trainer:
         self.teacher = Teacher(settings, self.checkpoint) if settings.teacher else None
         parts = zip((self.vlm.projector, self.vlm.language), settings.rates, strict=True)
         groups = [{"params": list(part.requires_grad_().parameters()), "peak": rate} for part, rate in parts if rate]
+        for layer in self._observers():
+            layer.train()  # ranges follow what is learned
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
 
     def advance(self) -> dict[str, float]:
@@ -80,6 +87,15 @@ class Trainer:
         self.masks.apply(self.vlm)
         self.step += 1
         return found
+
+    def finish(self) -> None:
+        """The ranges of a projector in static int8, measured once more with what it has learned."""
+        if any(self._observers()):
+            some = self.lessons[:_OBSERVED]
+            measure_statistics(self.vlm.projector, lambda: self.vlm.tokens(self.features(some)))
+
+    def _observers(self) -> Iterator[Observer]:
+        return (layer for layer in self.vlm.projector.modules() if isinstance(layer, Observer))
 
     def _batch(self) -> tuple[list[Lesson], Batch]:
         """The pictures of this step: each epoch has an order of its own."""
@@ -153,6 +169,7 @@ def run(settings: Settings, console: Console) -> Path:
                 console.note(f"step {trainer.step}/{settings.steps}: {_told(history)}, {each:.2f} s each")
             if trainer.step % settings.save_every == 0 and trainer.step < settings.steps:
                 trainer.save(kept)
+    trainer.finish()
     facts = settings.facts() | {"losses": _means(history)}
     output.write(trainer.checkpoint, trainer.vlm, settings.output, facts, settings.force)
     kept.unlink(missing_ok=True)

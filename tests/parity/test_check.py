@@ -53,7 +53,7 @@ def bundle(request: pytest.FixtureRequest, tiny_folder: Path, tmp_path_factory: 
 @pytest.fixture(scope="module")
 def result(bundle: Path) -> ParityResult:
     """Of the bundle as it is."""
-    return check(bundle, samples=samples())
+    return check(bundle, samples=samples(), memory=True)
 
 
 @pytest.mark.slow
@@ -68,6 +68,9 @@ def test_a_right_bundle_passes(bundle: Path, result: ParityResult) -> None:
     assert written["passed"] is True
     manifest = read_manifest(bundle)
     assert manifest.parity is not None
+    assert [half.name for half in result.components] == ["vision", "decoder"]
+    for half in result.components:
+        assert half.bytes < (half.peak_bytes or 0)
     assert "Verdict: passed" in (bundle / "README.md").read_text()
 
 

@@ -90,6 +90,22 @@ def test_a_stage_leaves_the_rest_as_it_was(tiny_folder: Path, tiny: Checkpoint, 
     assert len(first.tokenizer) == len(tiny.tokenizer)
 
 
+def test_an_int8_projector_learns_behind_its_rounding(captions: Path, tmp_path: Path) -> None:
+    """Gradients pass through the rounding; the ranges are those of what it has learned."""
+    create(Design("clip:tiny", "quantized_fbgemm", "llama:tiny", image_size=168), tmp_path / "model")
+    first = open_checkpoint(tmp_path / "model")
+    last = trained(settings(tmp_path / "model", captions, tmp_path, stage="projector", rate=1e-2))
+    before, after = values(first, "projector"), values(last, "projector")
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    vlm = load(last)
+    pixels = torch.cat([vlm.pixels(picture(i)) for i in range(3)])
+    features = vlm.features(pixels).half().float()
+    sums = torch.nn.functional.linear(features, after["weight"].float(), after["bias"].float())
+    for name, found in (("input_range", features), ("output_range", sums)):
+        span = torch.stack(found.aminmax())
+        assert (after[name].float() - span).abs().max() < 0.02 * (span[1] - span[0]), name
+
+
 def test_several_captions_take_turns(captions: Path) -> None:
     from lessons import lessons
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from tests.report.results import gate, measured, result, stock
 from vlmexport.artifact.bundle import File, Manifest, Source
+from vlmexport.bench import Component
 from vlmexport.parity.baseline import compared
 from vlmexport.parity.result import Answer, BisectResult, LayerDifference, LayerLoss, ParityResult, Picture
 from vlmexport.recipe import parse
@@ -104,6 +105,14 @@ def test_it_says_where_it_broke() -> None:
     assert "features fed by reference: cosine is 0.7, the gate is ≥ 0.99" in page.text
     assert "cosine is 0.6, the baseline's 0.9 allows ≥ 0.88999" in page.text
     assert Page(html(result(True), manifest())).text.count("Passes") == 1
+
+
+def test_memory_stands_beside_size() -> None:
+    halves = [Component(name="vision", bytes=2_500_000, peak_bytes=81_000_000),
+              Component(name="decoder", bytes=4_000_000, peak_bytes=None)]  # fmt: skip
+    page = Page(html(result(True, components=halves), manifest()))
+    assert "vision 2.50 81 decoder 4.00 ?" in page.text
+    assert "alone in a process" not in Page(html(result(True), manifest())).text
 
 
 def test_layers() -> None:

@@ -58,7 +58,7 @@ def bench(
     components: dict[Path, list[Component]] = {}
     with console.progress("measuring", len(measured) * (rounds + 1)) as advance:
         for bundle, manifest in manifests.items():
-            components[bundle] = _components(bundle, manifest, request)
+            components[bundle] = halves(bundle, manifest, request)
             advance()
         for _ in range(rounds):
             for bundle in measured:
@@ -68,8 +68,13 @@ def bench(
             measured.items()]  # fmt: skip
 
 
-def _components(bundle: Path, manifest: Manifest, request: Request) -> list[Component]:
-    """Bytes and memory of vision and decoder."""
+def halves(bundle: Path, manifest: Manifest, request: Request) -> list[Component]:
+    """Bytes and memory of vision and decoder, each in a worker of its own.
+
+    Raises:
+        UsageError: the prompt and its answer are longer than the model's context.
+        VlmExportError: the bundle cannot be run.
+    """
     vision, tokens = measure.vision_peak(bundle, manifest, request)
     decoder = measure.decoder_peak(bundle, manifest, request, tokens)
     peaks = {"vision": vision, "decoder": decoder}

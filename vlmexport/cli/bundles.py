@@ -76,6 +76,7 @@ def check(
             slack=slack,
             on=on.value if on else None,
             bisect=bisect,
+            memory=html is not None,
         )
     destinations.write(result, bundle)
     console.stream(workflow_commands(result))

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
     from vlmexport.model.vlm import VLM
 
+State = dict[str, "torch.Tensor"]
+"""Published name → value."""
+
 MARK = "design.json"
 """What a checkpoint was made from, and what tells its folder from others."""
 
@@ -66,11 +69,8 @@ def create(design: Design, folder: Path, *, force: bool = False, console: Consol
     return spec
 
 
-State = dict[str, "torch.Tensor"]
-
-
 def _taken(design: Design, origin: Checkpoint | None) -> State:
-    """Published name → value, mapped from the file, of the parts that are the origin's."""
+    """The parts that are the origin's, mapped from its files."""
     if origin is None:
         return {}
     return {
@@ -149,7 +149,7 @@ def _pictures(vlm: VLM, trained: bool, random: torch.Generator) -> torch.Tensor:
     return torch.randn(_PICTURES, 3, side, side, generator=random)
 
 
-def _write(folder: Path, shapes: dict[str, torch.Tensor], weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[int]:
+def _write(folder: Path, shapes: State, weights: Iterator[tuple[str, torch.Tensor]]) -> Iterator[int]:
     """Write weights in the types of ``shapes``, in shards where they are large.
 
     Yields:
@@ -176,7 +176,7 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8", newline="\n")
 
 
-def _shards(shapes: dict[str, torch.Tensor]) -> list[list[str]]:
+def _shards(shapes: State) -> list[list[str]]:
     found: list[list[str]] = [[]]
     size = 0
     for name, value in shapes.items():

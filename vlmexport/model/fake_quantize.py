@@ -16,6 +16,7 @@ _EPS = 2.0**-23
 
 def affine(x: torch.Tensor, span: torch.Tensor, steps: int) -> torch.Tensor:
     """Round to the integers 0…255, ``steps`` of which span f32 [2] (least, largest, zero inside), and back."""
+    span = span.detach()
     low, high = span.amin(0).clamp(max=0.0), span.amax(0).clamp(min=0.0)
     scale = ((high - low) / steps).clamp(min=_EPS)
     return torch.fake_quantize_per_tensor_affine(x, scale, (-low / scale).round().to(torch.int32), 0, 255)
@@ -23,7 +24,8 @@ def affine(x: torch.Tensor, span: torch.Tensor, steps: int) -> torch.Tensor:
 
 def symmetric(weight: torch.Tensor, per_channel: bool) -> torch.Tensor:
     """Round f32 [outputs, inputs] to the integers −128…127 of one scale, or of one for each output, and back."""
-    largest = weight.abs().amax(1) if per_channel else weight.abs().amax((0, 1))
+    fixed = weight.detach().abs()  # gradients pass through the rounding, not through its scale
+    largest = fixed.amax(1) if per_channel else fixed.amax((0, 1))
     scale = (largest / 127.5).clamp(min=_EPS)
     zero = torch.zeros(scale.shape, dtype=torch.int32)
     if per_channel:

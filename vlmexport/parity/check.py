@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from vlmexport.artifact.bundle import Manifest, read_manifest, tool_versions, verify, write_manifest
+from vlmexport.bench import Request, halves
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import Checkpoint, VisionSpec
 from vlmexport.console import QUIET, Console
@@ -34,6 +35,9 @@ DEFAULT_SAMPLES = 120
 CORE_SAMPLES = 20
 """Questions where cores are emulated, which is slow: about five images, because an image takes the longest."""
 
+_NEW_TOKENS = 8
+"""Of an answer whose memory is measured: the prompt takes most of it."""
+
 STOCK_SAMPLES = 20
 """Samples that are also run without our repairs: enough for a verdict, and a tenth of the time at most."""
 
@@ -54,6 +58,7 @@ def check(
     slack: float | None = None,
     on: Machine | None = None,
     bisect: bool = False,
+    memory: bool = False,
 ) -> ParityResult:
     """Compare a bundle with its float model; writes ``parity.json``, and updates manifest and card.
 
@@ -70,6 +75,7 @@ def check(
         slack: how much worse is none, as a share of the baseline's losses; 0.1 where it is None.
         on: a machine whose cores the bundle runs on as well; then the verdict is theirs.
         bisect: find the first layer that diverges, and rank int8 layers, on the sample that suffers most.
+        memory: measure the peak memory of vision and decoder, on the first sample.
 
     Raises:
         ParityFailed: a file of the bundle is missing or changed. (A gate that fails is a result, not an error.)
@@ -99,6 +105,8 @@ def check(
         result = _strict(result)
     if bisect and against.checkpoint:
         result = _with_layers(result, bundle, manifest, against.checkpoint, chosen, console)
+    if memory:
+        result = _with_memory(result, bundle, manifest, chosen)
     if old:
         result = compared(result, old, SLACK if slack is None else slack)
     temporary = bundle / f".{RESULT}.partial"
@@ -156,6 +164,16 @@ def _with_layers(
     except VlmExportError as error:
         return result.model_copy(update={"notes": [*result.notes, f"--bisect could not look into it: {error}"]})
     return result.model_copy(update={"bisect": found})
+
+
+def _with_memory(result: ParityResult, bundle: Path, manifest: Manifest, chosen: Chosen) -> ParityResult:
+    """The result with what each half of the bundle takes; where one cannot be run, the verdict stands."""
+    sample = chosen.samples[0]
+    try:
+        found = halves(bundle, manifest, Request(sample.image(), sample.question, _NEW_TOKENS))
+    except VlmExportError as error:
+        return result.model_copy(update={"notes": [*result.notes, f"memory could not be measured: {error}"]})
+    return result.model_copy(update={"components": found})
 
 
 def _notes(run: Evaluation, chosen: Chosen, weights: WeightsResult | None) -> list[str]:

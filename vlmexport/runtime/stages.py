@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -25,7 +25,7 @@ class Token:
 
     id: int
     margin: float
-    seconds: float | None = None
+    seconds: float | None = field(default=None, compare=False)
 
 
 class Seeing(Protocol):
