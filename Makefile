@@ -83,7 +83,7 @@ LLAMA_CPP := $(BENCH)/source/vendor/llama.cpp
 
 $(LLAMA_CPP)/convert_hf_to_gguf.py: $(VENV)/ready
 	mkdir -p $(BENCH)/source
-	$(VENV)/bin/python -m pip download --quiet --no-deps --no-binary :all: --dest $(BENCH) \
+	$(VENV)/bin/python -m pip download --quiet --no-deps --no-binary llama-cpp-python --dest $(BENCH) \
 	    llama-cpp-python==$$($(VENV)/bin/python -c 'import llama_cpp; print(llama_cpp.__version__)')
 	tar -xzf $(BENCH)/llama_cpp_python-*.tar.gz -C $(BENCH)/source --strip-components 1
 	touch $@

@@ -171,11 +171,8 @@ def tables(found: dict[str, dict[str, Row]], trained: dict[str, Row]) -> str:
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in found["projectors"].items():
-        cells = (
-            f"{row['operations'] / 1e9:.3g}", f"{row['prompt_operations'] / 1e9:.0f}", *_times(row),
-            f"{row['sqnr_db']:.1f}",
-        )  # fmt: skip
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        costs = [f"{row['operations'] / 1e9:.3g}", f"{row['prompt_operations'] / 1e9:.0f}", *_times(row)]
+        lines.append(f"| {name} | " + " | ".join([*costs, f"{row['sqnr_db']:.1f}"]) + " |")
     return "\n".join(lines)
 
 

@@ -34,7 +34,8 @@ def train(model: str, stage: tuple[str, int, str], out: Path, features: Path) ->
     name, steps, rate = stage
     called(
         str(RECIPE / "train.py"), model, "-o", str(out), "--stage", name, "--steps", str(steps), "--rate", rate,
-        "--data", f"scenes:{SCENES}", "--batch", "4", "--threads", "1", "--features", str(features), "--force",
+        "--data", f"scenes:{SCENES}", "--batch", "4", "--mixed", "bf16", "--threads", "1", "--features", str(features),
+        "--force",
     )  # fmt: skip
 
 

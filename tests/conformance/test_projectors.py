@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pkgutil
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.conformance.parts import SCHEMES, measure
 from vlmexport.artifact import trace
 from vlmexport.checkpoint import ProjectorSpec, open_checkpoint
+from vlmexport.costs.operations import count
 from vlmexport.design import Design, specify
 from vlmexport.errors import Unsupported
 from vlmexport.model import load, plugins
@@ -170,6 +172,18 @@ def test_a_new_projector_is_one_new_file(tmp_path: Path, monkeypatch: pytest.Mon
     assert tokens.shape == (1, 288, 256)
     with pytest.raises(Unsupported, match="every_second"):
         plugins.projector(checkpoint.spec.projector).gguf(checkpoint.spec.projector)
+
+
+@pytest.mark.parametrize("kind", [*EXAMPLES, "quantized_qnnpack"])
+def test_operations_are_counted_without_weights(kind: str) -> None:
+    """Two for each value of the largest matrix at least, for each visual token."""
+    spec = specify(Design("clip:tiny", kind, "llama:tiny", image_size=168))
+    plugin = plugins.projector(spec.projector)
+    matrices = [shape for shape in plugin.shapes(spec.projector).values() if len(shape) > 1]
+    least = 2 * max(shape[0] * shape[1] for shape in matrices)
+    assert count(spec).projector >= least * plugin.num_tokens(spec.projector)
+    if kind.startswith("quantized"):
+        assert count(spec).projector == 2 * spec.projector.in_tokens * math.prod(matrices[0])
 
 
 @pytest.mark.parametrize("kind", EXAMPLES)

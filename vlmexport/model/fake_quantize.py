@@ -1,7 +1,7 @@
 """Rounding to integers and back with scales that are tensors: QuantizeLinear and DequantizeLinear when traced.
 
-torch 2.14 traces ``fake_quantize_per_tensor_affine`` with tensors for scale and zero point only where every dimension
-is fixed, for want of a shape function; it stands here.
+torch 2.14 has no shape functions for ``fake_quantize_per_tensor_affine`` with tensors for scale and zero point, and for
+``fake_quantize_per_channel_affine``: tracing wants the one, counting operations without weights both. They stand here.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ def symmetric(weight: torch.Tensor, per_channel: bool) -> torch.Tensor:
     return torch.fake_quantize_per_tensor_affine(weight, scale, zero, -128, 127)
 
 
-def _shapes(
-    x: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, enabled: torch.Tensor, low: int, high: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _shapes(x: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of the rounded values, and of the mask of those that were not cut off."""
     return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
 
 
-with suppress(RuntimeError):  # a later torch may have its own
-    torch.library.register_fake("aten::_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", _shapes)
+for _operator in (
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "fake_quantize_per_channel_affine_cachemask",
+):  # fmt: skip
+    with suppress(RuntimeError):  # a later torch may have its own
+        torch.library.register_fake(f"aten::{_operator}", _shapes)
