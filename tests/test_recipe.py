@@ -160,3 +160,13 @@ def test_keys_are_dotted_and_frozen() -> None:
     assert "gguf.type" in keys()
     with pytest.raises(ValueError, match="frozen"):
         Recipe().name = "x"  # type: ignore[misc]
+
+
+def test_gates_behind_a_model_that_rounds() -> None:
+    exact = resolve("onnx-fp32", environ={}).gates
+    behind = exact.behind_rounding()
+    assert (behind.logits_max_abs, behind.logits_kld, behind.tokens_nmse) == (None, 1e-6, 1e-5)
+    changed = {"logits_max_abs", "logits_kld", "tokens_nmse"}
+    assert behind.model_dump(exclude=changed) == exact.model_dump(exclude=changed)
+    int8 = resolve("onnx-x86", environ={}).gates
+    assert int8.behind_rounding() == int8

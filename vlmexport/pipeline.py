@@ -45,6 +45,8 @@ def export(
         Unsupported: the format cannot hold the model.
     """
     checkpoint = open_whole(model, vision_tower)
+    if getattr(plugins.projector(checkpoint.spec.projector), "ROUNDS", False):
+        recipe = recipe.model_copy(update={"gates": recipe.gates.behind_rounding()})
     destination = output or Path(f"{_name(model, checkpoint)}-{recipe.name}")
     refuse_destination(destination, force)
     write: Callable[..., Manifest]

@@ -16,6 +16,7 @@ from vlmexport.artifact.session import open_session, run
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.design import Design, specify
 from vlmexport.model import plugins
+from vlmexport.model.fake_quantize import symmetric
 from vlmexport.model.random_weights import randomise
 from vlmexport.model.sketch import sketch
 
@@ -180,3 +181,13 @@ def test_quantized_is_torchs_static_int8_within_one_step(engine: str, tmp_path: 
         apart = ((got - expected.dequantize()) / expected.q_scale()).round().abs()
         assert float(apart.max()) <= 1
         assert float((apart == 0).float().mean()) > 0.95
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_the_largest_weight_is_nowhere_between_two_steps(per_channel: bool) -> None:
+    """There torch, which multiplies by the inverse of the scale, and ONNX Runtime, which divides, would part."""
+    weight = torch.randn(512, 64, generator=torch.Generator().manual_seed(0)).half().float()
+    largest = weight.abs().amax(1, keepdim=True) if per_channel else weight.abs().amax()
+    steps = symmetric(weight, per_channel) / (largest / 127.5)
+    assert steps.abs().amax(1 if per_channel else (0, 1)).sub(127).abs().max() < 1e-3
+    assert steps.sub(steps.round()).abs().max() < 1e-3

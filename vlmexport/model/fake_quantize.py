@@ -13,6 +13,10 @@ import torch
 _EPS = 2.0**-23
 """The smallest scale of torch's observers."""
 
+_HALF_STEPS = 127.5 * (1 - 2.0**-20)
+"""torch's observers divide by 127.5, which puts the largest weight exactly between two integers: it went to the one in
+torch, which multiplies by 1/scale, and to the other in ONNX Runtime, which divides."""
+
 
 def affine(x: torch.Tensor, span: torch.Tensor, steps: int) -> torch.Tensor:
     """Round to the integers 0…255, ``steps`` of which span f32 [2] (least, largest, zero inside), and back."""
@@ -26,7 +30,7 @@ def symmetric(weight: torch.Tensor, per_channel: bool) -> torch.Tensor:
     """Round f32 [outputs, inputs] to the integers −128…127 of one scale, or of one for each output, and back."""
     fixed = weight.detach().abs()  # gradients pass through the rounding, not through its scale
     largest = fixed.amax(1) if per_channel else fixed.amax((0, 1))
-    scale = (largest / 127.5).clamp(min=_EPS)
+    scale = (largest / _HALF_STEPS).clamp(min=_EPS)
     zero = torch.zeros(scale.shape, dtype=torch.int32)
     if per_channel:
         return torch.fake_quantize_per_channel_affine(weight, scale, zero, 0, -128, 127)

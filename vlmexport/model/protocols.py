@@ -85,7 +85,11 @@ class VisionPlugin(Protocol):
 
 class ProjectorPlugin(Protocol):
     """A file in ``model/projector``. It imports torch only where it builds: a GGUF export asks every projector what it
-    is, and has no use for the seconds and the memory that torch takes."""
+    is, and has no use for the seconds and the memory that torch takes.
+
+    A file may say ``TOLERANCE``, how far its traced graph is from the module at most, and ``ROUNDS``, that its output
+    is rounded in the float model too (``Gates.behind_rounding``).
+    """
 
     EXAMPLE: str
     """A kind that this file answers to, for the conformance tests."""

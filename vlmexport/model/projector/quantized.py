@@ -24,6 +24,9 @@ EXAMPLE = "quantized_fbgemm"
 TOLERANCE = 1e-2
 """Float sums in another order put a value near the middle of a step on its other side, now and then."""
 
+ROUNDS = True
+"""Its output is one of 256 levels: what differs before it by 1e-7 differs behind it by a step, or not at all."""
+
 _STEPS = {"fbgemm": 127, "qnnpack": 255}
 
 
