@@ -30,6 +30,7 @@ from vlmexport.checkpoint import open_checkpoint
 from vlmexport.checkpoint.locate import demo_folder
 from vlmexport.design import MARK, Design, create, specify, write
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
+from vlmexport.model import plugins
 from vlmexport.pipeline import export, open_whole
 from vlmexport.recipe import resolve
 from vlmexport.runtime.opening import open_runtime
@@ -104,6 +105,29 @@ def test_force_replaces_a_design_and_nothing_else(folder: Path, tmp_path: Path) 
 def test_what_does_not_fit_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         specify(replace(TINY, **changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("vision", "projector", "size", "tokens"),
+    [
+        ("clip:b16", "ldpnetv2", 384, 144),
+        ("clip:b32", "pool", 256, 16),
+        ("clip:b32", "linear", 224, 49),
+        ("s2:clip:b16", "ldpnetv2", 384, 144),
+        ("mobileformer:26m", "pixel_shuffle", 256, 16),
+    ],
+)
+def test_the_projector_decides_on_the_image_size(vision: str, projector: str, size: int, tokens: int) -> None:
+    """The next one at which its features divide, where nobody says which; of s2, that of a tile."""
+    design = Design(vision, projector, "llama:tiny")
+    spec = specify(design)
+    scales = 2 if vision.startswith("s2") else 1
+    assert spec.vision.image_size == scales * size
+    assert plugins.projector(spec.projector).num_tokens(spec.projector) == tokens
+    assert specify(replace(design, image_size=size)) == spec
+    for smaller in range(224, size, 32):
+        with pytest.raises(Unsupported, match="pixels each"):
+            specify(replace(design, image_size=smaller))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from vlmexport.model import plugins
 
 DEFAULTS = {"vision": "clip:l14-336", "projector": "ldpnetv2", "language": "llama:tiny"}
 DTYPE = "float16"
+_LARGEST = 4
+"""Times the encoder's own image size: larger ones are not tried."""
+
 _IDS: tuple[int, int, int | None] = (1, 2, 0)
 """BOS, EOS and padding of the demo's tokenizer, which a language model of random weights takes."""
 
@@ -55,7 +58,8 @@ def open_origin(design: Design) -> Checkpoint | None:
 
 
 def specify(design: Design, name: str = "design", origin: Checkpoint | None = None) -> Spec:
-    """The Spec of a design.
+    """The Spec of a design. A projector that the features of the encoder's own image size do not fit gets the next
+    larger one that they do.
 
     Args:
         origin: ``open_origin``'s.
@@ -64,7 +68,8 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
         Unsupported: an unknown kind or variant, or parts that do not fit; the message says what does.
         UsageError: an image size for a vision encoder that is taken with its weights.
     """
-    vision, language = _vision(design, origin), _language(design, origin)
+    language = _language(design, origin)
+    vision, projector = _seeing(design, language, origin)
     bos, eos, pad = _IDS
     if origin is not None and not design.named("language"):
         bos, eos, pad = origin.spec.bos_token_id, origin.spec.eos_token_id, origin.spec.pad_token_id
@@ -72,7 +77,7 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
         name=name,
         layout="design",
         vision=vision,
-        projector=_projector(design, vision, language, origin),
+        projector=projector,
         language=language,
         prompt=PromptSpec(),
         bos_token_id=bos,
@@ -80,15 +85,44 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
         pad_token_id=pad,
         torch_dtype=origin.spec.torch_dtype if origin else DTYPE,
     )
-    plugins.projector(spec.projector).build(spec.projector)  # says what does not fit
     plugins.check_positions(spec)
     return spec
 
 
-def _vision(design: Design, origin: Checkpoint | None) -> VisionSpec:
+def _seeing(design: Design, language: LanguageSpec, origin: Checkpoint | None) -> tuple[VisionSpec, ProjectorSpec]:
     named = design.named("vision")
-    if named:
-        return vision_of(named, design.image_size)
+    if not named or design.image_size is not None:
+        vision = vision_of(named, design.image_size) if named else _taken_vision(design, origin)
+        return vision, _fitting(_projector(design, vision, language, origin), vision)
+    own = vision_of(named)
+    plugins.projector(_projector(design, own, language, origin))  # says that it is not known
+    refused = None
+    scale = vision_of(named, own.image_size).image_size // own.image_size  # s2 takes the size of one tile
+    side, patch = own.image_size // scale, own.patch_size // scale
+    for size in range(side, _LARGEST * side + 1, patch):
+        try:
+            vision = vision_of(named, size)
+            return vision, _fitting(_projector(design, vision, language, origin), vision)
+        except Unsupported as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _fitting(projector: ProjectorSpec, vision: VisionSpec) -> ProjectorSpec:
+    """The same.
+
+    Raises:
+        Unsupported: the features do not fit; the message says which would, and how many pixels each is wide.
+    """
+    try:
+        plugins.projector(projector).build(projector)
+    except Unsupported as error:
+        raise Unsupported(error.what, f"{error.cure} (of {vision.patch_size} pixels each)") from error
+    return projector
+
+
+def _taken_vision(design: Design, origin: Checkpoint | None) -> VisionSpec:
     assert origin is not None
     if design.image_size not in (None, origin.spec.vision.image_size):
         raise UsageError(

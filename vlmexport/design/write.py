@@ -19,7 +19,7 @@ from vlmexport.checkpoint.layouts import design as layout
 from vlmexport.checkpoint.locate import demo_folder
 from vlmexport.checkpoint.tokenizer_files import FILES
 from vlmexport.console import QUIET, Console
-from vlmexport.design.specify import Design, open_origin, specify
+from vlmexport.design.specify import Design, open_origin, specify, vision_of
 from vlmexport.model import plugins
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def create(design: Design, folder: Path, *, force: bool = False, console: Consol
 
     origin = open_origin(design)
     spec = specify(design, folder.resolve().name, origin)
+    _tell_size(design, spec, console)
     taken = _taken(design, origin)
     shapes = _shapes(spec, taken)
     total = sum(value.nbytes for value in shapes.values())
@@ -67,6 +68,15 @@ def create(design: Design, folder: Path, *, force: bool = False, console: Consol
         for size in _write(new, shapes, _weights(spec, shapes, taken, random)):
             advance(size)
     return spec
+
+
+def _tell_size(design: Design, spec: Spec, console: Console) -> None:
+    """Where the projector decided on the image size."""
+    named = design.named("vision")
+    own = vision_of(named).image_size if named and design.image_size is None else spec.vision.image_size
+    if own != spec.vision.image_size:
+        new, projector = spec.vision.image_size, spec.projector.kind
+        console.note(f"images of {new} pixels: at {named}'s own {own}, features do not fit {projector}")
 
 
 def _taken(design: Design, origin: Checkpoint | None) -> State:
