@@ -3,8 +3,8 @@
     python benchmarks/architectures.py --json benchmarks/results/architectures.json
 
 Weights are random: time and size do not depend on them, int8's error does, so its column compares designs and promises
-nothing for a trained model. Float and int8 run in turn in one process, two threads each; medians. Rows that the JSON
-file holds already are not measured again. ``--show`` prints the tables alone.
+nothing for a trained model. Float and int8 take turns of a few runs in one process, two threads each; medians. Rows
+that the JSON file holds already are not measured again. ``--show`` prints the tables alone.
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ ENCODERS = (
     "timm:fastvit_t8", "timm:fastvit_mci0",
 )  # fmt: skip
 IMAGES, HELD_OUT = 16, 8
-TURNS = 9
+TURNS, RUNS = 3, 5
+PAUSE = 0.1
+"""Seconds before a turn: a session's threads wait for more work busily, and would take the other's time."""
+
 LAYERS = 2
 """Of the tower that makes features for projectors: their time does not depend on what they are of."""
 
@@ -125,9 +128,12 @@ def measured(sessions: dict[str, InferenceSession], inputs: list[dict[str, npt.N
     times: dict[str, list[float]] = {precision: [] for precision in sessions}
     for _ in range(TURNS):
         for precision, session in sessions.items():
-            start = time.perf_counter()
+            time.sleep(PAUSE)
             run(session, inputs[0])
-            times[precision].append(1e3 * (time.perf_counter() - start))
+            for _ in range(RUNS):
+                start = time.perf_counter()
+                run(session, inputs[0])
+                times[precision].append(1e3 * (time.perf_counter() - start))
     metrics = loss.metrics()
     return {
         "ms": {precision: median(values) for precision, values in times.items()},

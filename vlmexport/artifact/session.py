@@ -31,6 +31,9 @@ def open_session(path: Path, threads: int = THREADS, graph: bytes | None = None)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = _WARNINGS
+    # Its threads wait for the next run busily. A bundle is three graphs, and those of one would take the next one's
+    # time: half of an image's on two cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     # The default on arm64. On x86 it leaves U8 graphs as they are, and S8 graphs run their integer products here too.
     options.add_session_config_entry("session.qdqisint8allowed", "1")
     try:

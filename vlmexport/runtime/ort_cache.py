@@ -10,22 +10,30 @@ from vlmexport.runtime.stages import F32
 
 _PAST = "past_key_values"
 
+_value = onnxruntime.OrtValue.ortvalue_from_numpy
+
 
 class GrowingCache:
     """Keys and values as a traced decoder has them: each step returns them longer by what it was given."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self._session, self._cache = session, empty_cache(session)
+        self._session, self._past = session, 0
+        self._names = [value.name for value in session.get_outputs()]
+        self._cache = {name: _value(empty) for name, empty in empty_cache(session).items()}
 
     def step(self, embeds: F32) -> F32:
         """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
-        past = next(iter(self._cache.values())).shape[2]
-        total = past + embeds.shape[1]
-        given = {"inputs_embeds": embeds, "attention_mask": np.ones((1, total), np.int64), **self._cache}
-        given["position_ids"] = np.arange(past, total)[None]
-        outputs = run(self._session, given)
-        logits = outputs.pop("logits")
+        total = self._past + embeds.shape[1]
+        given = {
+            "inputs_embeds": _value(np.ascontiguousarray(embeds)),
+            "attention_mask": _value(np.ones((1, total), np.int64)),
+            "position_ids": _value(np.arange(self._past, total)[None]),
+        }
+        found = self._session.run_with_ort_values(self._names, given | self._cache)
+        outputs = dict(zip(self._names, found, strict=True))
+        logits: F32 = outputs.pop("logits").numpy()
         self._cache = {name.replace("present", _PAST): value for name, value in outputs.items()}
+        self._past = total
         return logits
 
 
