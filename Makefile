@@ -1,6 +1,6 @@
 # make demo   everything once, on the model that ships with the package
 # make test   all tests; `make quick` leaves the slow ones out
-# make thorough  every encoder with every projector and language model, from `new` to `check`; right bundles over 20 seeds (half an hour)
+# make thorough  every encoder with every projector and language model, from `new` to `check`; right bundles over 20 seeds (a quarter of an hour)
 # make parity the demo's bundles against the committed baselines; `make baselines` makes them anew
 # make optimum  optimum, which pins an older transformers, in an environment of its own: a test and a benchmark use it
 # make arm64  arm64's onnxruntime under QEMU, for `vlmexport check --on arm64` and its tests (Debian; 180 MB)
