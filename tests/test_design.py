@@ -95,6 +95,7 @@ def test_force_replaces_a_design_and_nothing_else(folder: Path, tmp_path: Path) 
         ({"projector": "nope"}, r"unknown projector 'nope'"),
         ({"image_size": 98}, r"ldpnetv2 .* 49 patches do not divide: use .*12x12"),
         ({"projector": "pool", "image_size": 98}, r"7x7\) do not divide"),
+        ({"projector": "qformer8x100"}, r"heads of 64, 100 do not divide: use a multiple of 64$"),
         ({"language": "llama:9b"}, r"llama has no variant '9b': known: llama:tiny"),
         (
             {"vision": "clip:l14-336", "projector": "linear", "image_size": None, "language": "bert:base"},
@@ -126,7 +127,7 @@ def test_the_projector_decides_on_the_image_size(vision: str, projector: str, si
     assert plugins.projector(spec.projector).num_tokens(spec.projector) == tokens
     assert specify(replace(design, image_size=size)) == spec
     for smaller in range(224, size, 32):
-        with pytest.raises(Unsupported, match="pixels each"):
+        with pytest.raises(Unsupported, match=f", such as --image-size {size}$"):
             specify(replace(design, image_size=smaller))
 
 

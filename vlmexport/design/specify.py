@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
@@ -90,36 +91,37 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
 
 
 def _seeing(design: Design, language: LanguageSpec, origin: Checkpoint | None) -> tuple[VisionSpec, ProjectorSpec]:
-    named = design.named("vision")
-    if not named or design.image_size is not None:
-        vision = vision_of(named, design.image_size) if named else _taken_vision(design, origin)
-        return vision, _fitting(_projector(design, vision, language, origin), vision)
-    own = vision_of(named)
-    plugins.projector(_projector(design, own, language, origin))  # says that it is not known
-    refused = None
-    scale = vision_of(named, own.image_size).image_size // own.image_size  # s2 takes the size of one tile
-    side, patch = own.image_size // scale, own.patch_size // scale
-    for size in range(side, _LARGEST * side + 1, patch):
-        try:
-            vision = vision_of(named, size)
-            return vision, _fitting(_projector(design, vision, language, origin), vision)
-        except Unsupported as error:
-            refused = refused or error
-    assert refused is not None
-    raise refused
-
-
-def _fitting(projector: ProjectorSpec, vision: VisionSpec) -> ProjectorSpec:
-    """The same.
+    """Encoder and projector, which fit each other.
 
     Raises:
-        Unsupported: the features do not fit; the message says which would, and how many pixels each is wide.
+        Unsupported: they do not; the message has an image size at which they would, where there is one.
     """
+    named = design.named("vision")
+    if not named:
+        vision = _taken_vision(design, origin)
+        return vision, _projector(design, vision, language, origin)
+    vision = vision_of(named, design.image_size)
     try:
-        plugins.projector(projector).build(projector)
+        return vision, _projector(design, vision, language, origin)
     except Unsupported as error:
-        raise Unsupported(error.what, f"{error.cure} (of {vision.patch_size} pixels each)") from error
-    return projector
+        for size in _larger(named):
+            with suppress(Unsupported):
+                vision = vision_of(named, size)
+                projector = _projector(design, vision, language, origin)
+                break
+        else:
+            raise
+        if design.image_size is None:
+            return vision, projector
+        raise Unsupported(error.what, f"{error.cure}, such as --image-size {size}") from error
+
+
+def _larger(named: str) -> range:
+    """Image sizes of an encoder from its own on; of s2, those of a tile."""
+    own = vision_of(named)
+    scale = vision_of(named, own.image_size).image_size // own.image_size
+    side = own.image_size // scale
+    return range(side, _LARGEST * side + 1, own.patch_size // scale)
 
 
 def _taken_vision(design: Design, origin: Checkpoint | None) -> VisionSpec:
@@ -144,7 +146,9 @@ def _projector(design: Design, vision: VisionSpec, language: LanguageSpec, origi
     named = design.named("projector")
     sizes = (vision.hidden_size, language.hidden_size, vision.num_patches)
     if named:
-        return ProjectorSpec(named, *sizes)
+        spec = ProjectorSpec(named, *sizes)
+        plugins.projector(spec).build(spec)  # says what does not fit
+        return spec
     assert origin is not None
     taken = origin.spec.projector
     if taken != ProjectorSpec(taken.kind, *sizes):
