@@ -25,6 +25,7 @@ from tests.checkpoints import (
 from tests.command import vlmexport
 from tests.onnx_bundles import picture
 from tests.test_cli import assert_one_line_error
+from vlmexport.artifact.bundle import read_manifest
 from vlmexport.calibrate import calibration_samples
 from vlmexport.checkpoint import open_checkpoint
 from vlmexport.checkpoint.locate import demo_folder
@@ -271,6 +272,14 @@ def test_a_design_goes_through_export_and_runtime(
     prompt = runtime.prompt("what is it?")
     assert cosine(runtime.logits(prompt, tokens), reference.logits(prompt, expected)) > least - 0.01
     runtime.close()
+
+
+@pytest.mark.slow
+def test_a_model_that_rounds_is_judged_as_one(tmp_path: Path) -> None:
+    create(replace(TINY, projector="quantized_qnnpack"), tmp_path / "model")
+    recipe = resolve("onnx-fp32", environ={})
+    bundle = export(str(tmp_path / "model"), recipe, tmp_path / "bundle")
+    assert read_manifest(bundle).recipe.gates == recipe.gates.behind_rounding() != recipe.gates
 
 
 def cosine(a: F32, b: F32) -> float:

@@ -184,7 +184,8 @@ class Gates(_Frozen):
         """
         if self.logits_max_abs is None:
             return self
-        nmse, kld = max(self.tokens_nmse or 0.0, 1e-5), self.logits_kld or 1e-6
+        nmse = None if self.tokens_nmse is None else max(self.tokens_nmse, 1e-5)
+        kld = 1e-6 if self.logits_kld is None else self.logits_kld
         return self.model_copy(update={"tokens_nmse": nmse, "logits_max_abs": None, "logits_kld": kld})
 
 

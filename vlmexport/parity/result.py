@@ -208,7 +208,7 @@ class ParityResult(_Model):
     baseline: BaselineResult | None = None
     pictures: list[Picture] = Field(default_factory=list, description="The worst image and the median one.")
     cores: list[CoreResult] = Field(default_factory=list)
-    components: list[Component] = Field(default_factory=list, description="None where memory was not asked for.")
+    components: list[Component] = Field(default_factory=list, description="Empty where memory was not asked for.")
     bisect: BisectResult | None = Field(None, description="None where --bisect was not asked for.")
     weights: WeightsResult | None = Field(None, description="None where no layer is int8, or no float model at hand.")
 
