@@ -1,6 +1,7 @@
 # make demo   everything once, on the model that ships with the package
 # make test   all tests; `make quick` leaves the slow ones out
 # make thorough  every encoder with every projector and language model, from `new` to `check`; right bundles over 20 seeds (a quarter of an hour)
+# make rotating  a part of `make thorough`, which SEED chooses (by default the commit), so that CI goes through all of it in time
 # make parity the demo's bundles against the committed baselines; `make baselines` makes them anew
 # make optimum  optimum, which pins an older transformers, in an environment of its own: a test and a benchmark use it
 # make arm64  arm64's onnxruntime under QEMU, for `vlmexport check --on arm64` and its tests (Debian; 180 MB)
@@ -8,7 +9,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 
-.PHONY: demo test quick thorough parity baselines optimum arm64 bench lint clean
+.PHONY: demo test quick thorough rotating parity baselines optimum arm64 bench lint clean
 
 $(VENV)/ready: pyproject.toml
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -38,12 +39,19 @@ demo: $(BUNDLES:=/vlmexport.json)
 WORKERS ?= 2
 CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
+PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --durations=20 --durations-min=2
+THOROUGH := tests/conformance/test_combinations.py tests/mutations/test_unmutated.py
+SEED ?= $(shell git rev-parse --short=12 HEAD)
+
 test: lint
-	$(CALM) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(CALM) $(PYTEST) --dist loadfile --no-loadscope-reorder
 
 thorough: $(VENV)/ready
-	$(CALM) VLMEXPORT_TEST_ALL=1 $(VENV)/bin/python -m pytest -n $(WORKERS) \
-	    tests/conformance/test_combinations.py tests/mutations/test_unmutated.py
+	$(CALM) VLMEXPORT_TEST_ALL=1 $(PYTEST) $(THOROUGH)
+
+rotating: $(VENV)/ready
+	@echo 'the part of $(SEED); again with: make rotating SEED=$(SEED)'
+	$(CALM) VLMEXPORT_TEST_SEED=$(SEED) $(PYTEST) $(THOROUGH)
 
 # The demo's bundles against what was reached before (baselines/). Half of the losses may be added: another machine has other kernels.
 parity: $(BUNDLES:=/vlmexport.json)
@@ -59,7 +67,7 @@ baselines: $(BUNDLES:=/vlmexport.json)
 	done
 
 quick: $(VENV)/ready
-	$(CALM) $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow"
+	$(CALM) $(PYTEST) --dist loadfile -m "not slow"
 
 # It sees torch and ONNX Runtime of $(VENV) behind its own packages, so neither is installed twice.
 OPTIMUM := .venv-optimum

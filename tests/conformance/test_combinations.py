@@ -1,13 +1,13 @@
 """Every pair of kinds at least once, from ``new`` to ``check``: ONNX in float and for both targets, GGUF or a hybrid.
 
 Each encoder meets every projector, and the language models take turns along both, so that each meets every encoder and
-every projector too. ``make test`` goes through three combinations that share nothing, ``make thorough`` through all.
+every projector too. ``make test`` goes through three combinations that share nothing, ``make rotating`` through those
+that its seed chooses, ``make thorough`` through all.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import pkgutil
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ import vlmexport.model.language
 import vlmexport.model.projector
 import vlmexport.model.vision
 from tests.command import vlmexport as command
+from tests.rotation import rotating
 from vlmexport.parity import expected, side
 
 
@@ -38,8 +39,7 @@ COMBINATIONS = [
     for column, projector in enumerate(PROJECTORS)
     for row, vision in enumerate(VISIONS)
 ]
-FEW = COMBINATIONS[::22]
-ALL = bool(os.environ.get("VLMEXPORT_TEST_ALL"))
+PART = 8
 SAMPLES = "20"
 SIZES = ("168", "384", "192")
 """Of images: 12x12 patches of every encoder, which every projector takes and the positions of a BERT hold."""
@@ -67,7 +67,7 @@ def test_each_pair_is_met() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("vision", "projector", "language"), COMBINATIONS if ALL else FEW)
+@pytest.mark.parametrize(("vision", "projector", "language"), rotating(COMBINATIONS, COMBINATIONS[::22], PART))
 def test_from_new_to_check(vision: str, projector: str, language: str, tmp_path: Path) -> None:
     if "timm" in vision:
         pytest.importorskip("timm", reason="timm is not installed")
