@@ -24,7 +24,8 @@ from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET
 from vlmexport.demo.heldout import heldout_scenes
 from vlmexport.demo.paint import paint
-from vlmexport.model.pixels import read_image, to_size
+from vlmexport.model.images import read_image
+from vlmexport.model.pixels import to_size
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 from vlmexport.runtime.opening import open_runtime

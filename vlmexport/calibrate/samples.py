@@ -15,7 +15,7 @@ from PIL import Image
 from vlmexport.demo.heldout import heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.errors import CheckpointError, UsageError
-from vlmexport.model.pixels import read_image
+from vlmexport.model.images import read_image
 
 Task = Literal["exact", "vqa", "yes_no", "caption"]
 """How an answer is scored."""

@@ -124,7 +124,7 @@ def bench(
 ) -> None:
     """Measure bundles side by side: image, first token, tokens a second, memory, size, energy."""
     from vlmexport.bench import bench as measure
-    from vlmexport.model.pixels import read_image
+    from vlmexport.model.images import read_image
     from vlmexport.report import bench as report
 
     console = Console(as_json, quiet)

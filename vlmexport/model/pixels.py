@@ -1,30 +1,12 @@
-"""The pixels stage: an image file to normalised pixel values, as MobileVLM does it."""
+"""The pixels stage: an RGB image to normalised pixel values, as MobileVLM does it."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from vlmexport.checkpoint import VisionSpec
-from vlmexport.errors import UsageError
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file as RGB, upright: a telephone notes in the file how it was held.
-
-    Raises:
-        UsageError: it is missing or no image.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError as error:
-        raise UsageError(f"image {path} does not exist", "check the path") from error
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"image {path} cannot be read ({error})", "pass a PNG, JPEG or WebP file") from error
 
 
 def background(spec: VisionSpec) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vlmexport.artifact.bundle import MANIFEST
 from vlmexport.checkpoint.locate import open_model
-from vlmexport.model.pixels import read_image
+from vlmexport.model.images import read_image
 from vlmexport.runtime.opening import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import Runtime

@@ -62,7 +62,10 @@ function decoded(bitmap, square, mean) {
   const context = new OffscreenCanvas(width, height).getContext('2d', { alpha: false, willReadFrequently: true });
   context.fillStyle = `rgb(${mean.map((value) => Math.floor(255 * value)).join(' ')})`;
   context.fillRect(0, 0, width, height);
-  context.drawImage(bitmap, Math.floor((width - bitmap.width) / 2), Math.floor((height - bitmap.height) / 2));
+  const [left, top] = [Math.floor((width - bitmap.width) / 2), Math.floor((height - bitmap.height) / 2)];
+  context.fillStyle = 'white'; // what is transparent, as in model/images.py
+  context.fillRect(left, top, bitmap.width, bitmap.height);
+  context.drawImage(bitmap, left, top);
   const rgba = context.getImageData(0, 0, width, height).data;
   const rgb = new Uint8ClampedArray(width * height * CHANNELS);
   for (let from = 0, to = 0; to < rgb.length; from += 4, to += CHANNELS) {
