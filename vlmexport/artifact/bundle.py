@@ -10,16 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from vlmexport.artifact.card import card
+from vlmexport.artifact.inside import InnerPath, refuse_links
 from vlmexport.artifact.staging import MANIFEST as MANIFEST
 from vlmexport.artifact.staging import staged as staged
 from vlmexport.artifact.workers import cores
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint import Checkpoint, Spec
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 _READ = 1 << 22
+_MANIFEST_BYTES = 64 << 20
+_SPEC = TypeAdapter(Spec)
 
 
 class _Model(BaseModel):
@@ -37,7 +40,7 @@ class _Model(BaseModel):
 class File(_Model):
     """A file of the bundle: path relative to it, with forward slashes."""
 
-    path: str
+    path: InnerPath
     bytes: int
     sha256: str
     component: str | None = None
@@ -62,6 +65,21 @@ class Calibrated(_Model):
     images: list[str] = Field(default_factory=list, description="SHA-256 of the image files, which no check uses.")
 
 
+class _Named(BaseModel):
+    """The files among a manifest's details, and the value inside of a graph that its runtime reads."""
+
+    graphs: dict[str, InnerPath] = Field(default_factory=dict)
+    language: InnerPath | None = None
+    mmproj: InnerPath | None = None
+    tokenizer: InnerPath | None = None
+    features: str | None = None
+
+
+def _checked(details: dict[str, Any]) -> dict[str, Any]:
+    _Named.model_validate(details)
+    return details
+
+
 class Manifest(_Model):
     """``vlmexport.json``."""
 
@@ -74,7 +92,9 @@ class Manifest(_Model):
     files: list[File] = Field(default_factory=list)
     tensors: dict[str, str] = Field(default_factory=dict, description="Tensor or layer → type, where not the default.")
     notes: list[str] = Field(default_factory=list)
-    details: dict[str, Any] = Field(default_factory=dict, description="What the bundle's own runtime needs to know.")
+    details: Annotated[dict[str, Any], AfterValidator(_checked)] = Field(
+        default_factory=dict, description="What the bundle's own runtime needs to know."
+    )
     parity: dict[str, Any] | None = None
 
     @property
@@ -167,18 +187,46 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a bundle's manifest.
+    """Read a bundle's manifest, which may come from a stranger: no path in it and no link beside it leads elsewhere.
 
     Raises:
-        UsageError: not a bundle, or its manifest is damaged.
+        UsageError: not a bundle.
+        CheckpointError: its manifest is damaged, or leads out of the bundle.
     """
     path = folder / MANIFEST
     if not path.is_file():
         raise UsageError(f"{folder} is not a bundle (it has no {MANIFEST})", "make one with `vlmexport onnx` or `gguf`")
+    refuse_links(folder)
     try:
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8"))
-    except (ValidationError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged or of another version", "export the bundle again") from error
+        if path.stat().st_size > _MANIFEST_BYTES:
+            raise ValueError(f"it is larger than {_MANIFEST_BYTES >> 20} MiB")
+        manifest = Manifest.model_validate_json(path.read_bytes())
+        _refuse_unknown(manifest.source.spec, asdict(_SPEC.validate_python(manifest.source.spec)))
+    except ValueError as error:  # pydantic's too
+        reason, cure = _first(error)
+        raise CheckpointError(f"{path} is damaged or of another version ({reason})", cure) from error
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({error.strerror})", "check its permissions") from error
+    return manifest
+
+
+def _refuse_unknown(given: dict[str, Any], known: dict[str, Any]) -> None:
+    """What was written for a Spec that has more than ours would be left out in silence."""
+    for key, value in given.items():
+        if key not in known:
+            raise ValueError(f"source.spec has {key!r}, which is unknown")
+        if isinstance(value, dict) and isinstance(known[key], dict):
+            _refuse_unknown(value, known[key])
+
+
+def _first(error: ValueError) -> tuple[str, str]:
+    """Of pydantic's complaints the first, with its place, and what to do about it. Our own validators refuse paths."""
+    cure = "export the bundle again"
+    if not isinstance(error, ValidationError):
+        return str(error), cure
+    found = error.errors(include_url=False, include_input=False)[0]
+    where = " ".join(".".join(map(str, found["loc"])).split())
+    return f"{where}: {found['msg']}", "do not trust this bundle" if found["type"] == "value_error" else cure
 
 
 def verify(folder: Path, manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vlmexport.artifact import batch_norm
+from vlmexport.artifact.inside import refuse_outside
 from vlmexport.quantize.products import OPERATORS
 
 F32 = npt.NDArray[np.float32]
@@ -60,6 +61,8 @@ class Int8Layer:
 def int8_layers(path: Path) -> Iterator[Int8Layer]:
     """In the graph's order; weights are read when they are asked for."""
     model = ir.load(path)
+    weights = (value.const_value for value in model.graph.initializers.values())
+    refuse_outside((str(data.location) for data in weights if isinstance(data, ir.ExternalTensor)), path)
     names = {node.name for node in model.graph}
     for node in model.graph:
         layer = str(node.name)

@@ -6,11 +6,11 @@ import hashlib
 import io
 import json
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.errors import Unsupported
 
 _PAGE = Path(__file__).with_name("page")
 _MIME = {
@@ -69,26 +69,15 @@ def refuse_browser(bundle: Path, manifest: Manifest) -> None:
 
 
 def routes(bundle: Path, manifest: Manifest, client: dict[str, Path]) -> dict[str, Resource]:
-    """Path of a URL → what is there: the page, the client, the bundle's own files, pictures to begin with.
-
-    Raises:
-        CheckpointError: the manifest names a file that lies elsewhere.
-    """
+    """Path of a URL → what is there: the page, the client, the bundle's own files, pictures to begin with."""
     files = {f"/{path.name}": path for path in _PAGE.iterdir()}
     files["/"] = files.pop("/index.html")
     files |= {f"/client/{name}": path for name, path in client.items()}
-    files |= {f"/bundle/{file.path}": _inside(bundle, file.path) for file in manifest.files}
+    files |= {f"/bundle/{file.path}": bundle / file.path for file in manifest.files}
     found = {path: Resource(file, _mime(file)) for path, file in files.items()}
     examples = _examples(manifest)
     about = json.dumps(_about(manifest, list(examples))).encode()
     return found | {"/about.json": Resource(about, _MIME[".json"])} | examples
-
-
-def _inside(bundle: Path, name: str) -> Path:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts:
-        raise CheckpointError(f"the manifest of {bundle} names {name}, outside of it", "do not trust this bundle")
-    return bundle / path
 
 
 def _mime(path: Path) -> str:
