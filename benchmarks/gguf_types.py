@@ -89,10 +89,10 @@ def asked(bundle: Path, questions: Iterable[Question]) -> dict[str, Any]:
             expected = question.values
             prompt = expected.prompt
             whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
-            logits = decoder.logits(whole, question.tokens)
+            logits = decoder.logits(whole, question.tokens, len(expected.answer))
             measure.add(expected.logits, logits, expected.answer)
             text = expected.text
-            if logits[0, -len(expected.answer) :].argmax(-1).tolist() != expected.answer:
+            if logits[0].argmax(-1).tolist() != expected.answer:
                 ids = [token.id for token in decoder.generate(prompt, question.tokens, MAX_NEW_TOKENS)]
                 text = decoder.decode(ids)
             rows.append((question.sample.answer, expected.text, text))

@@ -53,15 +53,21 @@ def one_by_one(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample]) -> dict[s
                 if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
             ]
             vlm.tokens(vlm.features(pixels))
-            vlm.logits(torch.cat([embeds, vlm.embed(answer)], 1))
+            vlm.logits(torch.cat([embeds, vlm.embed(answer)], 1), len(answer) + 1)  # those that decide a token
             for handle in handles:
                 handle.remove()
     return seen
 
 
 @pytest.mark.slow
-def test_a_batch_counts_what_plain_passes_see(tiny: Checkpoint, few: list[Sample]) -> None:
+@pytest.mark.parametrize("together", [3, 1])
+def test_a_batch_counts_what_plain_passes_see(
+    together: int, tiny: Checkpoint, few: list[Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All in one batch, and one by one because more would take too much memory."""
     vlm = load(tiny)
+    if together == 1:
+        monkeypatch.setattr(sys.modules[collect.__module__], "AT_ONCE", 1)
     statistics = collect(vlm, tiny.tokenizer, few)
     seen = one_by_one(vlm, tiny, few)
     assert set(statistics.layers) == set(seen)
@@ -73,6 +79,17 @@ def test_a_batch_counts_what_plain_passes_see(tiny: Checkpoint, few: list[Sample
         expected = np.histogram(rows, layer.histogram.edges)[0]
         assert layer.histogram.counts.sum() == rows.size
         assert np.abs(layer.histogram.counts - expected).sum() <= 1e-3 * rows.size, name
+
+
+def test_the_head_is_given_the_positions_that_decide_a_token(tiny: Checkpoint, few: list[Sample]) -> None:
+    """Logits of every position of a batch would be gigabytes in a large vocabulary."""
+    vlm, read = load(tiny), []
+    vlm.language.lm_head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))  # type: ignore[operator, union-attr]
+    collect(vlm, tiny.tokenizer, [few[0], few[2]])
+    assert set(read) == {1}
+    read.clear()
+    collect(vlm, tiny.tokenizer, [few[1]])
+    assert read == [len(tiny.tokenizer.encode("a chat", bos=False)) + 2]
 
 
 def test_image_and_text_positions(tiny: Checkpoint, few: list[Sample]) -> None:

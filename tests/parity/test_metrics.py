@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -70,13 +72,25 @@ def test_kl_divergence_by_hand() -> None:
 
 
 def test_logits_are_judged_where_the_answer_is_decoded() -> None:
-    reference = np.zeros((1, 4, 3), np.float32)
-    reference[0, 2:, 1] = 5
+    reference = np.zeros((1, 2, 3), np.float32)
+    reference[0, :, 1] = 5
     other = reference.copy()
-    other[0, 0, 2] = 9  # a prompt position: counts for max_abs alone
+    other[0, 0, 2] = 4
     measure = LogitsMeasure()
-    measure.add(reference, other, [1, 1])
+    divergences = measure.add(reference, other, [1, 1])
     metrics = measure.metrics()
-    assert metrics["kld"] == 0
+    assert divergences.tolist() == [metrics["kld_max"], 0]
     assert metrics["top1"] == 1
-    assert metrics["max_abs"] == 9
+    assert metrics["max_abs"] == 4
+
+
+def test_a_large_vocabulary_is_compared_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    reference, other = (random.standard_normal((1, 7, 50)).astype(np.float32) for _ in range(2))
+    answer = reference[0].argmax(-1).tolist()
+    whole, parts = LogitsMeasure(), LogitsMeasure()
+    divergences = whole.add(reference, other, answer)
+    monkeypatch.setattr(sys.modules[LogitsMeasure.__module__], "_AT_ONCE", 100)
+    np.testing.assert_array_equal(parts.add(reference, other, answer), divergences)
+    assert [len(rows) for rows in parts.kld] == [2, 2, 2, 1]
+    assert parts.metrics() == pytest.approx(whole.metrics())

@@ -19,7 +19,7 @@ def test_logits_are_those_over_the_float_models_answer(tiny: Checkpoint) -> None
     own = Live(runtime).question(asked, image.tokens)
     other = [(token + 1) % tiny.spec.language.vocab_size for token in own.answer]
     forced = Prompt(own.prompt.text, own.prompt.before, (*own.prompt.after, *other[:-1]))
-    logits = runtime.logits(forced, image.tokens)
+    logits = runtime.logits(forced, image.tokens, len(other))
     side = Side(runtime)
     side.image(asked.image_id, asked.image(), image)
     side.question(asked, QuestionValues(own.prompt, other, own.margins, "", logits), image.tokens)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.onnx_bundles import Bundles, picture
+from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.tokenizer import Prompt
@@ -38,6 +39,8 @@ def test_float_stages(name: str, onnx_bundle: Bundles, reference: ReferenceRunti
     prompt = reference.prompt("what is polite?")
     assert runtime.prompt("what is polite?") == prompt
     np.testing.assert_allclose(runtime.logits(prompt, tokens), reference.logits(prompt, tokens), atol=1e-3)
+    for side in (runtime, reference):
+        assert_rows_are_those_that_are_asked_for(side, prompt, tokens)
     got, want = list(runtime.generate(prompt, tokens, 12)), list(reference.generate(prompt, tokens, 12))
     assert [token.id for token in got] == [token.id for token in want]
     np.testing.assert_allclose([t.margin for t in got], [t.margin for t in want], atol=1e-3)

@@ -19,7 +19,7 @@ from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Console
 from vlmexport.model import load
 
-_VERSION = 5
+_VERSION = 6
 
 
 def key(weights: dict[str, str], samples: list[Sample], components: tuple[str, ...] = COMPONENTS) -> str:

@@ -6,7 +6,8 @@ a run on several machines add the same numbers in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,15 +16,19 @@ from transformers import DynamicCache
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint import Tokenizer
+from vlmexport.checkpoint import LanguageSpec, Tokenizer
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM
 
 SHARD = 8
-"""Samples that go through the decoder together: each of its weights is read, and converted, once for all of them."""
+"""Samples that go through the decoder together, as far as ``AT_ONCE`` reaches: each of its weights is read, and
+converted, once for all of them."""
 
 MAX_ANSWER = 64
 """Longest answer, in tokens, that is generated for a sample without one."""
+
+AT_ONCE = 2**31
+"""Bytes that the decoder may hold of sequences beside its weights: fewer go through it together where they are long."""
 
 LARGE, LARGE_ANSWER = 4_000_000_000, 8
 """Parameters from which on a decoder's answers are cut at so many tokens. Such a decoder is rarely held in memory, and
@@ -64,7 +69,7 @@ def collect_shard(
 
     A sequence is prompt, image and answer, so that the decoder's statistics hold what decoding will see: the sample's
     own answer where it has one, else the model's greedy answer, of at most ``MAX_ANSWER`` or ``LARGE_ANSWER`` tokens. A
-    classifier reads prompt and image alone.
+    classifier reads prompt and image alone. The head is given the positions alone that decide a token.
     """
     with Recorder(vlm) as recorder, torch.inference_mode():
         decodes = "language" in vlm.components
@@ -80,33 +85,83 @@ def collect_shard(
     return Statistics(dict(sorted(recorder.layers.items())), tuple(sample.id for sample in samples))
 
 
+@dataclass
+class _Sequence:
+    """What goes through the decoder: f32 [tokens, hidden] of prompt, image and the sample's own answer; where the image
+    is; tokens of that answer and of the end, None where it has none."""
+
+    embeds: torch.Tensor
+    image: slice
+    answer: int | None
+
+
 def _decode(
     vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], tokens: list[torch.Tensor], recorder: Recorder
 ) -> None:
-    """Run the sequences as one batch, padded on the left, and go on greedily with those that have no answer; padded on
-    the right, and no further, where there is no answer to go on with."""
-    embeds, images, generates = [], [], vlm.spec.language.generates
+    """Run the sequences, as many together as ``AT_ONCE`` holds."""
+    sequences = []
     for sample, visual in zip(samples, tokens, strict=True):
         prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
-        is_given = generates and sample.answer is not None
+        is_given = vlm.spec.language.generates and sample.answer is not None
         ids = [*tokenizer.encode(sample.answer or "", bos=False), vlm.spec.eos_token_id] if is_given else []
-        embeds.append(torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)[0])
-        images.append(slice(len(prompt.before), len(prompt.before) + visual.shape[-2]))
-    batch, mask, is_image = _padded(embeds, images, on_the_left=generates)
-    recorder.is_image, recorder.counted = is_image.flatten().numpy(), mask.bool().flatten().numpy()
+        embeds = torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)[0]
+        image = slice(len(prompt.before), len(prompt.before) + visual.shape[-2])
+        sequences.append(_Sequence(embeds, image, len(ids) if is_given else None))
+    for batch in _batches(vlm.spec.language, sequences):
+        _run(vlm, batch, recorder)
+
+
+def _batches(spec: LanguageSpec, sequences: Sequence[_Sequence]) -> Iterator[list[_Sequence]]:
+    """Neighbours that take at most ``AT_ONCE`` together, or one that takes more alone."""
+    batch: list[_Sequence] = []
+    for sequence in sequences:
+        if batch and _bytes(spec, [*batch, sequence]) > AT_ONCE:
+            yield batch
+            batch = []
+        batch.append(sequence)
+    yield batch
+
+
+def _bytes(spec: LanguageSpec, batch: Sequence[_Sequence]) -> int:
+    """Of the float32 values of a batch that are held together: keys and values of all layers, what one layer computes,
+    the mask, and the logits."""
+    longest = max(len(sequence.embeds) for sequence in batch)
+    cache = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim if spec.generates else 0
+    position = cache + 4 * spec.intermediate_size + 4 * spec.hidden_size + longest
+    return 4 * len(batch) * (longest * position + _read_by_head(batch) * spec.vocab_size)
+
+
+def _read_by_head(batch: Sequence[_Sequence]) -> int:
+    """Last positions that decide a token of an answer that is given, and the one that decides the next."""
+    return 1 + max(sequence.answer or 0 for sequence in batch)
+
+
+def _run(vlm: VLM, sequences: Sequence[_Sequence], recorder: Recorder) -> None:
+    """One batch, padded on the left, and on greedily with those that have no answer; padded on the right, and no
+    further, where the language model generates none."""
+    generates = vlm.spec.language.generates
+    batch, mask, is_image = _padded(
+        [sequence.embeds for sequence in sequences], [sequence.image for sequence in sequences], on_the_left=generates
+    )
+    recorder.is_image, recorder.counted = is_image.numpy(), mask.bool().numpy()
     if not generates:
         vlm.language(inputs_embeds=batch, attention_mask=mask)
         return
+    decided = torch.zeros_like(is_image)
+    for row, sequence in zip(decided, sequences, strict=True):
+        row[len(row) - 1 - (sequence.answer or 0) :] = True
+    recorder.decided = decided.numpy()
     cache = DynamicCache()
-    last = _step(vlm, batch, mask, cache)
-    growing = torch.tensor([sample.answer is None for sample in samples])
+    last = _step(vlm, batch, mask, cache, _read_by_head(sequences))
+    growing = torch.tensor([sequence.answer is None for sequence in sequences])
     for _ in range(longest_answer(vlm)):
         if not growing.any():
             break
         best = last.argmax(-1)
         mask = torch.cat([mask, growing[:, None].long()], 1)
-        recorder.is_image, recorder.counted = np.zeros(len(best), np.bool_), growing.numpy()
-        last = _step(vlm, vlm.embed(best.tolist()).transpose(0, 1), mask, cache)
+        recorder.is_image = np.zeros((len(best), 1), np.bool_)
+        recorder.counted = recorder.decided = growing[:, None].numpy()
+        last = _step(vlm, vlm.embed(best.tolist()).transpose(0, 1), mask, cache, 1)
         growing = growing & (best != vlm.spec.eos_token_id)
 
 
@@ -132,11 +187,13 @@ def longest_answer(vlm: VLM) -> int:
     return LARGE_ANSWER if size >= LARGE else MAX_ANSWER
 
 
-def _step(vlm: VLM, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-    """f32 [batch, new, hidden] → f32 [batch, vocabulary] after the last; ``mask`` [batch, all so far]."""
+def _step(vlm: VLM, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, read: int) -> torch.Tensor:
+    """f32 [batch, new, hidden] → f32 [batch, vocabulary] after the last; ``mask`` [batch, all so far]; ``read``: last
+    positions that the head is given."""
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
     output = vlm.language(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True
-    )
+        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True,
+        logits_to_keep=read,
+    )  # fmt: skip
     last: torch.Tensor = output.logits[:, -1]
     return last

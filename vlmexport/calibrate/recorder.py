@@ -17,15 +17,17 @@ from vlmexport.model import VLM
 class Recorder:
     """Statistics of every ``Linear`` and ``Conv2d`` input of a model while it runs; a context manager.
 
-    ``is_image`` tells the rows of the next pass apart (all image where it is None), ``counted`` says which rows count
-    (all where it is None); both bool [rows], for inputs of any leading shape in that order. What is pooled from
-    sequences has one row each: these are text, and all count.
+    ``is_image`` tells the positions of the next pass apart (all are image where it is None), ``counted`` says which of
+    them count (all where it is None), and ``decided`` which of them a token is taken from: the head reads the last
+    positions alone, and of those it counts these. All are bool [sequences, positions]. What is pooled from sequences
+    has one row each: these are text, and all count.
     """
 
     def __init__(self, vlm: VLM) -> None:
         self.layers: dict[str, LayerStatistics] = {}
         self.is_image: Bool | None = None
         self.counted: Bool | None = None
+        self.decided: Bool | None = None
         self._last: torch.Tensor | None = None
         self._statistics = LayerStatistics(0)
         self._handles = [
@@ -55,10 +57,8 @@ class Recorder:
     def _of(self, x: torch.Tensor, channels_first: bool, name: str) -> LayerStatistics:
         x = x.detach().float()
         rows = (x.movedim(1, -1) if channels_first else x).flatten(0, -2).numpy()
-        is_image, counted = self.is_image, self.counted
-        if counted is not None and len(counted) != len(rows):
-            is_image, counted = np.zeros(len(rows), np.bool_), None
-        if counted is not None:
+        is_image, counted = self._masks(x, len(rows))
+        if counted is not None and not counted.all():
             rows = rows[counted]
             is_image = is_image[counted] if is_image is not None else None
         found = LayerStatistics(rows.shape[-1])
@@ -67,3 +67,15 @@ class Recorder:
         except ValueError as error:
             raise CheckpointError(f"{name} is given values that are {error}", "the weights are damaged") from error
         return found
+
+    def _masks(self, x: torch.Tensor, rows: int) -> tuple[Bool | None, Bool | None]:
+        """bool [rows] each: what is image, and what counts."""
+        is_image, counted = self.is_image, self.counted
+        if is_image is None or counted is None:
+            return None, None
+        if x.dim() != 3:  # pooled
+            return np.zeros(rows, np.bool_), None
+        read = x.shape[1]
+        if self.decided is not None and read < counted.shape[1]:
+            counted = self.decided
+        return is_image[:, -read:].flatten(), counted[:, -read:].flatten()

@@ -78,9 +78,8 @@ class VLM(nn.Module):
         """Greedy decoding of one prompt, up to the end-of-sequence token or past it.
 
         Yields:
-            (token id, f32 [positions, vocabulary] logits, from whose last row it was taken), the end-of-sequence token
-            included. The first has a row for every position of the prompt, the others one row. Of a classifier: its
-            class, once, and f32 [1, classes].
+            (token id, f32 [1, vocabulary] logits that it was taken from), the end-of-sequence token included. Of a
+            classifier: its class, once, and f32 [1, classes].
         """
         if not self.spec.language.generates:
             logits = self.logits(embeds)[0]
@@ -88,7 +87,7 @@ class VLM(nn.Module):
             return
         cache = DynamicCache()
         for _ in range(max_new_tokens):
-            logits = self.language(inputs_embeds=embeds, cache=cache, use_cache=True).logits[0]
+            logits = self.language(inputs_embeds=embeds, cache=cache, use_cache=True, logits_to_keep=1).logits[0]
             token = int(logits[-1].argmax())
             yield token, logits
             if token == self.spec.eos_token_id and not ignore_eos:

@@ -25,9 +25,9 @@ class ImageValues:
 
 @dataclass(frozen=True)
 class QuestionValues:
-    """The float model's prompt, greedy answer (ids, their margins, text), and logits over both.
+    """The float model's prompt and its greedy answer: ids, their margins, text.
 
-    ``logits`` may begin later than the prompt; its last rows predict the answer.
+    ``logits`` f32 [1, tokens of the answer, vocabulary] are those that the answer is taken from.
     """
 
     prompt: Prompt
@@ -35,11 +35,6 @@ class QuestionValues:
     margins: list[float]
     text: str
     logits: F32
-
-    def positions(self, tokens: F32) -> int:
-        """Positions of the prompt around [1, visual tokens, hidden], and of the answer but its last token."""
-        visual: int = tokens.shape[1]
-        return len(self.prompt.before) + visual + len(self.prompt.after) + len(self.answer) - 1
 
 
 class Expected(Protocol):

@@ -13,6 +13,8 @@ from vlmexport.parity.intervals import share_interval
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 MIN_LOG_PROBABILITY = -16.0
+_AT_ONCE = 2**20
+"""Logits that are compared together, in float64: an answer of 64 tokens has 17 million in a vocabulary of 262,144."""
 
 
 class ShapeDiffersError(ValueError):
@@ -137,7 +139,8 @@ def kl_divergence(reference: F32, other: F32) -> F64:
 
 @dataclass
 class LogitsMeasure:
-    """Adds up the difference of logits at the positions that decoding uses, and their largest anywhere."""
+    """Adds up the difference of logits at the positions that decoding uses: the last of the prompt and those of the
+    answer. Logits before them decide nothing, and nobody computes them."""
 
     kld: list[F64] = field(default_factory=list)
     same_top: list[npt.NDArray[np.bool_]] = field(default_factory=list)
@@ -147,16 +150,26 @@ class LogitsMeasure:
     error: float = 0.0
     power: float = 0.0
 
-    def add(self, reference: F32, other: F32, answer: list[int]) -> None:
-        """Compare logits [1, sequence, vocabulary]; the last ``len(answer)`` positions predict the answer.
+    def add(self, reference: F32, other: F32, answer: list[int]) -> F64:
+        """Compare logits [1, tokens of the answer, vocabulary], from which the answer is taken.
+
+        Returns:
+            f64 [tokens], KL divergences.
 
         Raises:
             ShapeDiffersError: their shapes differ.
         """
         other, finite = comparable(reference, other)
         self.finite &= finite
-        self.max_abs = max(self.max_abs, float(np.abs(reference - other).max()))
-        a, b = reference[0, -len(answer) :], other[0, -len(answer) :]
+        known, step = len(self.kld), max(_AT_ONCE // reference.shape[-1], 1)
+        for start in range(0, len(answer), step):
+            rows = slice(start, start + step)
+            self._add(reference[0, rows], other[0, rows], answer[rows])
+        return np.concatenate(self.kld[known:])
+
+    def _add(self, a: F32, b: F32, answer: list[int]) -> None:
+        """Rows [tokens, vocabulary], few enough to be widened to float64 several times."""
+        self.max_abs = max(self.max_abs, float(np.abs(a - b).max()))
         self.error += float(np.square(b.astype(np.float64) - a).sum())
         self.power += float(np.square(a.astype(np.float64)).sum())
         self.kld.append(kl_divergence(a, b))

@@ -57,7 +57,7 @@ class Recorder:
         """The source's values."""
         values = self._source.question(sample, tokens)
         prompt = values.prompt
-        self._write(f"question.{len(self._about['questions'])}.logits", values.logits[:, -len(values.answer) :])
+        self._write(f"question.{len(self._about['questions'])}.logits", values.logits)
         self._about["questions"].append(
             {
                 "sample": sample.id, "prompt": [prompt.text, prompt.before, prompt.after],

@@ -137,8 +137,7 @@ class Side:
         )  # fmt: skip
 
     def _decode(self, mode: Mode, prompt: Prompt, tokens: F32) -> tuple[list[int], F32]:
-        """Ids of the greedy answer, and the logits [1, prompt and answer but its last token, vocabulary], of a class
-        [1, 1, classes]."""
+        """Ids of the greedy answer, and the logits [1, tokens of the answer, vocabulary] that they are taken from."""
         ids: list[int] = []
         rows, start = [], time.perf_counter()
         for token, logits in self.runtime.steps(prompt, tokens, MAX_NEW_TOKENS):
@@ -162,17 +161,14 @@ class Side:
         try:
             if logits is None:
                 whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
-                logits = self.runtime.logits(whole, tokens)
+                logits = self.runtime.logits(whole, tokens, len(expected.answer))
             self._keep("logits", mode, logits)
-            positions = 1 if self.runtime.classes else expected.positions(tokens)
-            if logits.shape[1] != positions:
-                raise ShapeDiffersError(f"{logits.shape[1]} positions, the reference has {positions}")
             measure = self.measured.logits.setdefault(mode, LogitsMeasure())
-            measure.add(expected.logits, logits[:, -expected.logits.shape[1] :], expected.answer)
+            divergence = measure.add(expected.logits, logits, expected.answer)
         except (VlmExportError, ShapeDiffersError) as error:
             self.measured.errors.setdefault(("logits", mode), str(error))
             return None
-        return float(measure.kld[-1].mean())
+        return float(divergence.mean())
 
     def _keep(self, stage: str, mode: Mode, value: npt.NDArray[Any]) -> None:
         if mode == "chained":

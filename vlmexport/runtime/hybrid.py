@@ -47,9 +47,9 @@ class HybridRuntime:
         """Token ids before and after the image, by llama.cpp's tokenizer."""
         return self._decoder.prompt(question)
 
-    def logits(self, prompt: Prompt, tokens: F32) -> F32:
-        """[1, sequence, vocabulary]."""
-        return self._decoder.logits(prompt, tokens)
+    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+        """[1, last, vocabulary]."""
+        return self._decoder.logits(prompt, tokens, last)
 
     def generate(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
@@ -60,7 +60,7 @@ class HybridRuntime:
     def steps(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
-        """``generate``, each token with the logits of the positions that its step decoded."""
+        """``generate``, each token with the logits that it was taken from."""
         return self._decoder.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
 
     def decode(self, ids: list[int]) -> str:

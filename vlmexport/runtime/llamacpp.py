@@ -68,28 +68,21 @@ class LlamaCppDecoder:
         ids = self.process.ask({"op": "prompt", "before": before, "after": after}, "tokenizing a prompt").body
         return Prompt(text, tuple(ids["before"]), tuple(ids["after"]))
 
-    def logits(self, prompt: Prompt, tokens: F32) -> F32:
-        """[1, sequence, vocabulary]."""
-        return self.process.ask(_chunks("logits", prompt), "decoding a prompt", tokens).arrays[0]
+    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+        """[1, last, vocabulary]."""
+        return self.process.ask(_chunks("logits", prompt) | {"last": last}, "decoding a prompt", tokens).arrays[0]
 
     def generate(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it; one answer at a time."""
-        return (token for token, _ in self._steps(prompt, tokens, max_new_tokens, ignore_eos, every=False))
+        return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
     def steps(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
-        """``generate``, each token with the logits of the positions that its step decoded."""
-        return self._steps(prompt, tokens, max_new_tokens, ignore_eos, every=True)
-
-    def _steps(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, ignore_eos: bool, every: bool
-    ) -> Iterator[tuple[Token, F32]]:
-        """``every``: logits of all positions, which take their time to compute and to hand over, or of the last."""
-        start = _chunks("start", prompt) | {"every": every}
-        reply = self.process.ask(start, "decoding a prompt", tokens)
+        """``generate``, each token with the logits that it was taken from."""
+        reply = self.process.ask(_chunks("start", prompt), "decoding a prompt", tokens)
         for step in range(max_new_tokens):
             token = reply.body["token"]
             yield Token(token, reply.body["margin"], reply.body["seconds"]), reply.arrays[0]

@@ -87,9 +87,16 @@ class Language:
                 return text.raw[:count].decode(errors="replace").strip()
             size = -count
 
-    def logits(self, before: list[int], tokens: F32, after: list[int]) -> F32:
-        """Logits of a prompt from an empty cache: f32 [1, before + visual tokens + after, vocabulary]."""
-        return self.start(before, tokens, after, every=True)[None]
+    def logits(self, before: list[int], tokens: F32, after: list[int], last: int = 0) -> F32:
+        """Logits of a prompt from an empty cache: f32 [1, last, vocabulary], all positions where ``last`` is 0."""
+        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        self._past, self.seconds = 0, 0.0
+        embeds = np.ascontiguousarray(tokens, np.float32).reshape(-1, tokens.shape[-1])
+        length = len(before) + len(embeds) + len(after)
+        wanted = range(max(length - last, 0) if last else 0, length)
+        pieces: tuple[tuple[list[int] | None, F32 | None], ...] = ((before, None), (None, embeds), (after, None))
+        found = [rows for ids, visual in pieces for rows in self._feed(ids, visual, wanted)]
+        return np.concatenate(found)[None]
 
     def layers(self, embeds: F32, names: list[str]) -> list[F32]:
         """What the products by weights give for f32 [1, sequence, hidden] embeddings, and the logits."""
@@ -101,25 +108,13 @@ class Language:
     def _evaluate(self, address: int, ask: bool, _: Any) -> bool:
         return self._watch.evaluate(address, ask) if self._watch is not None else not ask
 
-    def start(self, before: list[int], tokens: F32, after: list[int], every: bool) -> F32:
-        """Logits [positions, vocabulary] of a prompt from an empty cache: of every position, or of the last."""
-        found = self._prompt(before, tokens, after, every)
-        return np.concatenate(found) if every else found[-1][-1:]
-
     def next(self, token: int) -> F32:
         """Logits [1, vocabulary] after one more token."""
         self.seconds = 0.0
-        return self._feed([token], None, every=False)[-1][-1:]
+        return self._feed([token], None, range(self._past, self._past + 1))[0]
 
-    def _prompt(self, before: list[int], tokens: F32, after: list[int], every: bool) -> list[F32]:
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
-        self._past, self.seconds = 0, 0.0
-        found = self._feed(before, None, every)
-        found += self._feed(None, np.ascontiguousarray(tokens, np.float32).reshape(-1, tokens.shape[-1]), every)
-        return found + self._feed(after, None, every)
-
-    def _feed(self, ids: list[int] | None, embeds: F32 | None, every: bool) -> list[F32]:
-        """Decode ids, or f32 [count, hidden], in batches; logits [rows, vocabulary] of each: all rows or the last."""
+    def _feed(self, ids: list[int] | None, embeds: F32 | None, wanted: range) -> list[F32]:
+        """Decode ids, or f32 [count, hidden], in batches; logits [rows, vocabulary] of each one's wanted positions."""
         total = len(ids or ()) if embeds is None else len(embeds)
         if embeds is not None and total and embeds.shape[1] != self._width:
             raise UsageError(f"visual tokens are {embeds.shape[1]} wide, the decoder {self._width}",
@@ -130,11 +125,12 @@ class Language:
         found = []
         for start in range(0, total, _BATCH):
             part = slice(start, min(start + _BATCH, total))
-            found.append(self._batch(ids and ids[part], None if embeds is None else embeds[part], every))
+            found.append(self._batch(ids and ids[part], None if embeds is None else embeds[part], wanted))
         return found
 
-    def _batch(self, ids: list[int] | None, embeds: F32 | None, every: bool) -> F32:
+    def _batch(self, ids: list[int] | None, embeds: F32 | None, wanted: range) -> F32:
         count = len(ids or ()) if embeds is None else len(embeds)
+        rows = [self._past + i in wanted for i in range(count)]
         batch = self._llama.llama_batch_init(count, 0 if embeds is None else self._width, 1)
         try:
             batch.n_tokens = count
@@ -142,7 +138,7 @@ class Language:
                 batch.pos[i] = self._past + i
                 batch.n_seq_id[i] = 1
                 batch.seq_id[i][0] = 0
-                batch.logits[i] = every or i == count - 1
+                batch.logits[i] = rows[i]
                 if ids:
                     batch.token[i] = ids[i]
             if embeds is not None:
@@ -154,6 +150,8 @@ class Language:
             found = self._llama.llama_get_logits(self._context)  # waits for them
             self.seconds += time.perf_counter() - start
             self._past += count
-            return np.ctypeslib.as_array(found, (count if every else 1, self._rows)).copy()
+            if not any(rows):
+                return np.empty((0, self._rows), np.float32)
+            return np.ctypeslib.as_array(found, (sum(rows), self._rows)).copy()
         finally:
             self._llama.llama_batch_free(batch)

@@ -102,15 +102,15 @@ class Worker:
             {"before": self.language.encode(before, bos=True), "after": self.language.encode(after, bos=False)}
         )
 
-    def do_logits(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int]) -> Message:
+    def do_logits(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int], last: int) -> Message:
         """The logits stage."""
         self._turn += 1
-        return Message({}, [self.language.logits(before, tokens, after)])
+        return Message({}, [self.language.logits(before, tokens, after, last)])
 
-    def do_start(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int], every: bool) -> Message:
-        """The first token of an answer, and the logits of the last position or of every one."""
+    def do_start(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int]) -> Message:
+        """The first token of an answer, and its logits."""
         self._turn += 1
-        return self._token(self.language.start(before, tokens, after, every))
+        return self._token(self.language.logits(before, tokens, after, 1)[0])
 
     def do_next(self, token: int, turn: int) -> Message:
         """The next token of the answer that ``start`` began, and its logits."""

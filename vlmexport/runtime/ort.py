@@ -49,10 +49,10 @@ class OrtRuntime(OrtVision):
         begin = self._tokenizer.encode("").ids  # BOS, which the tokenizer itself puts before a text
         return Prompt(text, (*begin, *encode(self._tokenizer, before)), tuple(encode(self._tokenizer, after)))
 
-    def logits(self, prompt: Prompt, tokens: F32) -> F32:
-        """[1, sequence, vocabulary], or [1, 1, classes]."""
+    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+        """[1, last, vocabulary], or [1, 1, classes]."""
         embeds = self._embeds(prompt, tokens)
-        return self._cache(embeds.shape[1]).step(embeds)
+        return self._cache(embeds.shape[1]).step(embeds, last)
 
     def generate(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
@@ -63,12 +63,12 @@ class OrtRuntime(OrtVision):
     def steps(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
-        """``generate``, each token with the logits of the positions that its step decoded."""
+        """``generate``, each token with the logits that it was taken from."""
         start = time.perf_counter()
         embeds = self._embeds(prompt, tokens)
         cache = self._cache(embeds.shape[1] + max_new_tokens)
         for _ in range(max_new_tokens):
-            logits = cache.step(embeds)[0]
+            logits = cache.step(embeds, 1)[0]
             seconds = time.perf_counter() - start
             second, best = np.partition(logits[-1], -2)[-2:]
             token = int(logits[-1].argmax())

@@ -13,6 +13,11 @@ _PAST = "past_key_values"
 _value = onnxruntime.OrtValue.ortvalue_from_numpy
 
 
+def _rows(logits: F32, last: int) -> F32:
+    """The last rows alone where a graph gives more: a view would keep all of them in memory."""
+    return logits[:, -last:].copy() if 0 < last < logits.shape[1] else logits
+
+
 class GrowingCache:
     """Keys and values as a traced decoder has them: each step returns them longer by what it was given."""
 
@@ -21,8 +26,8 @@ class GrowingCache:
         self._names = [value.name for value in session.get_outputs()]
         self._cache = {name: _value(empty) for name, empty in empty_cache(session).items()}
 
-    def step(self, embeds: F32) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
+    def step(self, embeds: F32, last: int = 0) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, last, vocabulary]."""
         total = self._past + embeds.shape[1]
         given = {
             "inputs_embeds": _value(np.ascontiguousarray(embeds)),
@@ -34,7 +39,7 @@ class GrowingCache:
         logits: F32 = outputs.pop("logits").numpy()
         self._cache = {name.replace("present", _PAST): value for name, value in outputs.items()}
         self._past = total
-        return logits
+        return _rows(logits, last)
 
 
 class FixedCache:
@@ -54,8 +59,8 @@ class FixedCache:
             self._binding.bind_ortvalue_input(name, buffer)
             self._binding.bind_ortvalue_output(name.replace(_PAST, "present"), buffer)
 
-    def step(self, embeds: F32) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
+    def step(self, embeds: F32, last: int = 0) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, last, vocabulary]."""
         self._done += embeds.shape[1]
         assert self._done <= self._length
         self._binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds))
@@ -63,7 +68,7 @@ class FixedCache:
         self._binding.bind_output("logits")  # anew: what a run has put there has that run's shape
         self._session.run_with_iobinding(self._binding)
         logits: F32 = self._binding.get_outputs()[-1].numpy()
-        return logits
+        return _rows(logits, last)
 
 
 class NoCache:
@@ -72,7 +77,7 @@ class NoCache:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
 
-    def step(self, embeds: F32) -> F32:
+    def step(self, embeds: F32, last: int = 0) -> F32:
         """f32 [1, sequence, hidden] → logits f32 [1, 1, classes]."""
         length = embeds.shape[1]
         given = {"inputs_embeds": embeds, "attention_mask": np.ones((1, length), np.int64)}

@@ -19,8 +19,8 @@ Array = npt.NDArray[Any]
 class Cache(Protocol):
     """A decoder's keys and values, which each step adds to."""
 
-    def step(self, embeds: F32) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
+    def step(self, embeds: F32, last: int = 0) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, last, vocabulary] of the last positions, of all where ``last`` is 0."""
 
 
 class Sessions(Protocol):

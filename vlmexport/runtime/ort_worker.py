@@ -58,11 +58,11 @@ class Worker:
         self._cache = self._sessions.cache(name, length)
         return Message({"turn": self._turn})
 
-    def do_step(self, embeds: Array, turn: int) -> Message:
+    def do_step(self, embeds: Array, turn: int, last: int) -> Message:
         """A step of the decoder through the cache of that turn."""
         if turn != self._turn or self._cache is None:
             raise VlmExportError("the cache of this answer is gone", "finish an answer before you begin another")
-        return Message({}, [self._cache.step(embeds)])
+        return Message({}, [self._cache.step(embeds, last)])
 
 
 def instructions() -> list[str]:

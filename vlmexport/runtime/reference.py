@@ -49,9 +49,9 @@ class ReferenceRuntime:
         return self._checkpoint.tokenizer.prompt(self._checkpoint.spec.prompt, question)
 
     @torch.inference_mode()
-    def logits(self, prompt: Prompt, tokens: F32) -> F32:
-        """[1, sequence, vocabulary], or [1, 1, classes]."""
-        return self._vlm.logits(self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))).numpy()
+    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+        """[1, last, vocabulary], or [1, 1, classes]."""
+        return self._vlm.logits(self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens)), last).numpy()
 
     def generate(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
@@ -63,7 +63,7 @@ class ReferenceRuntime:
     def steps(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
-        """``generate``, each token with the logits of the positions that its step decoded."""
+        """``generate``, each token with the logits that it was taken from."""
         embeds = self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
         for token, logits in self._vlm.generate(embeds, max_new_tokens, ignore_eos):
             best = torch.topk(logits[-1], 2).values

@@ -66,9 +66,14 @@ class Decoding(Protocol):
     def prompt(self, question: str) -> Prompt:
         """Token ids before and after the image, by this bundle's own tokenizer and template."""
 
-    def logits(self, prompt: Prompt, tokens: F32) -> F32:
-        """Logits at every position of before + image + after: [1, sequence, vocabulary]; of a classifier, at the one
-        that it answers from: [1, 1, classes]."""
+    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+        """Logits at the last positions of before + image + after: [1, last, vocabulary]; of a classifier, at the one
+        that it answers from: [1, 1, classes].
+
+        Args:
+            last: how many positions are wanted. No others are held in memory, which a large vocabulary would fill. All
+                positions where it is 0.
+        """
 
     def generate(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
@@ -79,8 +84,7 @@ class Decoding(Protocol):
     def steps(
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
-        """``generate``, each token with the logits of the positions that its step decoded: [positions, vocabulary],
-        all of the prompt, then one."""
+        """``generate``, each token with the logits that it was taken from: [1, vocabulary]."""
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, or of a class."""

@@ -61,7 +61,8 @@ class _Cache:
     def __init__(self, worker: WorkerProcess, turn: int) -> None:
         self._worker, self._turn = worker, turn
 
-    def step(self, embeds: F32) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, new, vocabulary]."""
-        logits: F32 = self._worker.ask({"op": "step", "turn": self._turn}, "decoding", embeds).arrays[0]
+    def step(self, embeds: F32, last: int = 0) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, last, vocabulary]."""
+        request = {"op": "step", "turn": self._turn, "last": last}
+        logits: F32 = self._worker.ask(request, "decoding", embeds).arrays[0]
         return logits
