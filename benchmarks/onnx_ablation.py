@@ -22,7 +22,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_speed import LANGUAGE, VISION, milliseconds, speed_table
 
-from vlmexport.artifact.bundle import fingerprints, read_manifest
+from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.int8 import Int8
 from vlmexport.calibrate import calibration_samples
 from vlmexport.calibrate.cache import statistics
@@ -104,7 +104,7 @@ def curves(checkpoint: Checkpoint, graph: Path, stage: type[TokensLoss] | type[L
     """Every group's loss alone, and the loss when the first 0, 1, 2 … groups of an order are in float."""
     recipe, vlm = variant(ROUGHEST), load(checkpoint, resident=True)
     samples = calibration_samples(recipe.calibration.samples)
-    quantizer = Int8(recipe.onnx, statistics(checkpoint, fingerprints(checkpoint), samples, QUIET))
+    quantizer = Int8(recipe.onnx, statistics(checkpoint, samples, QUIET))
     decisions = quantizer.decide(ir.load(graph))
     measured, members = stage(vlm, checkpoint.tokenizer, samples[:SAMPLES]), groups(decisions)
 

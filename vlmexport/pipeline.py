@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmexport.artifact.bundle import Manifest, fingerprints
+from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.staging import refuse_destination
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
@@ -107,8 +107,7 @@ def _calibrated(
     from vlmexport.calibrate import calibration_samples
     from vlmexport.calibrate.cache import statistics
 
-    hashes = fingerprints(checkpoint)
-    return statistics(checkpoint, hashes, calibration_samples(samples), console, components=components, dask=dask)
+    return statistics(checkpoint, calibration_samples(samples), console, components=components, dask=dask)
 
 
 def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
@@ -134,7 +133,7 @@ def _sensitivity(checkpoint: Checkpoint, samples: int, console: Console) -> Sens
     from vlmexport.calibrate import calibration_samples
     from vlmexport.calibrate.cache import sensitivity
 
-    return sensitivity(checkpoint, fingerprints(checkpoint), calibration_samples(samples), console)
+    return sensitivity(checkpoint, calibration_samples(samples), console)
 
 
 def calibrate_to(

@@ -17,7 +17,7 @@ from frozen import Features, key, of_tower
 from rounding import Round
 from torch import nn
 
-from vlmexport.artifact.bundle import fingerprints, read_manifest
+from vlmexport.artifact.bundle import read_manifest
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
@@ -37,7 +37,7 @@ class FakeQuantization:
 
     def __init__(self, bundle: Path, checkpoint: Checkpoint) -> None:
         self.bundle, self.manifest = bundle, read_manifest(bundle)
-        if self.manifest.source.weights != fingerprints(checkpoint):
+        if self.manifest.source.weights != checkpoint.fingerprints:
             raise UsageError(
                 f"{bundle} was made from other weights than {checkpoint.path}", "export this model by its recipe first"
             )

@@ -24,7 +24,14 @@ def load(seed: int, log: Path, pause: float) -> Image.Image:
 def samples(count: int, log: Path, pause: float = 0.0) -> list[Sample]:
     """Every second one knows its answer."""
     return [
-        Sample(f"{i}", f"{i}", f"what is {i}?", partial(load, i, log, pause), answer="a chat" if i % 2 else None)
+        Sample(
+            f"{i}",
+            f"{i}",
+            f"what is {i}?",
+            partial(load, i, log, pause),
+            answer="a chat" if i % 2 else None,
+            drawn=f"noise {i}",
+        )
         for i in range(count)
     ]
 

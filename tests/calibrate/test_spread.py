@@ -21,7 +21,6 @@ from vlmexport.errors import MissingDependency, UsageError
 from vlmexport.model import load
 
 COUNT = 3 * SHARD
-WEIGHTS = {"model.safetensors": "spread"}
 
 
 def kill_one(log: Path, killed: list[int]) -> None:
@@ -45,7 +44,7 @@ def test_two_processes_one_of_them_killed(tiny: Checkpoint, tmp_path: Path, monk
     log, killed = tmp_path / "log", list[int]()
     killer = threading.Thread(target=kill_one, args=(log, killed))
     killer.start()
-    spread = statistics(tiny, WEIGHTS, samples(COUNT, log, pause=0.1), QUIET, dask="local:2")
+    spread = statistics(tiny, samples(COUNT, log, pause=0.1), QUIET, dask="local:2")
     killer.join()
     loads = loaded_by(log)
     assert killed
@@ -66,7 +65,7 @@ def test_without_dask(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("VLMEXPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(MissingDependency, match=r"pip install 'vlmexport\[dask\]'") as caught:
-        statistics(tiny, WEIGHTS, samples(1, tmp_path / "log"), QUIET, dask="local:2")
+        statistics(tiny, samples(1, tmp_path / "log"), QUIET, dask="local:2")
     assert caught.value.exit_code == 4
 
 
@@ -75,4 +74,4 @@ def test_no_number_of_processes(where: str, tiny: Checkpoint, tmp_path: Path, mo
     pytest.importorskip("distributed")
     monkeypatch.setenv("VLMEXPORT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UsageError, match="names no number of processes"):
-        statistics(tiny, WEIGHTS, samples(1, tmp_path / "log"), QUIET, dask=where)
+        statistics(tiny, samples(1, tmp_path / "log"), QUIET, dask=where)

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.checkpoints import State, canonical_state, published, tiny_spec, write_checkpoint, write_clip, write_json
-from vlmexport.artifact.bundle import Manifest, fingerprints, source_of
+from vlmexport.artifact.bundle import Manifest, source_of
 from vlmexport.checkpoint import Spec, hub, open_checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
@@ -54,7 +54,7 @@ def test_passed(v1: Path, clip: Path, state: dict[str, State]) -> None:
     assert checkpoint.tower.origin == str(clip.resolve())
     found = load(checkpoint).vision.state_dict()
     assert all(torch.equal(found[name], value.float()) for name, value in state["vision"].items())
-    assert set(fingerprints(checkpoint)) == {"model.safetensors", "vision_tower/pytorch_model.bin"}
+    assert set(checkpoint.fingerprints) == {"model.safetensors", "vision_tower/pytorch_model.bin"}
     assert source_of(checkpoint).vision_tower == str(clip.resolve())
 
 

@@ -1,17 +1,20 @@
-"""Statistics on disk: saved with a hash of checkpoint, set and settings, and reused."""
+"""Statistics on disk: saved with a hash of all that they depend on, and reused where all of it is the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from vlmexport.cache import cache_folder
+from vlmexport.calibrate.code import code
 from vlmexport.calibrate.collect import LARGE, LARGE_ANSWER, MAX_ANSWER, SHARD, collect_shard, shards
 from vlmexport.calibrate.partial import Partial, save
-from vlmexport.calibrate.samples import Sample
+from vlmexport.calibrate.samples import Sample, image_hashes
 from vlmexport.calibrate.sensitivity import SENSITIVE, Sensitivity, measure
 from vlmexport.calibrate.statistics import BINS, ROWS, Statistics
 from vlmexport.checkpoint import Checkpoint
@@ -19,21 +22,38 @@ from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Console
 from vlmexport.model import load
 
-_VERSION = 6
+_VERSION = 7
+_OF_NOTHING = ("name", "torch_dtype", "pad_token_id")
+_OF_LANGUAGE = ("language", "prompt", "bos_token_id", "eos_token_id")
 
 
-def key(weights: dict[str, str], samples: list[Sample], components: tuple[str, ...] = COMPONENTS) -> str:
-    """Hash of everything that decides the statistics."""
+def key(
+    checkpoint: Checkpoint,
+    samples: list[Sample],
+    components: tuple[str, ...] = COMPONENTS,
+    measurement: str = "calibrate.collect",
+) -> str:
+    """Hash of everything that decides what is measured: weights, Spec and tokenizer of the components, samples with
+    the bytes of their images, settings, and the code that counts."""
+    images, decodes = image_hashes(samples), "language" in components
     facts = {
         "version": _VERSION, "bins": BINS, "rows": ROWS, "shard": SHARD, "answer": [MAX_ANSWER, LARGE, LARGE_ANSWER],
-        "weights": weights, "components": components, "samples": [[s.id, s.question, s.answer] for s in samples],
+        "weights": checkpoint.fingerprints, "components": components, "spec": _spec(checkpoint, decodes),
+        "tokenizer": checkpoint.tokenizer.fingerprint if decodes else None,
+        "samples": [[s.id, s.question, s.answer, images[s.image_id]] for s in samples],
+        "code": code(checkpoint.spec, measurement, components),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _spec(checkpoint: Checkpoint, decodes: bool) -> dict[str, Any]:
+    """What counts of the Spec: all but a few fields, so that one that comes later counts too."""
+    left_out = _OF_NOTHING if decodes else _OF_NOTHING + _OF_LANGUAGE
+    return {name: value for name, value in asdict(checkpoint.spec).items() if name not in left_out}
+
+
 def statistics(
     checkpoint: Checkpoint,
-    weights: dict[str, str],
     samples: list[Sample],
     console: Console,
     *,
@@ -45,14 +65,13 @@ def statistics(
     A cached set of all components serves for some of them. A run that was interrupted is continued.
 
     Args:
-        weights: file name → hash of the checkpoint's weights.
         dask: a scheduler's address, or ``local:N``; in this process where it is None.
     """
     for cached in (COMPONENTS, components):
-        found = _cached(_path(key(weights, samples, cached)), console)
+        found = _cached(_path(key(checkpoint, samples, cached)), console)
         if found is not None:
             return found.only(components)
-    name = key(weights, samples, components)
+    name = key(checkpoint, samples, components)
     todo = shards(samples)
     partial = Partial(_path(f"{name}.partial"), todo)
     if partial.done:
@@ -71,17 +90,15 @@ def statistics(
     return partial.total
 
 
-def sensitivity(
-    checkpoint: Checkpoint, weights: dict[str, str], samples: list[Sample], console: Console
-) -> Sensitivity:
+def sensitivity(checkpoint: Checkpoint, samples: list[Sample], console: Console) -> Sensitivity:
     """How much the answer feels each layer of the decoder, from the cache where it is there.
 
     Args:
-        weights: file name → hash of the checkpoint's weights.
         samples: those of the calibration set; the first ``SENSITIVE`` are run.
     """
     samples = samples[:SENSITIVE]
-    path = cache_folder() / f"sensitivity-{key(weights, samples)}.safetensors"
+    name = key(checkpoint, samples, measurement="calibrate.sensitivity")
+    path = cache_folder() / f"sensitivity-{name}.safetensors"
     if path.is_file():
         try:
             found = Sensitivity.load(path)

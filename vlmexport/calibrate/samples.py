@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from vlmexport.demo.heldout import heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
+from vlmexport.demo.scenes import VERSION
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.model.images import read_image
 
@@ -28,6 +29,7 @@ class Sample:
     Attributes:
         answer: the text that is right, where one is known; ``other_answers`` are right as well.
         file: that the image is read from; None where it is made.
+        drawn: what a made image follows from, as its seed.
     """
 
     id: str
@@ -39,6 +41,7 @@ class Sample:
     other_answers: tuple[str, ...] = ()
     task: Task = "exact"
     file: Path | None = None
+    drawn: str | None = None
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -48,6 +51,47 @@ class Sample:
     def image(self) -> Image.Image:
         """The RGB image."""
         return self.load()
+
+
+def image_hashes(samples: Sequence[Sample]) -> dict[str, str]:
+    """Image id → what tells its content: SHA-256 of its file, what it is drawn from, else SHA-256 of its pixels.
+
+    Raises:
+        UsageError: a file is missing.
+    """
+    found: dict[str, str] = {}
+    for sample in samples:
+        if sample.image_id not in found:
+            found[sample.image_id] = _image_hash(sample)
+    return found
+
+
+def _image_hash(sample: Sample) -> str:
+    if sample.file is not None:
+        return file_hash(sample.file)
+    if sample.drawn is not None:
+        return sample.drawn
+    image = sample.image()
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file; one that is as it was is read once a process.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        status = path.stat()
+        return _file_hash(path, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read ({error.strerror})", "check the path") from error
+
+
+@cache
+def _file_hash(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def calibration_folder() -> Path:
@@ -74,8 +118,9 @@ def calibration_samples(limit: int | None = None) -> list[Sample]:
     for turn, entry in enumerate(images[:limit]):
         prompts = entry["prompts"]
         question = prompts[turn % len(prompts)]
-        load = partial(_read_checked, folder / entry["file"], entry["sha256"])
-        samples.append(Sample(f"{entry['file']}#{turn % len(prompts)}", entry["file"], question, load))
+        file, name = folder / entry["file"], f"{entry['file']}#{turn % len(prompts)}"
+        load = partial(_read_checked, file, entry["sha256"])
+        samples.append(Sample(name, entry["file"], question, load, file=file))
     return samples
 
 
@@ -87,7 +132,7 @@ def calibration_hashes(ids: Sequence[str]) -> list[str]:
 
 
 def _read_checked(path: Path, sha256: str) -> Image.Image:
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+    if file_hash(path) != sha256:
         raise CheckpointError(f"{path} is not the file its manifest names", "install vlmexport again")
     return read_image(path)
 
@@ -108,8 +153,11 @@ def heldout_samples(limit: int | None = None, by_image: bool = False) -> list[Sa
             name = f"scene-{scene.seed}"
             load = partial(paint, scene)
             turns[turn].append(
-                Sample(f"{name}#{turn}", name, question.text, load, answer=question.answer, kind=question.kind)
-            )
+                Sample(
+                    f"{name}#{turn}", name, question.text, load, answer=question.answer, kind=question.kind,
+                    drawn=f"scene {VERSION}.{scene.seed}",
+                )
+            )  # fmt: skip
     samples = [sample for turn in (zip(*turns, strict=True) if by_image else turns) for sample in turn]
     if limit is not None and limit > len(samples):
         raise UsageError(f"the held-out part has {len(samples)} samples, {limit} were asked for", "ask for fewer")

@@ -62,6 +62,10 @@ class JsonTokenizer(Tokenizer):
         text: str = self._hf.decode(ids, skip_special_tokens=True)
         return text.strip()
 
+    def _rules(self) -> str:
+        rules: str = self._hf.to_str()
+        return rules
+
     def _model(self, path: Path, vocab: dict[str, int], kinds: dict[str, str], unknown: str) -> bytes:
         """The SentencePiece model that gives the same ids, with a leading space or without."""
         model = _pieces(vocab, kinds, self.merges or [])

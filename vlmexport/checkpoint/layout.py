@@ -11,6 +11,7 @@ from vlmexport.checkpoint import layouts, sizes
 from vlmexport.checkpoint.about import About, read_about
 from vlmexport.checkpoint.documents import read_config
 from vlmexport.checkpoint.expected import check_parts
+from vlmexport.checkpoint.hashes import hash_file
 from vlmexport.checkpoint.layouts import Layout
 from vlmexport.checkpoint.preprocessor import read_pixels
 from vlmexport.checkpoint.settings import Settings
@@ -74,6 +75,11 @@ class Checkpoint:
         if self.tower is not None:
             files |= {f"vision_tower/{path.name}": path for path in self.tower.weight_files}
         return files
+
+    @cached_property
+    def fingerprints(self) -> dict[str, str]:
+        """File name → BLAKE3 of the weights. Every byte of them is read, once."""
+        return {name: hash_file(path) for name, path in self.weight_files.items()}
 
     def parameters(self, component: str) -> int:
         """Number of values in a component."""

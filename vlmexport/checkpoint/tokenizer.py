@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,6 +104,16 @@ class Tokenizer:
         self._found = {i: text for text, i in self.added.items() if text not in special}
         longest_first = sorted(map(re.escape, self._found.values()), key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(longest_first)})") if longest_first else None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that decides which ids a text has."""
+        facts = json.dumps([self.kind, sorted(self.added.items()), sorted(self.special), self._rules()])
+        return hashlib.sha256(self.model + facts.encode()).hexdigest()
+
+    def _rules(self) -> str:
+        """What cuts a text beside the model and added tokens."""
+        return ""
 
     def _piece(self, i: int) -> str:
         text: str = self._sentencepiece.IdToPiece(i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from vlmexport.artifact.bundle import Manifest, fingerprints
+from vlmexport.artifact.bundle import Manifest
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.locate import open_model
@@ -94,7 +94,7 @@ class Against:
 def _reference(manifest: Manifest, reference: str | None, vision_tower: str | None) -> Checkpoint:
     """The float model, when its weights are those that the bundle was made from."""
     checkpoint = open_model(reference or manifest.source.path, vision_tower or manifest.source.vision_tower)
-    if fingerprints(checkpoint) != manifest.source.weights:
+    if checkpoint.fingerprints != manifest.source.weights:
         raise CheckpointError(
             f"{checkpoint.path} is not the model that this bundle was made from (its weights differ)",
             "pass the right one with --reference",

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmexport.artifact.bundle import Manifest, sha256
+from vlmexport.artifact.bundle import Manifest
 from vlmexport.calibrate import Sample, heldout_samples
 from vlmexport.calibrate.datasets import read
+from vlmexport.calibrate.samples import file_hash
 from vlmexport.errors import NotEnoughData
 
 MIN_SAMPLES = 20
@@ -62,4 +63,4 @@ def _was_used(sample: Sample, manifest: Manifest) -> bool:
         return False
     if sample.id in calibration.samples:
         return True
-    return sample.file is not None and bool(calibration.images) and sha256(sample.file) in calibration.images
+    return sample.file is not None and bool(calibration.images) and file_hash(sample.file) in calibration.images
