@@ -13,11 +13,15 @@ from typing import Protocol
 import numpy as np
 
 from vlmexport.artifact.gguf_file import library
+from vlmexport.artifact.gguf_header import refuse_bomb
 from vlmexport.artifact.imatrix import COUNT, SUM, Column, ImportanceMatrix
 from vlmexport.errors import UsageError
 from vlmexport.quantize.gguf_mix import in_order, quantizable
 
 _MAGIC = b"GGUF"
+_LARGEST = 1 << 30
+"""Bytes of a .dat: a model of 70 billion weights has 25 MB, one with 256 experts less than a gigabyte."""
+
 _CURE = "write it with llama-imatrix, or use --imatrix auto"
 _OTHER = "it was measured on another model: use --imatrix auto or none"
 _EXPERTS = "importance matrices of models with experts are not known"
@@ -42,7 +46,7 @@ def read(path: Path) -> ImportanceMatrix:
     with path.open("rb") as file:
         is_gguf = file.read(len(_MAGIC)) == _MAGIC
     try:
-        found = _read_gguf(path) if is_gguf else _read_dat(path.read_bytes())
+        found = _read_gguf(path) if is_gguf else _read_dat(_bounded(path))
     except (ValueError, OSError, IndexError, KeyError, OverflowError, MemoryError, struct.error) as error:
         raise UsageError(f"{path} is no importance matrix of llama.cpp ({error})", _CURE) from error
     if not found.columns:
@@ -84,6 +88,7 @@ def _refuse(what: str, names: Sequence[str], why: str) -> None:
 
 def _read_gguf(path: Path) -> ImportanceMatrix:
     gguf = library()
+    refuse_bomb(path)
     reader = gguf.GGUFReader(path)
     fields = {key: field.contents() for key, field in reader.fields.items()}
     if fields.get("general.type") != "imatrix":
@@ -107,6 +112,12 @@ def _read_gguf(path: Path) -> ImportanceMatrix:
     datasets = fields.get("imatrix.datasets", [])
     chunks, size = (int(fields.get(f"imatrix.{key}", 0)) for key in ("chunk_count", "chunk_size"))
     return ImportanceMatrix(columns, tuple(map(str, datasets)), chunks, size)
+
+
+def _bounded(path: Path) -> bytes:
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"it is larger than {_LARGEST >> 20} MiB")
+    return path.read_bytes()
 
 
 def _read_dat(data: bytes) -> ImportanceMatrix:

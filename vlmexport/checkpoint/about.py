@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmexport.checkpoint.documents import read_object
+from vlmexport.checkpoint.documents import read_bounded, read_object
 from vlmexport.checkpoint.hub import is_hub_id
 
 _HUB = "https://huggingface.co/"
@@ -62,7 +62,7 @@ def _card(path: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_bounded(path).decode()
         header = re.match(r"\ufeff?---\r?\n(.*?)\n---", text, re.DOTALL)
         found = yaml.safe_load(header[1]) if header else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):

@@ -8,17 +8,34 @@ from typing import Any
 
 from vlmexport.errors import CheckpointError
 
+LARGEST = 128 << 20
+"""Bytes of a document: published tokenizers take up to 35 MB, and a parsed document ten times its size in memory."""
+
+
+def read_bounded(path: Path) -> bytes:
+    """A document's bytes.
+
+    Raises:
+        ValueError: there are more of them than any document of a model has.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        found = file.read(LARGEST + 1)
+    if len(found) > LARGEST:
+        raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+    return found
+
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; an empty one where there is no such file.
 
     Raises:
-        CheckpointError: it cannot be read, is no JSON, or no object.
+        CheckpointError: it cannot be read, is no JSON, too large, or no object.
     """
     if not path.is_file():
         return {}
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_bounded(path))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error})", "download it again") from error
     except OSError as error:

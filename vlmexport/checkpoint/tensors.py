@@ -10,13 +10,14 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings
-from zipfile import is_zipfile
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from vlmexport.errors import CheckpointError
+from vlmexport.checkpoint.archive import refuse_bomb
+from vlmexport.checkpoint.documents import LARGEST, read_bounded
+from vlmexport.errors import CheckpointError, Unsupported
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,9 @@ U8 = npt.NDArray[np.uint8]
 
 DTYPES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i64": 8, "i32": 4, "i16": 2, "i8": 1, "u8": 1, "bool": 1}
 """Types of a checkpoint's tensors → bytes of a value."""
+
+OFFSET = "_checkpoint_offset"
+"""Of a storage on the device ``meta``: the place of its values in the file. torch does not promise it."""
 
 _CURE = "it is probably truncated: download or copy it again"
 
@@ -105,7 +109,9 @@ def open_tensors(folder: Path) -> dict[str, LazyTensor]:
     """All tensors of a checkpoint folder, by their published names.
 
     Raises:
-        CheckpointError: no weight file, a shard that is missing, truncated or outside of the folder.
+        CheckpointError: no weight file, a shard that is missing, truncated or outside of the folder; or a file that
+            would take more memory than its size says.
+        Unsupported: a torch that does not tell where a ``.bin`` holds its values.
     """
     tensors: dict[str, LazyTensor] = {}
     for path in weight_files(folder):
@@ -132,9 +138,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        weight_map: Mapping[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: Mapping[str, str] = json.loads(read_bounded(index))["weight_map"]
         names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index} is not an index of shards", "download it again") from error
     root = index.parent.resolve()
     paths = []
@@ -153,10 +159,14 @@ def _shards(index: Path) -> list[Path]:
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """safetensors itself checks the header against the file; the offsets are then read from it."""
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if length > LARGEST:
+            raise ValueError(f"a header of {length} bytes")
         with safe_open(path, framework="numpy"):
             pass
         with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            file.seek(8)
             header: dict[str, Any] = json.loads(file.read(length))
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged ({str(error).strip()})", _CURE) from error
@@ -176,12 +186,11 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     import torch
 
     cure = "it is damaged, or it contains code; nothing of it was run. Use safetensors"
-    if not is_zipfile(path):
-        raise CheckpointError(f"{path} cannot be loaded safely (it is no archive of torch 1.6 or later)", cure)
     try:
+        refuse_bomb(path)
         with catch_warnings(action="ignore"):
             state = torch.load(path, map_location="meta", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, MemoryError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path} cannot be loaded safely ({reason})", cure) from error
     if not isinstance(state, dict):
@@ -194,8 +203,10 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
         dtype = names.get(str(value.dtype).removeprefix("torch."))
         if dtype is None:
             raise CheckpointError(f"{path}: tensor {name} has the type {value.dtype}", "convert it to float16")
-        storage = getattr(value.untyped_storage(), "_checkpoint_offset", None)
-        if storage is None or not value.is_contiguous():
+        storage = getattr(value.untyped_storage(), OFFSET, None)
+        if storage is None:
+            raise Unsupported(f"torch {torch.__version__} does not say where {path} holds {name}", "use safetensors")
+        if not value.is_contiguous():
             raise CheckpointError(f"{path}: {name} is not stored in one piece", "save it anew, as safetensors")
         tensor = LazyTensor(name, tuple(value.shape), dtype, path, storage + value.storage_offset() * DTYPES[dtype])
         if tensor.offset + tensor.nbytes > size:

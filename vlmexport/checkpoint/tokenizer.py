@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
+from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import CheckpointError, UsageError
 
@@ -92,9 +93,9 @@ class Tokenizer:
         self.special = special
         self._sentencepiece = SentencePieceProcessor()
         try:
-            self.model = path.read_bytes() if model is None else model
+            self.model = read_bounded(path) if model is None else model
             self._sentencepiece.LoadFromSerializedProto(self.model)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a SentencePiece model", "copy tokenizer.model again") from error
         self.bos_token_id: int = self._sentencepiece.bos_id()
         self.eos_token_id: int = self._sentencepiece.eos_id()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.errors import CheckpointError
 
 FILE = "preprocessor_config.json"
@@ -22,7 +23,7 @@ def vision_spec(bundle: Path, known: VisionSpec) -> VisionSpec:
     """
     path = bundle / FILE
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = json.loads(read_bounded(path))
         crops, pads = bool(told.get("do_center_crop")), bool(told.get("do_pad"))
         if crops == pads:
             raise ValueError("it neither crops nor pads" if not crops else "it crops and pads")
@@ -36,7 +37,7 @@ def vision_spec(bundle: Path, known: VisionSpec) -> VisionSpec:
             image_mean=_colour(told["image_mean"]),
             image_std=_colour(told["image_std"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be followed ({error})", "export the bundle again") from error
 
 

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.tokenizer_json import encode
 from vlmexport.artifact.workers import THREADS
+from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Prompt
 from vlmexport.errors import CheckpointError
 from vlmexport.runtime.chat import ChatTemplate
@@ -98,7 +99,7 @@ class OrtRuntime(OrtVision):
 
 def _template(path: Path) -> ChatTemplate:
     try:
-        source = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    except (OSError, ValueError) as error:
+        source = json.loads(read_bounded(path)).get("chat_template")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})", "export the bundle again") from error
     return ChatTemplate(source, IMAGE_MARKER, path.name)
