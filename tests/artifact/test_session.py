@@ -7,11 +7,46 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, helper
 
-from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.session import open_session, run, with_outputs
+from vlmexport.errors import CheckpointError
 
 SIDE = 512
+LONG = "/model/" + "layers.0/" * 40 + "MatMul_output_0"
+"""A name of more than 127 bytes, as deep graphs have them."""
+
+
+def product(path: Path) -> Path:
+    """x · w + w, whose sum is the output."""
+    values = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, [2, 2]) for name in ("x", "sum")}
+    weight = helper.make_tensor("w", TensorProto.FLOAT, [2, 2], np.arange(4.0))
+    nodes = [helper.make_node("MatMul", ["x", "w"], [LONG]), helper.make_node("Add", [LONG, "w"], ["sum"])]
+    graph = helper.make_graph(nodes, "product", [values["x"]], [values["sum"]], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    return path
+
+
+def test_values_inside_become_outputs(tmp_path: Path) -> None:
+    """The graph is otherwise what it was, as the package onnx reads it."""
+    path = product(tmp_path / "product.onnx")
+    graph = with_outputs(path, [LONG])
+    found = run(open_session(path, graph=graph), {"x": np.eye(2, dtype=np.float32)})
+    np.testing.assert_array_equal(found[LONG], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(found["sum"], [[0, 2], [4, 6]])
+    before, after = onnx.load(path), onnx.load_from_string(graph)
+    assert [value.name for value in after.graph.output] == ["sum", LONG]
+    del after.graph.output[1]
+    assert before == after
+
+
+def test_a_value_that_is_not_there(tmp_path: Path) -> None:
+    path = product(tmp_path / "product.onnx")
+    with pytest.raises(CheckpointError, match="export the bundle again"):
+        open_session(path, graph=with_outputs(path, ["nothing"]))
+    with pytest.raises(CheckpointError, match=r"none\.onnx cannot be opened"):
+        with_outputs(tmp_path / "none.onnx", [LONG])
 
 
 def test_threads_do_not_wait_busily_between_runs(tmp_path: Path) -> None:

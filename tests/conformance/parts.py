@@ -18,7 +18,6 @@ from vlmexport.artifact.trace import Inputs, Traced
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.model import VLM
-from vlmexport.model.pixels import pixel_values
 from vlmexport.quantize.ranges import F32
 from vlmexport.quantize.static_int8 import Coverage
 
@@ -36,7 +35,7 @@ class Measured:
 
 def pixels(vlm: VLM, seeds: range) -> torch.Tensor:
     """Pictures as the encoder's own preprocessing makes them."""
-    return torch.cat([pixel_values(picture(seed), vlm.spec.vision) for seed in seeds])
+    return torch.cat([vlm.pixels(picture(seed)) for seed in seeds])
 
 
 def measure(vlm: VLM, traced: Traced, calibration: Inputs, probe: Inputs, folder: Path) -> Measured:

@@ -19,12 +19,13 @@ from vlmexport.artifact.inside import InnerPath, refuse_links
 from vlmexport.artifact.staging import MANIFEST as MANIFEST
 from vlmexport.artifact.staging import staged as staged
 from vlmexport.artifact.workers import cores
-from vlmexport.checkpoint import Checkpoint, Spec
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
 
 if TYPE_CHECKING:
     from vlmexport.calibrate.statistics import Statistics
+    from vlmexport.checkpoint import Checkpoint
 
 CARD = "README.md"
 _MANIFEST_BYTES = 64 << 20

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vlmexport.artifact.bundle import tool_versions
 from vlmexport.artifact.gguf_file import Field
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.about import About, address
+
+if TYPE_CHECKING:
+    from vlmexport.checkpoint import Checkpoint
 
 _TASK = "image-text-to-text"
 

@@ -7,15 +7,19 @@ Only the layers in use are written, and ``feature_layer`` names the last: libmtm
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
 
 from vlmexport.artifact import gguf_about
 from vlmexport.artifact.gguf_file import Field, GgufFile
 from vlmexport.artifact.gguf_rows import Entry
-from vlmexport.checkpoint import Checkpoint, Spec, VisionSpec
+from vlmexport.checkpoint.spec import Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.protocols import HYBRID, GgufProjector
 from vlmexport.quantize.ggml import TYPES
+
+if TYPE_CHECKING:  # the probe writes an mmproj without a checkpoint
+    from vlmexport.checkpoint import Checkpoint
 
 ARCHITECTURE = "clip"
 _OUTSIDE = {

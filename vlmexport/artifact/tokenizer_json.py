@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint import Tokenizer as SentencePiece
-from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, PROBES, Piece
+from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, PROBES, Piece, parse_model
 from vlmexport.errors import Unsupported
+
+if TYPE_CHECKING:
+    from vlmexport.checkpoint import Checkpoint
+    from vlmexport.checkpoint import Tokenizer as SentencePiece
 
 SPACE = "▁"
 _BPE = 2
@@ -32,7 +33,7 @@ def build(checkpoint: Checkpoint) -> Tokenizer:
         Unsupported: not a BPE, or it segments a text otherwise than SentencePiece does.
     """
     sentencepiece = checkpoint.tokenizer
-    model = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece.model)
+    model = parse_model(sentencepiece.model)
     if model.trainer_spec.model_type != _BPE:
         raise Unsupported(f"{sentencepiece.path} is no BPE model", "export to GGUF, which holds its scores as they are")
     pieces = sentencepiece.pieces()

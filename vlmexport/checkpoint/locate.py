@@ -7,6 +7,7 @@ from pathlib import Path
 from vlmexport.checkpoint.hub import download, is_hub_id
 from vlmexport.checkpoint.layout import Checkpoint, open_checkpoint
 from vlmexport.errors import CheckpointError
+from vlmexport.extras import require
 
 
 def demo_folder() -> Path:
@@ -22,8 +23,10 @@ def open_model(model: str, vision_tower: str | None = None) -> Checkpoint:
 
     Raises:
         CheckpointError: it is missing, damaged, or the Hub does not give it.
+        MissingDependency: this installation only runs bundles.
         Unsupported: a model type that is not known.
     """
+    require("export")
     folder = locate(model)
     return open_checkpoint(folder, None if Path(model).exists() else model, vision_tower)
 

@@ -13,7 +13,6 @@ from warnings import catch_warnings
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
 
 from vlmexport.checkpoint.archive import refuse_bomb
 from vlmexport.checkpoint.documents import LARGEST, read_bounded
@@ -158,6 +157,8 @@ def _shards(index: Path) -> list[Path]:
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """safetensors itself checks the header against the file; the offsets are then read from it."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-
-from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+from typing import Any
 
 from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.spec import PromptSpec
@@ -69,6 +68,13 @@ KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user_defined", 5: "unused"
 """SentencePiece's number of a kind → its name."""
 
 
+def parse_model(serialized: bytes) -> Any:
+    """A SentencePiece model, field by field (``sentencepiece_model.proto``)."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    return sentencepiece_model_pb2.ModelProto.FromString(serialized)
+
+
 class Tokenizer:
     """SentencePiece with the semantics of the slow Llama tokenizer.
 
@@ -91,6 +97,8 @@ class Tokenizer:
     ) -> None:
         self.path = path
         self.special = special
+        from sentencepiece import SentencePieceProcessor
+
         self._sentencepiece = SentencePieceProcessor()
         try:
             self.model = read_bounded(path) if model is None else model
@@ -125,13 +133,13 @@ class Tokenizer:
 
     def pieces(self) -> list[Piece]:
         """The vocabulary of the model in order, without added tokens."""
-        model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        model = parse_model(self.model)
         return [Piece(piece.piece, float(piece.score), KINDS[piece.type]) for piece in model.pieces]
 
     @property
     def begins_with_space(self) -> bool:
         """Whether a text is tokenized as if it began with a space."""
-        model = sentencepiece_model_pb2.ModelProto.FromString(self.model)
+        model = parse_model(self.model)
         return bool(model.normalizer_spec.add_dummy_prefix)
 
     def encode(self, text: str, bos: bool = True) -> list[int]:

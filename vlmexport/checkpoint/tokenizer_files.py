@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import read_object, section
-from vlmexport.checkpoint.json_tokenizer import JsonTokenizer
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Tokenizer
 from vlmexport.errors import CheckpointError
@@ -56,6 +55,8 @@ def open_tokenizer(
     if (folder / "tokenizer.model").is_file():
         found = Tokenizer(folder / "tokenizer.model", added, hidden)
     elif (folder / "tokenizer.json").is_file():
+        from vlmexport.checkpoint.json_tokenizer import JsonTokenizer
+
         found = JsonTokenizer(folder / "tokenizer.json", added, hidden)
     else:
         raise CheckpointError(

@@ -10,7 +10,8 @@ import typer
 
 from vlmexport.cli import bundles, models
 from vlmexport.console import Console
-from vlmexport.errors import UsageError, VlmExportError
+from vlmexport.errors import MissingDependency, UsageError, VlmExportError
+from vlmexport.extras import missing
 
 INTERNAL_ERROR = 70
 INTERRUPTED = 130
@@ -68,6 +69,11 @@ def main() -> None:
             raise
         console.error(UsageError(str(error), "check the path, its permissions and the free space"))
         sys.exit(UsageError.exit_code)
+    except ModuleNotFoundError as error:
+        if debug:
+            raise
+        console.error(missing(error.name))
+        sys.exit(MissingDependency.exit_code)
     except Exception as error:
         if debug:
             raise

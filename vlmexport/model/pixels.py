@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
+import numpy.typing as npt
 from PIL import Image
 
-from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint.spec import VisionSpec
+
+F32 = npt.NDArray[np.float32]
 
 
 def background(spec: VisionSpec) -> tuple[int, int, int]:
@@ -32,13 +34,17 @@ def to_size(image: Image.Image, spec: VisionSpec) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def normalise(image: Image.Image, spec: VisionSpec) -> torch.Tensor:
-    """RGB image of the right size → f32 [1, 3, height, width], by the encoder's own mean and deviation."""
-    rgb = torch.from_numpy(np.array(image, dtype=np.float32)).permute(2, 0, 1) * (1 / 255)
-    mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in (spec.image_mean, spec.image_std))
-    return ((rgb - mean) / std)[None].contiguous()
+def normalise(image: Image.Image, spec: VisionSpec) -> F32:
+    """RGB image of the right size → f32 [1, 3, height, width], by the encoder's own mean and deviation.
+
+    Every step is one float32 operation, in the order of transformers' image processors.
+    """
+    rgb = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) * np.float32(1 / 255)
+    mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (spec.image_mean, spec.image_std))
+    values: F32 = np.ascontiguousarray(((rgb - mean) / std)[None])
+    return values
 
 
-def pixel_values(image: Image.Image, spec: VisionSpec) -> torch.Tensor:
+def pixel_values(image: Image.Image, spec: VisionSpec) -> F32:
     """RGB image of any size → f32 [1, 3, height, width]."""
     return normalise(to_size(image, spec), spec)

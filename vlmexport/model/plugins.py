@@ -13,12 +13,13 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, Spec, VisionSpec, expected
+from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, Spec, VisionSpec, expected
 from vlmexport.checkpoint.expected import KNOWN_ENCODERS, KNOWN_LANGUAGES, check_shapes
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import LanguagePlugin, ProjectorPlugin, VisionPlugin
 
 if TYPE_CHECKING:
+    from vlmexport.checkpoint import Checkpoint
     from vlmexport.checkpoint.tensors import LazyTensor
 
 Variant = TypeVar("Variant")

@@ -41,7 +41,7 @@ class VLM(nn.Module):
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """RGB image → f32 [1, 3, height, width]."""
-        return pixel_values(image, self.spec.vision)
+        return torch.from_numpy(pixel_values(image, self.spec.vision))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """f32 [images, 3, height, width] → f32 [images, patches, vision width]."""

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmexport.artifact.bundle import MANIFEST
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.staging import MANIFEST
 from vlmexport.model.images import read_image
 from vlmexport.runtime.opening import open_runtime
-from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import Runtime
 
 
@@ -28,7 +26,7 @@ def ask(model: str, image: Path, question: str, max_new_tokens: int, vision_towe
     """
     picture = read_image(image)
     is_bundle = (Path(model) / MANIFEST).is_file()
-    runtime: Runtime = open_runtime(Path(model)) if is_bundle else ReferenceRuntime(open_model(model, vision_tower))
+    runtime = open_runtime(Path(model)) if is_bundle else _float_model(model, vision_tower)
     try:
         tokens = runtime.tokens(runtime.features(runtime.pixels(picture)))
         ids: list[int] = []
@@ -44,3 +42,11 @@ def ask(model: str, image: Path, question: str, max_new_tokens: int, vision_towe
                 shown = text
     finally:
         runtime.close()
+
+
+def _float_model(model: str, vision_tower: str | None) -> Runtime:
+    """Imported here: a bundle runs without PyTorch."""
+    from vlmexport.checkpoint.locate import open_model
+    from vlmexport.runtime.reference import ReferenceRuntime
+
+    return ReferenceRuntime(open_model(model, vision_tower))

@@ -6,8 +6,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from vlmexport.checkpoint import VisionSpec
 from vlmexport.checkpoint.documents import read_bounded
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError
 
 FILE = "preprocessor_config.json"

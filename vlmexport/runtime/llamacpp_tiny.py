@@ -11,7 +11,7 @@ import numpy.typing as npt
 from vlmexport.artifact import mmproj
 from vlmexport.artifact.gguf_file import GgufFile
 from vlmexport.artifact.gguf_rows import Entry
-from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 
 F32 = npt.NDArray[np.float32]
 _VISION = VisionSpec("clip", 56, 14, 32, 64, 3, 2, select_layer=-2)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlmexport.artifact.bundle import Manifest, read_manifest
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.runtime.layers import Layers
 from vlmexport.runtime.stages import Runtime
+
+if TYPE_CHECKING:
+    from vlmexport.checkpoint import Checkpoint
+    from vlmexport.runtime.layers import Layers
 
 Machine = Literal["arm64"]
 """Another machine, whose kernels a bundle can be run on here."""

@@ -50,7 +50,7 @@ class OrtLayers:
     def values(self, component: Component, given: F32, ends: Sequence[Boundary]) -> list[F32]:
         """The values there, for pixels, features or embeddings, as they are in the float model's chain."""
         path = self._paths[component]
-        names = list(dict.fromkeys(end.value for end in ends))
+        names = list(dict.fromkeys(end.value for end in ends if end.value not in _OUTPUTS.values()))
         session = open_session(path, graph=with_outputs(path, names))
         outputs = run(session, _inputs(session, component, given))
         return [outputs[end.value] for end in ends]

@@ -9,7 +9,7 @@ from PIL import Image
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.session import with_outputs
 from vlmexport.artifact.workers import THREADS
-from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.model.pixels import pixel_values
 from vlmexport.runtime.image_processor import vision_spec
 from vlmexport.runtime.ort_sessions import Array, LocalSessions, Sessions
@@ -42,7 +42,7 @@ class OrtVision:
 
     def pixels(self, image: Image.Image) -> F32:
         """RGB image → [1, 3, height, width]."""
-        return pixel_values(image, self._vision_spec).numpy()
+        return pixel_values(image, self._vision_spec)
 
     def features(self, pixels: F32) -> F32:
         """[1, 3, height, width] → [1, patches, vision width]."""
