@@ -32,7 +32,7 @@ from vlmexport.runtime.ort import OrtRuntime
 OURS = ("onnx-x86", "onnx-arm64")
 PRESETS = ("avx512_vnni", "arm64")
 MAX_NEW_TOKENS = 64
-ENVIRONMENT = Path(os.environ.get("VLMEXPORT_OPTIMUM", Path(__file__).parents[1] / ".venv-optimum"))
+ENVIRONMENT = Path(os.environ.get("VLMEXPORT_TEST_OPTIMUM", Path(__file__).parents[1] / ".venv-optimum"))
 
 
 def bundle(name: str, work: Path) -> Path:

@@ -8,6 +8,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from vlmexport.console import QUIET, Console
+from vlmexport.errors import UsageError, first_line
 
 
 def on_terminal() -> tuple[Console, StringIO]:
@@ -41,3 +42,38 @@ def test_one_line_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None
     captured = capsys.readouterr()
     assert captured.err == "language: a.gguf, 785.4 MB\n"
     assert captured.out == ""
+
+
+def test_what_takes_long_says_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a log: a line every half a minute, none for what is done sooner, no control characters."""
+    with Console().progress("calibrating", 3) as advance:
+        advance()
+    assert capsys.readouterr().err == "calibrating\n"
+    seconds = iter(range(0, 1000, 20))
+    monkeypatch.setattr("vlmexport.console.monotonic", lambda: next(seconds))
+    with Console().progress("language", 5_000_000, "bytes") as advance:
+        for _ in range(5):
+            advance(1_000_000)
+    assert capsys.readouterr().err.splitlines() == [
+        "language, 5.0 MB", "language: 1.0 MB of 5.0 MB, after 40 s", "language: 3.0 MB of 5.0 MB, after 80 s"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("console", [Console(as_json=True), Console(quiet=True)])
+def test_no_progress(console: Console, capsys: pytest.CaptureFixture[str]) -> None:
+    with console.progress("calibrating", 3) as advance:
+        advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().error(UsageError("two\nlines of [bold]text[/bold]", "say\r\none :smile:"))
+    assert capsys.readouterr().err == "error: two lines of [bold]text[/bold]: say one :smile:\n"
+
+
+def test_an_error_without_words_is_named() -> None:
+    assert [first_line(error) for error in (ValueError(), ValueError("\n a\nb"), OSError(" "))] == [
+        "ValueError", "a", "OSError"
+    ]  # fmt: skip

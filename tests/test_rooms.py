@@ -12,7 +12,8 @@ import vlmexport
 PACKAGE = Path(vlmexport.__file__).parent
 # demo holds scenes and weights and imports nothing, so it stands first.
 ROOMS = (
-    "errors", "extras", "console", "cache", "compiled", "demo", "recipe", "flags", "checkpoint", "model",
+    "errors", "text", "extras", "console", "cache", "compiled", "demo", "recipe", "environment", "flags", "checkpoint",
+    "model",
     "calibrate", "quantize", "artifact", "design", "runtime", "serve", "bench", "parity", "plan", "costs", "report",
     "pipeline", "cli", "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip

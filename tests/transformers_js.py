@@ -12,8 +12,8 @@ from vlmexport.serve.client import VERSION
 
 @pytest.fixture(scope="session")
 def transformers_js() -> Path:
-    """A folder with ``node_modules/@huggingface/transformers``: VLMEXPORT_NODE, or tests/runtime."""
-    folder = Path(os.environ.get("VLMEXPORT_NODE", Path(__file__).parent / "runtime"))
+    """A folder with ``node_modules/@huggingface/transformers``: VLMEXPORT_TEST_NODE, or tests/runtime."""
+    folder = Path(os.environ.get("VLMEXPORT_TEST_NODE", Path(__file__).parent / "runtime"))
     if not (folder / "node_modules" / "@huggingface" / "transformers").is_dir():
         pytest.skip(
             f"@huggingface/transformers is not installed: npm install --ignore-scripts --prefix {folder} "

@@ -1,17 +1,20 @@
-"""The one output sink. Results go to stdout; progress, notes and errors to stderr.
+"""The one output sink. Results go to stdout; progress, notes, warnings and errors to stderr.
 
-No colour and no bar without a terminal; ``NO_COLOR`` is honoured (rich does both).
+No colour and no bar without a terminal; ``NO_COLOR`` is honoured (rich does both). No text is markup.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from math import isfinite
+from time import monotonic
+from typing import Any, ClassVar, Literal, Protocol
 
 from rich.console import Console as RichConsole
-from rich.console import RenderableType
+from rich.console import ConsoleOptions, RenderableType
 from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
@@ -26,9 +29,11 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.segment import Segment
 from rich.text import Text
 
 from vlmexport.errors import VlmExportError
+from vlmexport.text import one_line, plain
 
 
 class Advance(Protocol):
@@ -50,25 +55,56 @@ _COLUMNS: dict[str, Callable[[], list[ProgressColumn]]] = {
 
 Unit = Literal["steps", "bytes"]
 
+_HEARTBEAT = 30.0
+"""Seconds between lines about what takes long, where there is no terminal."""
+
+
+class Screen(RichConsole):
+    """rich's console, for which no text is markup: not ``[bold]``, not ``:smile:``, not an escape sequence. What the
+    stream's encoding cannot write is replaced."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **settings)
+
+    @property
+    def encoding(self) -> str:
+        """Of the stream that is written to, which may be redirected at any time."""
+        return (getattr(self.file, "encoding", None) or "utf-8").lower()
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """A string as it is."""
+        return super().render_str(self._shown(text), **settings)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """The same for text that comes with a style. rich's own control sequences are segments of another kind."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(self._shown(segment.text), segment.style)
+
+    def _shown(self, text: str) -> str:
+        return plain(text).encode(self.encoding, "replace").decode(self.encoding)
+
 
 class Console:
     """Human, ``--json`` or ``--quiet``.
 
     Args:
-        as_json: results as one JSON document on stdout, nothing else there.
+        as_json: results as one JSON document on stdout, nothing else there; no progress.
         quiet: no progress and no notes.
     """
+
+    answered: ClassVar[bool] = False
+    """Whether this command has written its JSON document; an error that follows writes no second one."""
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self._out = RichConsole(highlight=False, soft_wrap=True)
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._out = Screen()
+        self._err = Screen(stderr=True)
 
     def result(self, human: RenderableType, data: Any) -> None:
         """A command's result: for people, or the same facts as JSON."""
         if self.as_json:
-            self._out.out(json.dumps(data, indent=2, ensure_ascii=False, sort_keys=True), highlight=False)
+            self._document(data)
         else:
             self._out.print(human)
 
@@ -80,19 +116,27 @@ class Console:
     def note(self, text: str) -> None:
         """Something worth knowing that is no result."""
         if not self.quiet:
-            self._err.print(text, style="dim", markup=False)
+            self._err.print(one_line(text), style="dim")
+
+    def warn(self, text: str) -> None:
+        """Something that is likely a mistake; it is said with ``--quiet``, too."""
+        self._err.print(f"warning: {one_line(text)}", style="yellow")
 
     def error(self, error: VlmExportError) -> None:
         """One clear line: what, where, what to do."""
-        if self.as_json:
-            document = {"error": error.what, "cure": error.cure, "exit_code": error.exit_code}
-            self._out.out(json.dumps(document, ensure_ascii=False, sort_keys=True), highlight=False)
-        self._err.print(f"error: {error}", style="red", markup=False)
+        if self.as_json and not Console.answered:
+            self._document({"error": error.what, "cure": error.cure, "exit_code": error.exit_code})
+        self._err.print(f"error: {one_line(str(error))}", style="red")
+
+    def _document(self, data: Any) -> None:
+        Console.answered = True
+        sys.stdout.write(_json(data, sys.stdout.encoding or "utf-8") + "\n")
+        sys.stdout.flush()
 
     @contextmanager
     def progress(self, label: str, total: int, unit: Unit = "steps", done: int = 0) -> Iterator[Advance]:
         """A bar on stderr with its rate; yields what to call after each of ``total`` steps, or with the bytes that
-        are done; ``done`` of them before. Without a terminal, one line."""
+        are done; ``done`` of them before. Without a terminal, a line, and another every half a minute."""
         with self.bars({label: total}, unit) as advance:
             advance[label](done)
             yield advance[label]
@@ -100,15 +144,54 @@ class Console:
     @contextmanager
     def bars(self, totals: Mapping[str, int], unit: Unit = "bytes") -> Iterator[dict[str, Advance]]:
         """The same for several things at a time: label → total, and label → what to call, from any thread."""
-        if self.quiet or not self._err.is_terminal:
-            for label, total in totals.items():
-                self.note(label if unit == "steps" else f"{label}, {decimal(total)}")
+        if self.quiet or self.as_json:
             yield dict.fromkeys(totals, no_advance)
             return
-        columns = [TextColumn("{task.description}"), BarColumn(), *_COLUMNS[unit]()]
+        if not self._err.is_terminal:
+            for label, total in totals.items():
+                self.note(label if unit == "steps" else f"{label}, {decimal(total)}")
+            yield {label: _Heartbeat(self, label, total, unit) for label, total in totals.items()}
+            return
+        columns = [TextColumn("{task.description}", markup=False), BarColumn(), *_COLUMNS[unit]()]
         with Progress(*columns, console=self._err, transient=True) as progress:
             tasks = {label: progress.add_task(label, total=total) for label, total in totals.items()}
             yield {label: _advancing(progress, task) for label, task in tasks.items()}
+
+
+class _Heartbeat:
+    """Says how far something is, at most every half a minute, and nothing of what is done sooner."""
+
+    def __init__(self, console: Console, label: str, total: int, unit: Unit) -> None:
+        self._console, self._label, self._total, self._unit = console, label, total, unit
+        self._done, self._start = 0, monotonic()
+        self._said = self._start
+
+    def __call__(self, amount: int = 1, /) -> None:
+        self._done += amount
+        now = monotonic()
+        if now - self._said >= _HEARTBEAT and self._done < self._total:
+            self._said = now
+            done, total = (str(n) if self._unit == "steps" else decimal(n) for n in (self._done, self._total))
+            self._console.note(f"{self._label}: {done} of {total}, after {now - self._start:.0f} s")
+
+
+def _json(data: Any, encoding: str) -> str:
+    """Readable where the stream can write it, else in ASCII (names that are no UTF-8 have half characters)."""
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False, sort_keys=True)
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return json.dumps(_finite(data), indent=2, sort_keys=True)
+    return text
+
+
+def _finite(data: Any) -> Any:
+    """JSON knows no infinity and no NaN: they become null."""
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not isfinite(data) else data
 
 
 def _advancing(progress: Progress, task: TaskID) -> Advance:

@@ -1,7 +1,7 @@
 """One class per exit code. Every message says what happened, where, and what to do next.
 
 Exit codes: 0 pass, 1 parity failed, 2 usage, recipe or damaged input, 3 unsupported model or operator,
-4 missing dependency, 5 not enough data to judge.
+4 missing dependency, 5 not enough data to judge, 70 internal error, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -59,3 +59,21 @@ class NotEnoughData(VlmExportError):
     """There are too few samples to give a verdict."""
 
     exit_code = 5
+
+
+class InternalError(VlmExportError):
+    """Nobody expected it: a fault of ours."""
+
+    exit_code = 70
+
+
+class Interrupted(VlmExportError):
+    """The user ended it."""
+
+    exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

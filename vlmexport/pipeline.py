@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError, safe_open
+
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.staging import refuse_destination
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET, Console
+from vlmexport.errors import UsageError
 from vlmexport.model import plugins
 from vlmexport.recipe import Recipe
 
@@ -142,10 +145,33 @@ def calibrate_to(
     samples: int | None,
     *,
     vision_tower: str | None = None,
+    force: bool = False,
     console: Console = QUIET,
     dask: str | None = None,
 ) -> dict[str, int]:
-    """Collect statistics and write them to a file; the number of layers and samples is returned."""
+    """Collect statistics and write them to a file; the number of layers and samples is returned.
+
+    Raises:
+        UsageError: the file cannot be written there, or it exists and ``force`` is not set.
+    """
+    _refuse_file(output, force)
     found = _calibrated(open_whole(model, vision_tower), samples, console, dask)
     found.save(output)
     return {"layers": len(found.layers), "samples": len(found.samples)}
+
+
+def _refuse_file(output: Path, force: bool) -> None:
+    """As ``refuse_destination``, for a file of statistics."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise UsageError(f"{output} cannot be written", "name a file in a folder that exists")
+    if not output.exists():
+        return
+    if not force:
+        raise UsageError(f"{output} exists already", "pass --force to replace it, or another --output")
+    try:
+        with safe_open(output, framework="numpy") as file:
+            ours = "samples" in (file.metadata() or {})
+    except (SafetensorError, OSError):
+        ours = False
+    if not ours:
+        raise UsageError(f"{output} holds no statistics of vlmexport", "pass another --output; it was left alone")

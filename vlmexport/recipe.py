@@ -302,8 +302,13 @@ def keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
     return found
 
 
+def variable(key: str) -> str:
+    """The environment variable that sets a key."""
+    return "VLMEXPORT_" + key.replace(".", "_").upper()
+
+
 def _from_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    names = {"VLMEXPORT_" + key.replace(".", "_").upper(): key for key in keys()}
+    names = {variable(key): key for key in keys()}
     return {names[name]: value for name, value in environ.items() if name in names}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from tests.report.results import measured, result, stock
 from vlmexport.errors import NotEnoughData
 from vlmexport.parity.baseline import compared
-from vlmexport.parity.result import Answer
 from vlmexport.report.markdown import markdown, markdown_of_error
 
 
@@ -29,13 +28,6 @@ def test_stock_is_shown_and_its_failures_only_where_they_count() -> None:
         assert ["features", "itself, stock", "cosine 0.5", "**FAIL**"] in cells(text)
     assert "(stock)" not in relaxed
     assert "**features** (stock): cosine is 0.5" in strict
-
-
-def test_answers_are_text_not_markdown() -> None:
-    texts = {"question": "a | b\n# c", "reference": "<script>", "bundle": "[x](http://y) `z` *w*"}
-    answer = Answer(sample="1", expected=[], equal=False, **texts)
-    text = markdown(result(True, answers=[answer]))
-    assert "| a \\| b \\# c | \\<script\\> | \\[x\\](http://y) \\`z\\` \\*w\\* |  |" in text
 
 
 def test_many_answers_are_cut() -> None:

@@ -16,7 +16,7 @@ from vlmexport.runtime.opening import open_runtime
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).with_name("optimum_features.py")
-ENVIRONMENT = Path(os.environ.get("VLMEXPORT_OPTIMUM", Path(__file__).parents[2] / ".venv-optimum"))
+ENVIRONMENT = Path(os.environ.get("VLMEXPORT_TEST_OPTIMUM", Path(__file__).parents[2] / ".venv-optimum"))
 """optimum-onnx pins transformers below 4.58, so it has an environment of its own: ``make optimum``."""
 
 

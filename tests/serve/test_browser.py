@@ -33,7 +33,7 @@ from vlmexport.serve.server import open_server
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which(os.environ.get("VLMEXPORT_CHROMIUM", "chromium"))
+CHROMIUM = shutil.which(os.environ.get("VLMEXPORT_TEST_CHROMIUM", "chromium"))
 PATIENCE = 60_000  # milliseconds, for a loaded machine
 PHOTO = calibration_folder() / "images" / "photo-chelsea.jpg"
 """Wider than it is high, and nothing that the demo model knows."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vlmexport.text import markdown, markdown_code
+
 if TYPE_CHECKING:
     from vlmexport.artifact.bundle import Manifest
 
@@ -40,9 +42,9 @@ def card(manifest: Manifest) -> str:
     recipe = manifest.recipe
     size = sum(file.bytes for file in manifest.files) / 1e6
     lines = [
-        f"# {manifest.source.name}, {recipe.name}",
+        f"# {markdown(manifest.source.name)}, {markdown(recipe.name)}",
         "",
-        f"Exported by vlmexport from `{manifest.source.name}` ({manifest.source.layout} layout) "
+        f"Exported by vlmexport from {markdown_code(manifest.source.name)} ({markdown(manifest.source.layout)} layout) "
         f"for {recipe.target}: {manifest.kind.upper()}, {size:.1f} MB.",
         "",
         _CLASSES.format(len(manifest.classes)) if manifest.classes else _RUN[manifest.kind],
@@ -55,12 +57,15 @@ def card(manifest: Manifest) -> str:
         "",
         "| file | component | bytes | sha256 |",
         "|---|---|---|---|",
-        *(f"| {f.path} | {f.component or ''} | {f.bytes:,} | `{f.sha256[:16]}…` |" for f in manifest.files),
+        *(
+            f"| {markdown_code(f.path)} | {markdown(f.component or '')} | {f.bytes:,} | `{f.sha256[:16]}…` |"
+            for f in manifest.files
+        ),
     ]
     if "budget" in manifest.details:
         lines += ["", "## Types under the budget", "", *_budget(manifest.details["budget"])]
     if manifest.notes:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in manifest.notes)]
+        lines += ["", "## Notes", "", *(f"- {markdown(note)}" for note in manifest.notes)]
     return "\n".join(lines) + "\n"
 
 
@@ -71,15 +76,21 @@ def _parity(parity: dict[str, Any] | None) -> list[str]:
     cores = parity.get("cores") or []
     runtime = " and ".join(core["runtime"] for core in cores) or parity["runtime"]
     lines = [
-        f"Verdict: {verdict}, on {parity['samples']} held-out samples with {runtime}.",
+        f"Verdict: {verdict}, on {parity['samples']} held-out samples with {markdown(runtime)}.",
         "",
-        f"| stage | measured{' on ' + cores[0]['core'] if cores else ''} |",
+        f"| stage | measured{' on ' + markdown(cores[0]['core']) if cores else ''} |",
         "|---|---|",
     ]
     for stage, metrics in (cores[0] if cores else parity)["stages"].items():
         shown = [f"{name} {number(metrics[name])}" for name in _COLUMNS[stage] if name in metrics]
-        lines.append(f"| {stage} | {', '.join(shown) or 'not run'} |")
-    return [*lines, "", *map(_core, cores), *_stock(parity.get("stock")), *(f"- {note}" for note in parity["notes"])]
+        lines.append(f"| {stage} | {markdown(', '.join(shown)) or 'not run'} |")
+    return [
+        *lines,
+        "",
+        *map(_core, cores),
+        *_stock(parity.get("stock")),
+        *(f"- {markdown(note)}" for note in parity["notes"]),
+    ]
 
 
 def _core(core: dict[str, Any]) -> str:
@@ -87,7 +98,7 @@ def _core(core: dict[str, Any]) -> str:
     verdict = "passed" if core["passed"] else f"**failed** at {core['broken_stage']}"
     equal = core["beside"].get("answer", {}).get("equal")
     beside = "" if equal is None else f"; {equal:.0%} of its answers are token for token those of the check's machine"
-    return f"- {core['runtime']}: {verdict}{beside}"
+    return f"- {markdown(core['runtime'])}: {verdict}{beside}"
 
 
 def _stock(stock: dict[str, Any] | None) -> list[str]:
@@ -110,7 +121,7 @@ def _budget(budget: dict[str, Any]) -> list[str]:
         "|---|---|---:|---:|---|---|",
     ]
     for tensor, kind, size, loss, smaller, larger in budget_rows(budget):
-        lines.append(f"| `{tensor}` | {kind} | {size:,} | {loss} | {smaller} | {larger} |")
+        lines.append(f"| {markdown_code(tensor)} | {markdown(kind)} | {size:,} | {loss} | {smaller} | {larger} |")
     return lines
 
 

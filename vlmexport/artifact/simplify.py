@@ -17,7 +17,7 @@ import onnx_ir as ir
 from vlmexport.artifact import layers, verify
 from vlmexport.artifact.graph import MODULE, clean, module_of, save
 from vlmexport.artifact.trace import FEATURES, Traced
-from vlmexport.errors import ParityFailed, Unsupported
+from vlmexport.errors import ParityFailed, Unsupported, first_line
 
 
 def simplify(traced: Traced, scratch: Path, stack: str | None = None) -> tuple[Traced, dict[str, Any]]:
@@ -36,8 +36,7 @@ def simplify(traced: Traced, scratch: Path, stack: str | None = None) -> tuple[T
     except ModuleNotFoundError:
         return traced, _refused("onnxsim is not installed")
     except Exception as error:  # onnxsim's exceptions share no base class
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return traced, _refused(f"onnxsim failed ({reason})")
+        return traced, _refused(f"onnxsim failed ({first_line(error)})")
     counts = {"nodes_before": len(traced.model.graph), "nodes_after": len(model.graph)}
     found = replace(traced, model=model)
     objection = _objection(traced.model, model) or (_unlike(model, stack) if stack else None)

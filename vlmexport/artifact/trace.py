@@ -21,7 +21,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from vlmexport.artifact.graph import clean, rename_dimensions
-from vlmexport.errors import Unsupported
+from vlmexport.errors import Unsupported, first_line
 from vlmexport.model import VLM, plugins
 
 OPSET = 21
@@ -229,8 +229,9 @@ def trace_module(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str]
                 opset_version=OPSET, verbose=False, optimize=False,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise Unsupported(f"{outputs[0]} cannot be traced to ONNX ({reason})", "export it to GGUF") from error
+        raise Unsupported(
+            f"{outputs[0]} cannot be traced to ONNX ({first_line(error)})", "export it to GGUF"
+        ) from error
     assert program is not None
     parameters = set(module.state_dict())  # statistics of batch norms are weights too
 

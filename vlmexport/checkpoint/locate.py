@@ -8,6 +8,7 @@ from vlmexport.checkpoint.hub import download, is_hub_id
 from vlmexport.checkpoint.layout import Checkpoint, open_checkpoint
 from vlmexport.errors import CheckpointError
 from vlmexport.extras import require
+from vlmexport.text import is_utf8
 
 
 def demo_folder() -> Path:
@@ -41,6 +42,8 @@ def locate(model: str) -> Path:
         return demo_folder()
     path = Path(model)
     if path.exists():
+        if not is_utf8(folder := str(path.resolve())):
+            raise CheckpointError(f"the name of {folder!a} is no UTF-8", "rename the folder")
         return path
     if not is_hub_id(model):
         raise CheckpointError(f"{model} does not exist", "pass the folder of a checkpoint, a Hub id, or `demo`")

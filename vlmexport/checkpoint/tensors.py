@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from vlmexport.checkpoint.archive import refuse_bomb
 from vlmexport.checkpoint.documents import LARGEST, read_bounded
-from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.errors import CheckpointError, Unsupported, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -192,8 +192,7 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
         with catch_warnings(action="ignore"):
             state = torch.load(path, map_location="meta", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError, ValueError, MemoryError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} cannot be loaded safely ({reason})", cure) from error
+        raise CheckpointError(f"{path} cannot be loaded safely ({first_line(error)})", cure) from error
     if not isinstance(state, dict):
         raise CheckpointError(f"{path} holds no state dict", "save the state dict alone")
     names, size = {kind: name for name, kind in _TORCH.items()}, path.stat().st_size

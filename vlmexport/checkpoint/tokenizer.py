@@ -14,6 +14,7 @@ from typing import Any
 from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.text import is_utf8
 
 IMAGE_MARKER = "<image>"
 PROBES = (
@@ -44,8 +45,11 @@ def split_prompt(text: str) -> tuple[str, str]:
     """The texts before and after the one image of a prompt.
 
     Raises:
-        UsageError: there is another ``<image>``: the model would look for a second image.
+        UsageError: there is another ``<image>``, so that the model would look for a second image; or the text has half
+            characters, which no tokenizer takes.
     """
+    if not is_utf8(text):
+        raise UsageError(f"the question is no UTF-8 (in {text!a})", "pass it in UTF-8")
     before, _, after = text.partition(IMAGE_MARKER)
     if IMAGE_MARKER in after:
         raise UsageError(

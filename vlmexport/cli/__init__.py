@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import takewhile
 from typing import Annotated
 
 import typer
 
 from vlmexport.cli import bundles, models
 from vlmexport.console import Console
-from vlmexport.errors import MissingDependency, UsageError, VlmExportError
+from vlmexport.environment import unknown_variables
+from vlmexport.errors import InternalError, Interrupted, UsageError, VlmExportError
 from vlmexport.extras import missing
+from vlmexport.text import is_utf8
 
-INTERNAL_ERROR = 70
-INTERRUPTED = 130
+_NotParsed: type[BaseException] = typer.BadParameter.__mro__[2]
+"""What Typer raises where arguments do not fit: click's ClickException, or that of its own copy of click."""
 
 app = typer.Typer(
     name="vlmexport",
     help="Export a vision-language model to ONNX int8 and GGUF 4-bit, and prove that it arrived intact.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -52,34 +54,56 @@ def main() -> None:
     """The entry point. ``--debug`` anywhere (or ``VLMEXPORT_DEBUG=1``) shows tracebacks."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1 or os.environ.get("VLMEXPORT_DEBUG") == "1"
-    console = Console(as_json="--json" in arguments)
+    flags = set(takewhile(lambda argument: argument != "--", arguments))
+    console = Console(as_json="--json" in flags, quiet=bool(flags & {"-q", "--quiet"}))
+    Console.answered = False
     try:
-        app(arguments)
-    except VlmExportError as error:
-        if debug:
-            raise
-        console.error(error)
-        sys.exit(error.exit_code)
-    except SystemExit as end:  # Typer turns Ctrl-C into one, without a word
-        if end.code == INTERRUPTED:
-            console.note("interrupted; nothing was left half-written")
-        raise
-    except OSError as error:
-        if debug:
-            raise
-        console.error(UsageError(str(error), "check the path, its permissions and the free space"))
-        sys.exit(UsageError.exit_code)
-    except ModuleNotFoundError as error:
-        if debug:
-            raise
-        console.error(missing(error.name))
-        sys.exit(MissingDependency.exit_code)
+        for warning in unknown_variables():
+            console.warn(warning)
+        _refuse_other_encodings(arguments)
+        sys.exit(_run(arguments or ["--help"], console))
     except Exception as error:
         if debug:
             raise
-        console.error(
-            VlmExportError(
-                f"internal error ({type(error).__name__}: {error})", "please report it, with the output of --debug"
-            )
-        )
-        sys.exit(INTERNAL_ERROR)
+        told = _told(error)
+        console.error(told)
+        sys.exit(told.exit_code)
+
+
+def _run(arguments: list[str], console: Console) -> int:
+    """The exit code of a command.
+
+    Raises:
+        UsageError: the arguments are none of a command.
+    """
+    try:
+        code = app(arguments, prog_name="vlmexport", standalone_mode=False)
+    except _NotParsed as error:
+        command = context.command_path if (context := getattr(error, "ctx", None)) else "vlmexport"
+        message = str(getattr(error, "format_message", error.__str__)()).replace("Value error, ", "")
+        raise UsageError(message.strip().removesuffix("."), f"see `{command} --help`") from error
+    if code == Interrupted.exit_code:  # Typer turns Ctrl-C into one, without a word
+        if console.as_json:
+            console.error(Interrupted("interrupted", "nothing was left half-written"))
+        else:
+            console.note("interrupted; nothing was left half-written")
+    return code if isinstance(code, int) else 0
+
+
+def _refuse_other_encodings(arguments: list[str]) -> None:
+    """Names and questions go into JSON, XML and tokenizers, which take text alone."""
+    for argument in arguments:
+        if not is_utf8(argument):
+            raise UsageError(f"{argument!a} is no UTF-8", "pass names, paths and questions in UTF-8")
+
+
+def _told(error: Exception) -> VlmExportError:
+    """What a user reads of an error."""
+    if isinstance(error, VlmExportError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        return missing(error.name)
+    if isinstance(error, OSError):
+        return UsageError(str(error) or type(error).__name__, "check the path, its permissions and the free space")
+    what = f"internal error ({type(error).__name__}: {error})"
+    return InternalError(what, "please report it, with the output of --debug")

@@ -93,11 +93,12 @@ def run(
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
     vision_tower: Tower = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Ask a bundle, or a float model, about a picture."""
     from vlmexport.runtime.ask import ask
 
-    console = Console(as_json)
+    console = Console(as_json, quiet)
     pieces = []
     for piece in ask(bundle, image, question, max_new_tokens, vision_tower):
         console.stream(piece)

@@ -30,11 +30,11 @@ from vlmexport.cli.options import (
 from vlmexport.console import Console
 
 
-def inspect(model: Model, vision_tower: Tower = None, as_json: Json = False) -> None:
+def inspect(model: Model, vision_tower: Tower = None, as_json: Json = False, quiet: Quiet = False) -> None:
     """Show the components and sizes of a checkpoint or of a bundle."""
     from vlmexport.report.inspection import describe
 
-    Console(as_json).result(*describe(model, vision_tower))
+    Console(as_json, quiet).result(*describe(model, vision_tower))
 
 
 def plan(
@@ -51,6 +51,7 @@ def plan(
     phone: Phones = None,
     vision_tower: Tower = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Say what exports would write and take: bytes, memory, operations, times on phones. Reads no weights."""
     from vlmexport.checkpoint.locate import open_model
@@ -64,7 +65,7 @@ def plan(
     flags |= budget_flags(str(bits) if bits else kind[0] if kind else None, max_size, bpw)
     on, chosen = choose_phones(phone), choose(recipe or [], kind or [], bits, flags)
     found = [estimate(checkpoint, recipe, on) for recipe in chosen]
-    Console(as_json).result(table(found), [costs.facts() for costs in found])
+    Console(as_json, quiet).result(table(found), [costs.facts() for costs in found])
 
 
 def compare(
@@ -75,6 +76,7 @@ def compare(
         Path | None, typer.Option(help="Write an SVG: size against estimated times.", show_default=False)
     ] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Put what designs would cost beside each other: parameters, operations, bytes, times. Reads no weights."""
     from vlmexport.checkpoint.locate import open_model
@@ -86,7 +88,7 @@ def compare(
     found = [estimate(open_model(model), chosen, on) for model in models]
     if plot:
         plot.write_text(report.plot(found), encoding="utf-8")
-    Console(as_json).result(report.compare(found), [costs.facts() for costs in found])
+    Console(as_json, quiet).result(report.compare(found), [costs.facts() for costs in found])
 
 
 def new(
@@ -213,6 +215,7 @@ def calibrate(
     samples: Samples = None,
     vision_tower: Tower = None,
     dask: Dask = None,
+    force: Force = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -220,13 +223,14 @@ def calibrate(
     from vlmexport.pipeline import calibrate_to
 
     console = Console(as_json, quiet)
-    found = calibrate_to(model, output, samples, vision_tower=vision_tower, console=console, dask=dask)
+    found = calibrate_to(model, output, samples, vision_tower=vision_tower, force=force, console=console, dask=dask)
     console.result(f"{output}: {found['layers']} layers from {found['samples']} samples", found)
 
 
 def recipes(
     name: Annotated[str | None, typer.Argument(help="Show this one.", show_default=False)] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """List the recipes, or show one."""
     from vlmexport.recipe import resolve, shipped
@@ -234,4 +238,4 @@ def recipes(
     names = [name] if name else shipped()
     found = {key: resolve(key).model_dump(mode="json") for key in names}
     human = "\n".join(names) if name is None else resolve(name).model_dump_json(indent=2)
-    Console(as_json).result(human, found)
+    Console(as_json, quiet).result(human, found)

@@ -45,7 +45,7 @@ Tower = Annotated[
     typer.Option("--vision-tower", help="CLIP folder, where the checkpoint has no tower.", show_default=False),
 ]
 Output = Annotated[Path | None, typer.Option("--output", "-o", help="Folder of the bundle.", show_default=False)]
-Force = Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 RecipeFile = Annotated[str | None, typer.Option("--recipe", help="A recipe's name or TOML file.", show_default=False)]
 Bits = Annotated[int | None, typer.Option(help="Bits a weight: 2, 3, 4, 5, 6, 8, 16 or 32.", show_default=False)]
 MaxSize = Annotated[

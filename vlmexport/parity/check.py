@@ -26,6 +26,7 @@ from vlmexport.parity.pictures import pictures
 from vlmexport.parity.result import CoreResult, GateResult, Inputs, ParityResult, StockResult, WeightsResult
 from vlmexport.parity.weights import compare_weights, weight_gates
 from vlmexport.runtime.opening import Machine
+from vlmexport.text import plain
 
 RESULT = "parity.json"
 PACKAGES = ("torch", "transformers", "numpy", "pillow", "onnxruntime", "llama-cpp-python")
@@ -129,7 +130,7 @@ def _compare(
     cores = [_core(core, manifest) for core in run.cores]
     passed, broken = _verdict(gates, cores, of_weights)
     return ParityResult(
-        bundle=bundle.resolve().name,
+        bundle=plain(bundle.resolve().name),
         kind=manifest.kind,
         recipe=manifest.recipe.name,
         target=manifest.recipe.target,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from vlmexport.artifact.card import number
 from vlmexport.errors import VlmExportError
 from vlmexport.parity.result import ParityResult
 from vlmexport.report.rows import Row, rows
-
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+from vlmexport.text import plain
 
 
 def junit(result: ParityResult) -> str:
@@ -52,10 +50,10 @@ def _case(suite: Element, result: ParityResult, row: Row) -> None:
         text = "; ".join(row.failures)
         if row.counts:
             failure = SubElement(case, "failure", _attributes(message=text, type="gate"))
-            failure.text = _clean("\n".join([*row.failures, *([row.error] if row.error else [])]))
+            failure.text = plain("\n".join([*row.failures, *([row.error] if row.error else [])]))
         else:
             SubElement(case, "skipped", _attributes(message=f"{row.spared}: {text}"))
-    SubElement(case, "system-out").text = _clean(_metrics(row))
+    SubElement(case, "system-out").text = plain(_metrics(row))
 
 
 def _metrics(row: Row) -> str:
@@ -64,12 +62,7 @@ def _metrics(row: Row) -> str:
 
 
 def _attributes(**values: object) -> dict[str, str]:
-    return {name: _clean(str(value)) for name, value in values.items()}
-
-
-def _clean(text: str) -> str:
-    """XML has no way to write most control characters, which a broken model's answers may hold."""
-    return _NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)
+    return {name: plain(str(value)) for name, value in values.items()}
 
 
 def _text(suite: Element) -> str:

@@ -12,6 +12,7 @@ from vlmexport.parity.result import Answer, ParityResult, StockResult
 from vlmexport.report.cores import cores, summary
 from vlmexport.report.places import costs
 from vlmexport.report.rows import rows, sentence
+from vlmexport.text import one_line
 
 _DIFFERENT_SHOWN = 3
 
@@ -45,8 +46,8 @@ def _different(answers: list[Answer], where: str = "") -> list[Text]:
     parts = []
     for answer in different[:_DIFFERENT_SHOWN]:
         margin = "" if answer.margin is None else f" (margin there {answer.margin:.3f})"
-        text = f"  {answer.question} → {answer.bundle!r}{where}, the float model says {answer.reference!r}{margin}"
-        parts.append(Text(text, style="dim"))
+        text = f"{answer.question} → {answer.bundle!r}{where}, the float model says {answer.reference!r}{margin}"
+        parts.append(Text(f"  {one_line(text)}", style="dim"))
     if len(different) > _DIFFERENT_SHOWN:
         parts.append(Text(f"  … and {len(different) - _DIFFERENT_SHOWN} more answers that differ{where}", style="dim"))
     return parts
@@ -82,5 +83,5 @@ def _stages(result: ParityResult) -> Table:
             style = "" if row.passed else "red" if row.counts else "yellow"
             measured = [", ".join(row.measured), *([", ".join(row.before)] if baseline else [])]
             verdict = "pass" if row.passed else "FAIL"
-            table.add_row(row.stage, row.fed, *map(Text, measured), verdict, style=style)
+            table.add_row(row.stage, row.fed, *measured, verdict, style=style)
     return table

@@ -14,7 +14,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 from vlmexport.checkpoint import VisionSpec
-from vlmexport.errors import MissingDependency, Unsupported
+from vlmexport.errors import MissingDependency, Unsupported, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -38,9 +38,9 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
     try:
         found, _ = _dry_run(model, side)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Unsupported(
-            f"timm:{name} cannot take images of {side} pixels ({reason})", f"its own size is {config.input_size[-1]}"
+            f"timm:{name} cannot take images of {side} pixels ({first_line(error)})",
+            f"its own size is {config.input_size[-1]}",
         ) from error
     count, grid = found.shape[1], isqrt(found.shape[1])
     if grid**2 != count or side % grid:
