@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import asdict
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 from rich.table import Table
 from rich.text import Text
 
+from tests.checkpoints import tiny_spec
 from tests.command import vlmexport
 from tests.report.results import result
 from vlmexport.artifact.bundle import MANIFEST, File, Manifest, Source
@@ -124,7 +126,7 @@ class Page(HTMLParser):
 
 
 def manifest(name: str) -> Manifest:
-    source = Source(name=name, path=name, layout="mobilevlm", spec={"language": {}}, weights={})
+    source = Source(name=name, path=name, layout="mobilevlm", spec=asdict(tiny_spec()), weights={})
     try:
         file = File(path=name, bytes=1, sha256="0" * 64, component="vision")
     except ValidationError:  # no path inside of a bundle
