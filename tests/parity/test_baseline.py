@@ -60,7 +60,7 @@ def test_no_baseline(tmp_path: Path) -> None:
     path = tmp_path / "parity.json"
     with pytest.raises(UsageError, match="does not exist"):
         read_baseline(path)
-    for text in ("no json", "{}", of().model_dump_json().replace('"schema_version":2', '"schema_version":1')):
+    for text in ("no json", "{}", of().model_dump_json().replace('"schema_version":3', '"schema_version":2')):
         path.write_text(text)
         with pytest.raises(UsageError, match="is no result of this schema: make it again"):
             read_baseline(path)
@@ -73,15 +73,23 @@ def test_no_baseline(tmp_path: Path) -> None:
     [
         ({"recipe": "onnx-arm64"}, "of a onnx-arm64 bundle for x86, this is onnx-x86 for x86"),
         ({"target": "arm64"}, "for arm64"),
-        ({"inputs": {"weights": {}, "files": {}, "samples": "22"}}, "another float model"),
-        ({"inputs": {"weights": {"model.safetensors": "00"}, "files": {}, "samples": "23"}}, "other samples"),
+        ({"inputs": {"weights": {}}}, r"another float model .* \(its weights differ: model\.safetensors\)"),
+        (
+            {"inputs": {"spec": {"language": {"rms_norm_eps": 1e-3, "rope_scaling": {"factor": 2.0}}}}},
+            r"language\.rms_norm_eps: 0\.001 in the baseline, 1e-05 in the bundle; "
+            r"language\.rope_scaling: \{\"factor\": 2\.0\} in the baseline, nothing in the bundle",
+        ),
+        ({"inputs": {"samples": "23"}}, r"on other samples \(20 samples\)"),
+        ({"inputs": {"images": {"scene-1": "34"}}}, "other pictures under the same names: scene-1"),
     ],
 )
 def test_a_baseline_of_something_else(changes: dict[str, Any], message: str) -> None:
     source = Source(name="demo", path="demo", layout="mobilevlm", spec={}, weights={"model.safetensors": "00"})
     recipe = parse({"name": "onnx-x86", "target": "x86"}, "test")
     manifest = Manifest(kind="onnx", source=source, recipe=recipe, tools={})
-    path = Path("old.json")
-    refuse_baseline(path, result(True), manifest, "22")
+    path, right = Path("old.json"), result(True)
+    refuse_baseline(path, right, manifest, right.inputs)
+    if "inputs" in changes:
+        changes = {"inputs": right.inputs.model_dump() | changes["inputs"]}
     with pytest.raises(UsageError, match=message):
-        refuse_baseline(path, result(True, **changes), manifest, "22")
+        refuse_baseline(path, result(True, **changes), manifest, right.inputs)

@@ -109,6 +109,46 @@ def test_another_model_is_an_error_not_a_bad_score(bundle: Path, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_a_configuration_that_changed_is_named(bundle: Path, tmp_path: Path) -> None:
+    where = Path(read_manifest(bundle).source.path)
+    other = Path(shutil.copytree(where, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text()) | {"rms_norm_eps": 1e-3, "mm_vision_select_layer": -1}
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError) as caught:
+        check(bundle, reference=str(other), samples=samples())
+    assert "language.rms_norm_eps: 1e-05 in the bundle, 0.001 in the checkpoint" in caught.value.what
+    assert "vision.select_layer: -2 in the bundle, -1 in the checkpoint" in caught.value.what
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_is_gone(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = read_manifest(copy)
+    source = manifest.source.model_copy(update={"path": str(tmp_path / "moved")})
+    write_manifest(copy, manifest.model_copy(update={"source": source}))
+    with pytest.raises(CheckpointError, match=r"is not where it was: .*moved does not exist") as caught:
+        check(copy, samples=samples())
+    assert caught.value.cure == "pass it with --reference, or a recording of it with --replay"
+
+
+@pytest.mark.slow
+def test_a_picture_that_changed_is_named(bundle: Path, tmp_path: Path) -> None:
+    """The same name, another content: a baseline and a recording are of the old one."""
+    copy, data = Path(shutil.copytree(bundle, tmp_path / "copy")), tmp_path / "data"
+    data.mkdir()
+    for number in range(20):
+        noise = np.random.default_rng(number).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(data / f"{number}.png")
+    check(copy, samples=20, data=data, record=tmp_path / "recording")
+    Image.new("RGB", (8, 8), "red").save(data / "7.png")
+    with pytest.raises(UsageError, match=r"was measured on other pictures under the same names: 7\.png \("):
+        check(copy, samples=20, data=data, baseline=copy / "parity.json")
+    with pytest.raises(UsageError, match=r"was recorded on other pictures under the same names: 7\.png \("):
+        check(copy, samples=20, data=data, replay=tmp_path / "recording")
+
+
+@pytest.mark.slow
 def test_too_few_samples_give_no_verdict(bundle: Path) -> None:
     with pytest.raises(NotEnoughData, match="too few") as caught:
         check(bundle, samples=samples(19))
@@ -133,7 +173,7 @@ def test_a_baseline_is_of_the_same_comparison(bundle: Path, result: ParityResult
     worse = check(bundle, samples=samples(), baseline=path)
     assert (worse.passed, worse.broken_stage) == (False, "tokens")
     assert all(gate.passed for gate in worse.gates)
-    with pytest.raises(UsageError, match="other samples \\(20 of them\\)"):
+    with pytest.raises(UsageError, match="other samples \\(20 samples\\)"):
         check(bundle, samples=samples(21), baseline=path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,10 @@ from vlmexport.parity.result import Inputs
 from vlmexport.parity.weights import WRONG
 from vlmexport.runtime.stages import F32
 
-INPUTS = Inputs(weights={"model": "00"}, files={}, samples="11")
+INPUTS = Inputs(
+    weights={"model": "00"}, files={}, samples="11", images={"image-0": "a", "image-1": "b"},
+    spec={"language": {"rms_norm_eps": 1e-5}},
+)  # fmt: skip
 
 
 def sample(number: int) -> Sample:
@@ -75,8 +79,19 @@ def test_of_another_comparison(tmp_path: Path) -> None:
     recording.refuse_other(INPUTS)
     with pytest.raises(CheckpointError, match="another model"):
         recording.refuse_other(INPUTS.model_copy(update={"weights": {}}))
-    with pytest.raises(UsageError, match="other samples \\(4 of them\\)"):
+    with pytest.raises(CheckpointError, match=r"rms_norm_eps: 1e-05 in the recording, 0\.001 in the bundle"):
+        recording.refuse_other(INPUTS.model_copy(update={"spec": {"language": {"rms_norm_eps": 1e-3}}}))
+    with pytest.raises(UsageError, match="other samples \\(4 samples\\)"):
         recording.refuse_other(INPUTS.model_copy(update={"samples": "12"}))
+    with pytest.raises(UsageError, match=r"other pictures under the same names: image-1 \(4 samples\)"):
+        recording.refuse_other(INPUTS.model_copy(update={"images": {"image-0": "a", "image-1": "c"}}))
+
+
+def test_a_recording_of_an_earlier_version(tmp_path: Path) -> None:
+    about = {"schema": 1, "reference": "made", "weights": {}, "samples": "11", "images": [], "questions": []}
+    save_file({"a": np.zeros(1)}, tmp_path / "old.safetensors", {"vlmexport": json.dumps(about)})
+    with pytest.raises(UsageError, match=r"is a recording of schema 1, not 2: record it again, with --record"):
+        Recording(tmp_path / "old.safetensors")
 
 
 def test_no_recording(tmp_path: Path) -> None:
@@ -107,7 +122,7 @@ def test_a_replayed_check_says_what_the_recorded_one_said(onnx_bundle: Bundles, 
         with pytest.raises(CheckpointError, match="does not exist"):
             check(bundle, samples=20)
         replayed = check(bundle, samples=20, replay=path)
-        with pytest.raises(UsageError, match="other samples \\(20 of them\\)"):
+        with pytest.raises(UsageError, match="other samples \\(20 samples\\)"):
             check(bundle, samples=21, replay=path)
     finally:
         write_manifest(bundle, manifest)

@@ -49,7 +49,10 @@ def result(passed: bool, **changes: Any) -> ParityResult:
             )
         ],
         "passed": passed, "broken_stage": None if passed else "features", "seconds": 1.0,
-        "inputs": Inputs(weights={"model.safetensors": "00"}, files={"a.onnx": "11"}, samples="22"),
+        "inputs": Inputs(
+            weights={"model.safetensors": "00"}, files={"a.onnx": "11"}, samples="22", images={"scene-1": "33"},
+            spec={"language": {"rms_norm_eps": 1e-5, "rope_scaling": None}},
+        ),
         "versions": {"torch": "2.13.0"},
     }  # fmt: skip
     return ParityResult.model_validate(values | changes)

@@ -46,7 +46,7 @@ def result() -> ParityResult:
         bundle="demo-arm64", kind="onnx", recipe="onnx-arm64", reference="demo", runtime="onnxruntime", notes=[],
         samples=20, images=5, stages=[stage(cosine=0.5)], gates=[here], answers=[], passed=False, broken_stage="tokens",
         seconds=60.0, cores=found, target="arm64", data="held-out scenes", versions={},
-        inputs=Inputs(weights={}, files={}, samples=""),
+        inputs=Inputs(weights={}, files={}, samples="", images={}, spec={}),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from vlmexport.artifact.bundle import Manifest
@@ -14,6 +15,7 @@ from vlmexport.parity.evaluate import Evaluation, run_against, run_samples
 from vlmexport.parity.expected import Live
 from vlmexport.parity.recording import Recorder, Recording
 from vlmexport.parity.result import Inputs
+from vlmexport.parity.same import other_model, spec_facts
 from vlmexport.runtime.opening import Machine
 from vlmexport.runtime.reference import ReferenceRuntime
 
@@ -22,7 +24,7 @@ class Against:
     """The float model of a bundle, found and verified; nothing runs yet.
 
     Args:
-        inputs: hashes that it must match.
+        inputs: what a recording must be of.
         reference: folder, Hub id or ``demo``; the one that the manifest names where it is None.
         vision_tower: its tower, where it carries none and the folder that the manifest names has moved.
         dask: where samples run, as in ``check``.
@@ -92,11 +94,29 @@ class Against:
 
 
 def _reference(manifest: Manifest, reference: str | None, vision_tower: str | None) -> Checkpoint:
-    """The float model, when its weights are those that the bundle was made from."""
-    checkpoint = open_model(reference or manifest.source.path, vision_tower or manifest.source.vision_tower)
-    if checkpoint.fingerprints != manifest.source.weights:
+    """The float model, when its weights and its configuration are those that the bundle was made from."""
+    checkpoint = _opened(manifest, reference, vision_tower)
+    difference = other_model(
+        (manifest.source.weights, spec_facts(manifest.source.spec)), "the bundle",
+        (checkpoint.fingerprints, spec_facts(asdict(checkpoint.spec))), "the checkpoint",
+    )  # fmt: skip
+    if difference:
         raise CheckpointError(
-            f"{checkpoint.path} is not the model that this bundle was made from (its weights differ)",
-            "pass the right one with --reference",
+            f"{checkpoint.path} is not the model that this bundle was made from ({difference})",
+            "pass the right one with --reference, or export this one again",
         )
     return checkpoint
+
+
+def _opened(manifest: Manifest, reference: str | None, vision_tower: str | None) -> Checkpoint:
+    """The checkpoint; where the manifest alone says where it was, an error says how to tell where it is now."""
+    where = manifest.source.path
+    try:
+        return open_model(reference or where, vision_tower or manifest.source.vision_tower)
+    except CheckpointError as error:
+        if reference is not None or Path(where).exists() or where == "demo":
+            raise
+        raise CheckpointError(
+            f"the float model of this bundle is not where it was: {error.what}",
+            "pass it with --reference, or a recording of it with --replay",
+        ) from error

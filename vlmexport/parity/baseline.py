@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.errors import UsageError
 from vlmexport.parity.gates import AT_LEAST, broken_stage
-from vlmexport.parity.result import BaselineResult, Change, ParityResult, StageResult
+from vlmexport.parity.result import BaselineResult, Change, Inputs, ParityResult, StageResult
+from vlmexport.parity.same import other_model, other_samples
 
 SLACK = 0.1
 _MARGINS = {"cosine": 1e-5, "cosine_p1": 1e-4, "nmse": 1e-6, "kld": 1e-3}
@@ -37,14 +38,11 @@ def read_baseline(path: Path) -> ParityResult:
         raise UsageError(f"baseline {path} is no result of this schema", f"make it again: {cure}") from error
 
 
-def refuse_baseline(path: Path, old: ParityResult, manifest: Manifest, samples: str) -> None:
+def refuse_baseline(path: Path, old: ParityResult, manifest: Manifest, inputs: Inputs) -> None:
     """Raise where the baseline is of another comparison than the one that is about to run.
 
-    Args:
-        samples: their hash, as in ``Inputs``.
-
     Raises:
-        UsageError: another recipe, float model or set of samples.
+        UsageError: another recipe, float model or set of samples; the message says what differs.
     """
     recipe = manifest.recipe
     if (old.kind, old.recipe, old.target) != (manifest.kind, recipe.name, recipe.target):
@@ -52,11 +50,13 @@ def refuse_baseline(path: Path, old: ParityResult, manifest: Manifest, samples: 
             f"baseline {path} is of a {old.recipe} bundle for {old.target}, this is {recipe.name} for {recipe.target}",
             "pass the baseline of this recipe",
         )
-    if old.inputs.weights != manifest.source.weights:
-        raise UsageError(f"baseline {path} is of another float model than this bundle", "make the baseline again")
-    if old.inputs.samples != samples:
+    model = other_model(old.inputs.model, "the baseline", inputs.model, "the bundle")
+    if model:
+        raise UsageError(f"baseline {path} is of another float model than this bundle ({model})", "make it again")
+    samples = other_samples(old.inputs, inputs)
+    if samples:
         raise UsageError(
-            f"baseline {path} was measured on other samples ({old.samples} of them)",
+            f"baseline {path} was measured on {samples} ({old.samples} samples)",
             "pass the same --data and --samples, or make the baseline again",
         )
 

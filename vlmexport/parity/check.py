@@ -11,6 +11,7 @@ from pathlib import Path
 from vlmexport.artifact.bundle import Manifest, read_manifest, tool_versions, verify, write_manifest
 from vlmexport.bench import Request, halves
 from vlmexport.calibrate import Sample
+from vlmexport.calibrate.samples import image_hashes
 from vlmexport.checkpoint import Checkpoint, VisionSpec
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import UsageError, VlmExportError
@@ -24,6 +25,7 @@ from vlmexport.parity.gates import broken_stage, judge
 from vlmexport.parity.measured import Measured
 from vlmexport.parity.pictures import pictures
 from vlmexport.parity.result import CoreResult, GateResult, Inputs, ParityResult, StockResult, WeightsResult
+from vlmexport.parity.same import spec_facts
 from vlmexport.parity.weights import compare_weights, weight_gates
 from vlmexport.runtime.opening import Machine
 from vlmexport.text import plain
@@ -80,7 +82,7 @@ def check(
 
     Raises:
         ParityFailed: a file of the bundle is missing or changed. (A gate that fails is a result, not an error.)
-        CheckpointError: the reference is another model than the bundle was made from.
+        CheckpointError: the reference is another model than the bundle was made from, or configured otherwise.
         NotEnoughData: fewer than 20 samples.
         MissingDependency: the other machine is not set up.
         UsageError: baseline or recording are none, or of another comparison; the data cannot be read; or the bundle
@@ -96,7 +98,7 @@ def check(
     chosen = choose(manifest, samples or (CORE_SAMPLES if on else DEFAULT_SAMPLES), data)
     inputs = _inputs(manifest, chosen.samples)
     if baseline and old:
-        refuse_baseline(baseline, old, manifest, inputs.samples)
+        refuse_baseline(baseline, old, manifest, inputs)
     against = Against(
         manifest, inputs, reference=reference, vision_tower=vision_tower, dask=dask, record=record, replay=replay,
         machine=on,
@@ -214,12 +216,14 @@ def _core(run: CoreRun, manifest: Manifest) -> CoreResult:
 
 
 def _inputs(manifest: Manifest, samples: list[Sample]) -> Inputs:
-    """The hashes of a comparison."""
+    """What a comparison is of."""
     asked = json.dumps([[sample.id, sample.question, sample.answers] for sample in samples])
     return Inputs(
         weights=manifest.source.weights,
         files={file.path: file.sha256 for file in manifest.files},
         samples=hashlib.sha256(asked.encode()).hexdigest(),
+        images=image_hashes(samples),
+        spec=spec_facts(manifest.source.spec),
     )
 
 

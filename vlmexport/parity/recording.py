@@ -20,9 +20,10 @@ from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.parity.expected import Expected, ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
+from vlmexport.parity.same import other_model, other_samples
 from vlmexport.runtime.stages import F32
 
-_SCHEMA = 1
+_SCHEMA = 2
 _KEY = "vlmexport"
 
 
@@ -30,15 +31,15 @@ class Recorder:
     """Passes on what another source tells, and writes it down; the file is there after ``finish``.
 
     Args:
-        inputs: hashes of float model and samples, which a replay must match.
+        inputs: float model and samples, which a replay must match.
     """
 
     def __init__(self, source: Expected, path: Path, inputs: Inputs) -> None:
         self.name = source.name
         self._source, self._path = source, path
         self._about: dict[str, Any] = {
-            "schema": _SCHEMA, "reference": source.name, "weights": inputs.weights, "samples": inputs.samples,
-            "images": [], "questions": [],
+            "schema": _SCHEMA, "reference": source.name, "images": [], "questions": [],
+            "inputs": inputs.model_copy(update={"files": {}}).model_dump(),
         }  # fmt: skip
         self._header: dict[str, Any] = {}
         self._partial = path.with_name(f".{path.name}.partial")
@@ -104,7 +105,8 @@ class Recording:
             self._file: Any = safe_open(path, "numpy")  # its methods have no types
             self._about: dict[str, Any] = json.loads(self._file.metadata()[_KEY])  # type: ignore[no-untyped-call]
             if self._about["schema"] != _SCHEMA:
-                raise ValueError(f"schema {self._about['schema']}")
+                raise UsageError(f"{path} is a recording of schema {self._about['schema']}, not {_SCHEMA}", cure)
+            self._inputs = Inputs.model_validate(self._about["inputs"])
             self._images = {name: number for number, name in enumerate(self._about["images"])}
             self._questions = {entry["sample"]: number for number, entry in enumerate(self._about["questions"])}
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -115,16 +117,19 @@ class Recording:
         """Raise where it is of another comparison than the one that is about to run.
 
         Raises:
-            CheckpointError: it is of another float model.
+            CheckpointError: it is of another float model, or of one configured otherwise.
             UsageError: it is of other samples.
         """
-        if self._about["weights"] != inputs.weights:
+        model = other_model(self._inputs.model, "the recording", inputs.model, "the bundle")
+        if model:
             raise CheckpointError(
-                f"{self.path} was recorded from another model than this bundle was made from", "record the right one"
+                f"{self.path} was recorded from another model than this bundle was made from ({model})",
+                "record the right one",
             )
-        if self._about["samples"] != inputs.samples:
+        samples = other_samples(self._inputs, inputs)
+        if samples:
             raise UsageError(
-                f"{self.path} was recorded on other samples ({len(self._questions)} of them)",
+                f"{self.path} was recorded on {samples} ({len(self._questions)} samples)",
                 "pass the same --data and --samples",
             )
 

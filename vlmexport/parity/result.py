@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -98,11 +98,18 @@ class BaselineResult(_Model):
 
 
 class Inputs(_Model):
-    """Hashes of what was compared: two results are of the same comparison where all but ``files`` are equal."""
+    """What was compared: two results are of the same comparison where all but ``files`` is equal."""
 
     weights: dict[str, str] = Field(description="Of the float model: file name → BLAKE3.")
     files: dict[str, str] = Field(description="Of the bundle: path → SHA-256.")
     samples: str = Field(description="SHA-256 of the samples' ids, questions and right answers.")
+    images: dict[str, str] = Field(description="Image → SHA-256 of its file, or what it was drawn from.")
+    spec: dict[str, Any] = Field(description="What the float model's configuration and preprocessor say.")
+
+    @property
+    def model(self) -> tuple[dict[str, str], dict[str, Any]]:
+        """What tells the float model."""
+        return self.weights, self.spec
 
 
 class CoreResult(_Model):
@@ -184,7 +191,7 @@ class ParityResult(_Model):
     Where the bundle ran on other cores too, ``passed`` and ``broken_stage`` are theirs; all else is of the run here.
     """
 
-    schema_version: Literal[2] = 2
+    schema_version: Literal[3] = 3
     bundle: str
     kind: str
     recipe: str
