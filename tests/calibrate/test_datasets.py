@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,14 @@ def test_the_order_is_random_and_always_the_same(images: Path) -> None:
     assert order == [sample.question for sample in read(path)]
     assert sorted(order, key=int) != order
     assert 10 < sum(int(question) < 50 for question in order[:50]) < 40
+
+
+def test_questions_about_an_image_stay_together(images: Path) -> None:
+    """So that its visual tokens can be dropped after the last of them."""
+    names = ["a.jpg", "b.PNG", "c.webp", "more/d.png"]
+    path = written(images / "q.json", [{"image": names[i % 4], "question": f"{i}"} for i in range(60)])
+    order = [sample.image_id for sample in read(path)]
+    assert sum(one != other for one, other in pairwise(order)) == 3
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import vlmexport.model.language as folder
 from tests.conformance.parts import SCHEMES, measure
@@ -109,6 +111,39 @@ def test_gguf_names_every_tensor_or_says_why_not(text: str) -> None:
     assert {path.removeprefix("language.") for path in measured} == linear
     expected = {names[f"{path}.weight"] for path in linear - {"lm_head"}}
     assert set(measured.values()) - {"output.weight", "token_embd.weight"} == expected
+
+
+class LargestSquare(TorchDispatchMode):
+    """Whether any operator gives [..., positions, positions] in floating point, as attention weights are."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self._positions, self.found = positions, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outputs = func(*args, **(kwargs or {}))
+        for value in outputs if isinstance(outputs, tuple | list) else (outputs,):
+            square = isinstance(value, torch.Tensor) and tuple(value.shape[-2:]) == (self._positions,) * 2
+            self.found |= square and value.is_floating_point() and value.dim() > 2 and value.shape[1] > 1
+        return outputs
+
+
+@pytest.mark.parametrize("text", EXAMPLES)
+def test_the_float_model_holds_no_attention_weights(text: str, opened: Opened) -> None:
+    """Of a prompt of 4,096 positions they would be a gigabyte a layer; the results are the same up to rounding."""
+    vlm = load(opened(text), components=("language",))
+    embeds, mask = vlm.embed([1, *range(3, 40)] * 2).reshape(2, 38, -1), torch.ones(2, 38, dtype=torch.long)
+    mask[1, :5] = 0
+    found = []
+    for kernel in (None, "eager"):
+        if kernel:
+            vlm.language.set_attn_implementation(kernel)  # type: ignore[operator]
+        with torch.inference_mode(), LargestSquare(38) as watch:
+            outputs = vlm.language(inputs_embeds=embeds, attention_mask=mask).logits
+        found.append((outputs[0], watch.found))
+    (ours, has_weights), (eager, has_eager_weights) = found
+    assert (has_weights, has_eager_weights) == (False, True)
+    assert (ours - eager).abs().max() < 1e-5 * eager.abs().max()
 
 
 def decoder_inputs(vlm: VLM, seed: int, length: int, past: int) -> Inputs:

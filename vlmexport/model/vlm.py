@@ -128,6 +128,8 @@ def load(
         fill(module, found, stays)
         if tied:
             module.tie_weights()  # type: ignore[operator]
-        if component == "vision" and isinstance(module, PreTrainedModel):
-            module.set_attn_implementation("sdpa")  # fused: an eighth of the tower's time; graphs are traced without
+        if isinstance(module, PreTrainedModel):
+            # One operator: a tower takes an eighth of the time, and attention weights [heads, positions, positions] are
+            # never in memory. A sketch, which graphs are traced from, stays as it is built.
+            module.set_attn_implementation("sdpa")
     return vlm.eval().requires_grad_(False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 
 from vlmexport.calibrate import Sample
 from vlmexport.parity.expected import Expected
@@ -51,8 +52,10 @@ class Comparison:
         """Of each core: against the float model, and against the bundle here."""
         return {name: (side.measured, self._beside[name]) for name, side in self._cores.items()}
 
-    def run(self, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None) -> None:
-        """Compare over samples; images that several samples share are computed once."""
+    def run(self, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None) -> None:
+        """Compare over samples. Images that several samples share are computed once; their visual tokens stay in memory
+        until the last of these samples, so neighbours should share them."""
+        left = Counter(sample.image_id for sample in samples)
         for number, sample in enumerate(samples):
             sides = [self._bundle, *self._cores.values()]
             if self._stock is not None and number < self._first:
@@ -60,7 +63,16 @@ class Comparison:
             if sample.image_id not in self._tokens:
                 self._image(sample, sides)
             self._question(sample, sides)
+            left[sample.image_id] -= 1
+            if not left[sample.image_id]:
+                self._forget(sample.image_id)
             advance()
+
+    def _forget(self, image: str) -> None:
+        del self._tokens[image]
+        for side in (self._bundle, self._stock, *self._cores.values()):
+            if side is not None:
+                side.forget(image)
 
     def _image(self, sample: Sample, sides: list[Side]) -> None:
         expected, image = self.expected.image(sample), sample.image()

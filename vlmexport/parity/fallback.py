@@ -6,7 +6,7 @@ alone, visual tokens' NMSE or the answer's KL divergence, and as many of the wor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
@@ -101,11 +101,13 @@ class TokensLoss:
         self._vlm = vlm
         images = {sample.image_id: sample for sample in samples}
         self._pixels = [vlm.pixels(sample.image()) for sample in images.values()]
-        self._expected = self._run()
+        self._expected = list(self._run())
 
-    def _run(self) -> list[F32]:
-        with torch.inference_mode():
-            return [self._vlm.tokens(self._vlm.features(pixels)).numpy() for pixels in self._pixels]
+    def _run(self) -> Iterator[F32]:
+        for pixels in self._pixels:
+            with torch.inference_mode():
+                tokens = self._vlm.tokens(self._vlm.features(pixels)).numpy()
+            yield tokens
 
     def metrics(self) -> dict[str, float]:
         """Against the float model."""
@@ -123,11 +125,13 @@ class LogitsLoss:
     def __init__(self, vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample]) -> None:
         self._vlm = vlm
         self._sequences: list[Decoded] = [sequence(vlm, tokenizer, sample) for sample in samples]
-        self._expected = self._run()
+        self._expected = list(self._run())
 
-    def _run(self) -> list[F32]:
-        with torch.inference_mode():
-            return [self._vlm.logits(s.embeds, s.decided).numpy() for s in self._sequences]
+    def _run(self) -> Iterator[F32]:
+        for one in self._sequences:
+            with torch.inference_mode():
+                logits = self._vlm.logits(one.embeds, one.decided).numpy()
+            yield logits
 
     def metrics(self) -> dict[str, float]:
         """Against the float model."""

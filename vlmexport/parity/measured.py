@@ -11,6 +11,8 @@ from vlmexport.parity.result import MODES, Answer, Mode, StageResult
 from vlmexport.parity.tasks import answer_metrics
 
 _IMAGE_STAGES = ("pixels", "features", "tokens")
+SHOWN = 256
+"""Images whose rows are kept: the worst, and enough of the first to find one in the middle."""
 
 
 @dataclass
@@ -18,7 +20,7 @@ class Measured:
     """Measures, answers and errors by stage and mode, over ``samples`` samples of ``images``.
 
     Attributes:
-        images: image → stage → cosine of each of its rows, chained.
+        images: image → stage → cosine of each of its rows, chained; without rows where ``SHOWN`` others have them.
         seconds: of each run of a stage by itself.
     """
 
@@ -32,7 +34,7 @@ class Measured:
 
     def __add__(self, other: Measured) -> Measured:
         """Of both sample sets; an error of either is one of the whole."""
-        return Measured(
+        both = Measured(
             {
                 key: self.arrays.get(key, ArrayMeasure()) + other.arrays.get(key, ArrayMeasure())
                 for key in {**self.arrays, **other.arrays}
@@ -47,6 +49,21 @@ class Measured:
             self.samples + other.samples,
             {key: self.seconds.get(key, []) + other.seconds.get(key, []) for key in {**self.seconds, **other.seconds}},
         )
+        both._forget_rows()
+        return both
+
+    def image(self, name: str, cosines: dict[str, F64]) -> None:
+        """Add an image that was run."""
+        self.images[name] = cosines
+        self._forget_rows()
+
+    def _forget_rows(self) -> None:
+        """Of the latest images, but not of the worst: its tokens' mean cosine (else its features') is the least."""
+        known = {image: float([*rows.values()][-1].mean()) for image, rows in self.images.items() if rows}
+        if len(known) > SHOWN:
+            worst = min(known, key=lambda image: known[image])
+            for image in [image for image in known if image != worst][SHOWN - 1 :]:
+                self.images[image] = {}
 
     def in_order(self, ids: Sequence[str]) -> Measured:
         """With the answers in the order of the samples' ids."""
@@ -62,7 +79,7 @@ class Measured:
             for mode in MODES:
                 measure, error = self.arrays.get((stage, mode)), self.errors.get((stage, mode))
                 if measure is not None or error is not None:
-                    metrics = measure.metrics() if measure is not None and measure.cosines else {}
+                    metrics = measure.metrics() if measure is not None and measure.cosines.count else {}
                     results.append(self._result(stage, mode, metrics, error))
         for mode in MODES:
             logits, error = self.logits.get(mode), self.errors.get(("logits", mode))

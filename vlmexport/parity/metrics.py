@@ -13,6 +13,9 @@ from vlmexport.parity.intervals import share_interval
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 MIN_LOG_PROBABILITY = -16.0
+KEPT = 2**19
+"""Rows of a stage that a percentile is taken from: those of 500 images at least."""
+
 _AT_ONCE = 2**20
 """Logits that are compared together, in float64: an answer of 64 tokens has 17 million in a vocabulary of 262,144."""
 
@@ -45,14 +48,55 @@ def comparable(reference: F32, other: F32) -> tuple[F32, bool]:
 
 
 @dataclass
-class ArrayMeasure:
-    """Adds up the difference of arrays over samples."""
+class Thinned:
+    """Values whose mean, minimum and percentiles are asked for, in memory that does not grow with them: all are kept up
+    to ``KEPT``, then every second one, every fourth …"""
 
-    cosines: list[F64] = field(default_factory=list)
+    kept: F64 = field(default_factory=lambda: np.zeros(0))
+    every: int = 1
+    count: int = 0
+    total: float = 0.0
+    low: float = np.inf
+
+    def add(self, values: F64) -> None:
+        """f64 [values]."""
+        self.kept = np.concatenate([self.kept, values[-self.count % self.every :: self.every]])
+        self.count += len(values)
+        self.total += float(values.sum())
+        self.low = min(self.low, float(values.min(initial=np.inf)))
+        self._thin(self.every)
+
+    def _thin(self, every: int) -> None:
+        while self.every < every or len(self.kept) > KEPT:
+            self.kept, self.every = self.kept[::2].copy(), 2 * self.every
+
+    def __add__(self, other: Thinned) -> Thinned:
+        parts = [Thinned(part.kept, part.every) for part in (self, other)]
+        for part in parts:
+            part._thin(max(self.every, other.every))
+        both = Thinned(
+            np.concatenate([part.kept for part in parts]), max(part.every for part in parts), self.count + other.count,
+            self.total + other.total, min(self.low, other.low),
+        )  # fmt: skip
+        both._thin(both.every)
+        return both
+
+    @property
+    def mean(self) -> float:
+        """Of all."""
+        return float(self.kept.mean()) if self.every == 1 else self.total / self.count
+
+
+@dataclass
+class ArrayMeasure:
+    """Adds up the difference of arrays over samples. ``last`` are the cosines of the rows of the array added last."""
+
+    cosines: Thinned = field(default_factory=Thinned)
     error: float = 0.0
     power: float = 0.0
     max_abs: float = 0.0
     finite: bool = True
+    last: F64 = field(default_factory=lambda: np.zeros(0))
 
     def add(self, reference: F32, other: F32) -> None:
         """Compare two arrays of one shape.
@@ -63,7 +107,8 @@ class ArrayMeasure:
         other, finite = comparable(reference, other)
         self.finite &= finite
         difference = other.astype(np.float64) - reference
-        self.cosines.append(cosine(reference, other))
+        self.last = cosine(reference, other)
+        self.cosines.add(self.last)
         self.error += float(np.square(difference).sum())
         self.power += float(np.square(reference.astype(np.float64)).sum())
         self.max_abs = max(self.max_abs, float(np.abs(difference).max(initial=0.0)))
@@ -79,12 +124,11 @@ class ArrayMeasure:
 
     def metrics(self) -> dict[str, float]:
         """cosine (mean), cosine_p1, cosine_min, nmse, sqnr_db (200 where equal), max_abs, finite (1 or 0)."""
-        cosines = np.concatenate(self.cosines)
         nmse = self.error / self.power if self.power else float(self.error > 0)
         return {
-            "cosine": float(cosines.mean()),
-            "cosine_p1": float(np.percentile(cosines, 1)),
-            "cosine_min": float(cosines.min()),
+            "cosine": self.cosines.mean,
+            "cosine_p1": float(np.percentile(self.cosines.kept, 1)),
+            "cosine_min": self.cosines.low,
             "nmse": nmse,
             "sqnr_db": float(-10 * np.log10(max(nmse, 1e-20))),
             "max_abs": self.max_abs,

@@ -15,7 +15,7 @@ from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import VlmExportError
 from vlmexport.parity.expected import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.measured import Measured
-from vlmexport.parity.metrics import ArrayMeasure, LogitsMeasure, ShapeDiffersError
+from vlmexport.parity.metrics import F64, ArrayMeasure, LogitsMeasure, ShapeDiffersError
 from vlmexport.parity.prompts import difference
 from vlmexport.parity.result import MODES, Answer, Mode
 from vlmexport.runtime import Runtime
@@ -40,10 +40,16 @@ class Side:
         self._tokens: dict[str, F32 | None] = {}
 
     def image(self, name: str, image: Image.Image, expected: ImageValues) -> None:
-        """Run the stages of an image; its visual tokens are kept for the questions about it."""
+        """Run the stages of an image; its visual tokens are kept for the questions about it, until ``forget``."""
         self.values = {}
-        self.measured.images.setdefault(name, {})
-        self._tokens[name] = self._chain(name, image, expected)
+        cosines: dict[str, F64] = {}
+        self._tokens[name] = self._chain(image, expected, cosines)
+        self.measured.image(name, cosines)
+
+    def forget(self, name: str) -> None:
+        """There are no more questions about an image."""
+        self._tokens.pop(name, None)
+        self.values = {}
 
     def question(self, sample: Sample, expected: QuestionValues, tokens: F32) -> None:
         """Run the stages of a question about an image that was run; ``tokens`` are the float model's."""
@@ -65,9 +71,9 @@ class Side:
             self.measured.errors.setdefault(("logits", "chained"), other)
         self._answer(sample, "chained", own, own_tokens, expected)
 
-    def _chain(self, name: str, image: Image.Image, expected: ImageValues) -> F32 | None:
-        """The visual tokens that the bundle itself makes of an image; the cosines of each row are kept."""
-        local, runtime, cosines = None, self.runtime, self.measured.images[name]
+    def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, F64]) -> F32 | None:
+        """The visual tokens that the bundle itself makes of an image; ``cosines`` get those of each row, by stage."""
+        local, runtime = None, self.runtime
         if "local" in self._modes:
             local = self._try("features", "local", lambda: runtime.features(expected.pixels), expected.features)
             self._try("tokens", "local", lambda: runtime.tokens(expected.features), expected.tokens)
@@ -80,10 +86,10 @@ class Side:
             features = self._try("features", "chained", lambda: runtime.features(pixels), expected.features)
         if features is None:
             return None
-        cosines["features"] = self.measured.arrays["features", "chained"].cosines[-1]
+        cosines["features"] = self.measured.arrays["features", "chained"].last
         tokens = self._try("tokens", "chained", lambda: runtime.tokens(features), expected.tokens)
         if tokens is not None:
-            cosines["tokens"] = self.measured.arrays["tokens", "chained"].cosines[-1]
+            cosines["tokens"] = self.measured.arrays["tokens", "chained"].last
         return tokens
 
     def _try(

@@ -28,7 +28,8 @@ class Form(Protocol):
 
 
 def read(path: Path) -> list[Sample]:
-    """All samples, in an order that is random and always the same, so that any first part of them is fair.
+    """All samples, the questions about an image side by side. The order of the images is random and always the same, so
+    that any first part of them is fair.
 
     Raises:
         UsageError: there is nothing, or it is of no known form, or an image is missing.
@@ -40,7 +41,11 @@ def read(path: Path) -> list[Sample]:
     samples = folder.samples(path) if path.is_dir() else _of_file(path)
     if not samples:
         raise UsageError(f"{path} holds no images", f"pass {_KNOWN}")
-    return sorted(samples, key=lambda sample: hashlib.sha256(sample.id.encode()).digest())
+    return sorted(samples, key=lambda sample: (_random(sample.image_id), _random(sample.id)))
+
+
+def _random(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest()
 
 
 def _of_file(path: Path) -> list[Sample]:
