@@ -119,10 +119,11 @@ def decoder_peak(bundle: Path, manifest: Manifest, request: Request, tokens: F32
     context = int(manifest.source.spec["language"]["max_positions"])
     with decoder_alone(bundle, manifest) as (decoder, worker):
         prompt = decoder.prompt(request.question)
-        length = _positions(prompt, tokens) + (0 if decoder.classes else request.new_tokens)
-        if length > context:
+        room = prompt.room(tokens.shape[-2], context, f"{bundle}: the prompt")
+        if not decoder.classes and request.new_tokens > room:
+            length = _positions(prompt, tokens) + request.new_tokens
             raise UsageError(
-                f"{bundle}: prompt and answer are {length} positions, its context is {context}", "ask for fewer tokens"
+                f"{bundle}: prompt and answer are {length} tokens, its context is {context}", "ask for fewer tokens"
             )
         for _ in decoder.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
             pass

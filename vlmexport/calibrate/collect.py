@@ -103,7 +103,9 @@ def _decode(
     for sample, visual in zip(samples, tokens, strict=True):
         prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
         is_given = vlm.spec.language.generates and sample.answer is not None
+        room = prompt.room(visual.shape[-2], vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         ids = [*tokenizer.encode(sample.answer or "", bos=False), vlm.spec.eos_token_id] if is_given else []
+        ids = ids[: room - 1]  # a position each
         embeds = torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)[0]
         image = slice(len(prompt.before), len(prompt.before) + visual.shape[-2])
         sequences.append(_Sequence(embeds, image, len(ids) if is_given else None))
@@ -155,6 +157,7 @@ def _run(vlm: VLM, sequences: Sequence[_Sequence], recorder: Recorder) -> None:
     last = _step(vlm, batch, mask, cache, _read_by_head(sequences))
     growing = torch.tensor([sequence.answer is None for sequence in sequences])
     for _ in range(longest_answer(vlm)):
+        growing &= mask.sum(1) < vlm.spec.language.max_positions
         if not growing.any():
             break
         best = last.argmax(-1)

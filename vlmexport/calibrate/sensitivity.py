@@ -142,12 +142,13 @@ def sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Sequence:
         tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
         prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
         embeds, end = vlm.prompt_embeds(prompt, tokens), vlm.spec.eos_token_id
+        room = prompt.room(tokens.shape[-2], vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         if not vlm.spec.language.generates:
             answer = []
         elif sample.answer is None:
-            answer = [token for token, _ in vlm.generate(embeds, longest_answer(vlm)) if token != end]
+            answer = [token for token, _ in vlm.generate(embeds, min(longest_answer(vlm), room - 1)) if token != end]
         else:
-            answer = tokenizer.encode(sample.answer, bos=False)
+            answer = tokenizer.encode(sample.answer, bos=False)[: room - 1]
         whole = torch.cat([embeds, vlm.embed(answer)], 1)
     is_text = torch.ones(whole.shape[1], dtype=torch.bool)
     is_text[len(prompt.before) : len(prompt.before) + tokens.shape[-2]] = False

@@ -40,6 +40,27 @@ class Prompt:
     before: tuple[int, ...]
     after: tuple[int, ...]
 
+    def room(self, visual: int, context: int, who: str = "the prompt") -> int:
+        """Most tokens of an answer: the context ends both, in the float model and in every runtime. The last token of
+        an answer takes no position, so a prompt that fills the context still has one.
+
+        Args:
+            visual: tokens of the image.
+            context: positions of the language model.
+            who: whose prompt it is, for the message.
+
+        Raises:
+            UsageError: the prompt alone is longer.
+        """
+        text = len(self.before) + len(self.after)
+        if text + visual > context:
+            raise UsageError(
+                f"{who} is {text + visual} tokens long ({text} of text, {visual} of the image), "
+                f"the model's context is {context}",
+                "ask a shorter question",
+            )
+        return context - text - visual + 1
+
 
 def split_prompt(text: str) -> tuple[str, str]:
     """The texts before and after the one image of a prompt.

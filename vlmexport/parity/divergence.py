@@ -46,7 +46,9 @@ def _given(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Iterator[tuple[Com
         pixels = vlm.pixels(sample.image())
         features = vlm.features(pixels).contiguous()
         prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
-        embeds = vlm.prompt_embeds(prompt, vlm.tokens(features))
+        tokens = vlm.tokens(features)
+        prompt.room(tokens.shape[-2], vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
+        embeds = vlm.prompt_embeds(prompt, tokens)
     yield from (("vision", pixels), ("projector", features), ("language", embeds))
 
 

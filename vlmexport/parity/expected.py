@@ -67,6 +67,7 @@ class Live:
     def question(self, sample: Sample, tokens: F32) -> QuestionValues:
         """Run the last two stages."""
         prompt = self._reference.prompt(sample.question)
+        prompt.room(tokens.shape[-2], self._reference.context, f"the prompt of sample {sample.id}")
         steps = list(self._reference.steps(prompt, tokens, MAX_NEW_TOKENS))
         greedy, logits = [token for token, _ in steps], np.concatenate([rows for _, rows in steps])[None]
         answer, margins = [token.id for token in greedy], [token.margin for token in greedy]

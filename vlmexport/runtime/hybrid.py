@@ -29,7 +29,7 @@ class HybridRuntime:
         self._decoder = LlamaCppDecoder(bundle, manifest)
         self.name = f"{self._vision.name} with {self._decoder.name}"
         self.notes = (*self._vision.notes, *self._decoder.notes)
-        self.eos_token_id = self._decoder.eos_token_id
+        self.eos_token_id, self.context = self._decoder.eos_token_id, self._decoder.context
 
     def pixels(self, image: Image.Image) -> F32:
         """RGB image → [1, 3, height, width]."""

@@ -70,6 +70,7 @@ class LlamaCppDecoder:
 
     def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
         """[1, last, vocabulary]."""
+        prompt.room(tokens.shape[-2], self.context)
         return self.process.ask(_chunks("logits", prompt) | {"last": last}, "decoding a prompt", tokens).arrays[0]
 
     def generate(
@@ -82,7 +83,8 @@ class LlamaCppDecoder:
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
-        reply = self.process.ask(_chunks("start", prompt), "decoding a prompt", tokens)
+        max_new_tokens = min(max_new_tokens, prompt.room(tokens.shape[-2], self.context))
+        reply = self.process.ask(_chunks("start", prompt) | {"answer": max_new_tokens}, "decoding a prompt", tokens)
         for step in range(max_new_tokens):
             token = reply.body["token"]
             yield Token(token, reply.body["margin"], reply.body["seconds"]), reply.arrays[0]
@@ -188,7 +190,7 @@ class _Stock:
 
     def __init__(self, repaired: LlamaCppRuntime) -> None:
         self.name, self.notes, self.eos_token_id = repaired.name, repaired.notes, repaired.eos_token_id
-        self._repaired = repaired
+        self._repaired, self.context = repaired, repaired.context
         self.pixels, self.tokens, self.prompt = repaired.pixels, repaired.tokens, repaired.prompt
         self.logits, self.generate, self.decode = repaired.logits, repaired.generate, repaired.decode
         self.steps = repaired.steps

@@ -14,8 +14,10 @@ from vlmexport.errors import UsageError, VlmExportError
 from vlmexport.runtime.llamacpp_watch import Watch
 
 F32 = npt.NDArray[np.float32]
-_MAX_CONTEXT = 4096
 _BATCH = 512
+_STEP = 256
+"""Positions by which a context grows: llama.cpp rounds up to as many."""
+
 _F32 = 0
 
 
@@ -47,15 +49,31 @@ class Language:
         self.eos_token_id: int = llama_cpp.llama_vocab_eos(self._vocab)
         template: bytes | None = llama_cpp.llama_model_chat_template(self._model, None)
         self.chat_template = None if template is None else template.decode(errors="replace")
-        self.size = min(_MAX_CONTEXT, llama_cpp.llama_model_n_ctx_train(self._model))
-        self._context = self._open(threads)
+        self.limit: int = llama_cpp.llama_model_n_ctx_train(self._model)
+        self._threads, self._context, self._size = threads, None, 0
         self._past, self.seconds = 0, 0.0
 
-    def _open(self, threads: int) -> Any:
+    def _reserve(self, positions: int) -> None:
+        """An empty cache for so many positions: that of the context which is open, or a larger one's. Keys and values
+        of a large model take a megabyte a position, so none is larger than what was asked for."""
+        if positions > self.limit:
+            raise UsageError(f"{positions} positions are more than the model's context of {self.limit}",
+                             "ask a shorter question")  # fmt: skip
+        if self._context is not None and positions <= self._size:
+            self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
+        else:
+            if self._context is not None:
+                self._llama.llama_free(self._context)
+                self._context = None
+            self._size = min(-(-positions // _STEP) * _STEP, self.limit)
+            self._context = self._open()
+        self._past, self.seconds = 0, 0.0
+
+    def _open(self) -> Any:
         params = self._llama.llama_context_default_params()
-        params.n_ctx = self.size
-        params.n_batch = params.n_ubatch = min(_BATCH, self.size)
-        params.n_threads = params.n_threads_batch = threads
+        params.n_ctx = self._size
+        params.n_batch = params.n_ubatch = min(_BATCH, self._size)
+        params.n_threads = params.n_threads_batch = self._threads
         params.flash_attn_type = self._llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.type_k = params.type_v = _F32
         params.offload_kqv = False
@@ -64,7 +82,7 @@ class Language:
             params.cb_eval = self._callback
         context = self._llama.llama_init_from_model(self._model, params)
         if not context:
-            raise VlmExportError(f"llama.cpp cannot open a context of {self.size} tokens", "free some memory")
+            raise VlmExportError(f"llama.cpp cannot open a context of {self._size} tokens", "free some memory")
         return context
 
     def encode(self, text: str, bos: bool) -> list[int]:
@@ -87,12 +105,15 @@ class Language:
                 return text.raw[:count].decode(errors="replace").strip()
             size = -count
 
-    def logits(self, before: list[int], tokens: F32, after: list[int], last: int = 0) -> F32:
-        """Logits of a prompt from an empty cache: f32 [1, last, vocabulary], all positions where ``last`` is 0."""
-        self._llama.llama_memory_clear(self._llama.llama_get_memory(self._context), True)
-        self._past, self.seconds = 0, 0.0
+    def logits(self, before: list[int], tokens: F32, after: list[int], last: int = 0, answer: int = 1) -> F32:
+        """Logits of a prompt from an empty cache: f32 [1, last, vocabulary], all positions where ``last`` is 0.
+
+        Args:
+            answer: most tokens that will be decoded, the one included that follows from these logits.
+        """
         embeds = np.ascontiguousarray(tokens, np.float32).reshape(-1, tokens.shape[-1])
         length = len(before) + len(embeds) + len(after)
+        self._reserve(length + answer - 1)
         wanted = range(max(length - last, 0) if last else 0, length)
         pieces: tuple[tuple[list[int] | None, F32 | None], ...] = ((before, None), (None, embeds), (after, None))
         found = [rows for ids, visual in pieces for rows in self._feed(ids, visual, wanted)]
@@ -119,9 +140,6 @@ class Language:
         if embeds is not None and total and embeds.shape[1] != self._width:
             raise UsageError(f"visual tokens are {embeds.shape[1]} wide, the decoder {self._width}",
                              "language model and mmproj belong to different models")  # fmt: skip
-        if self._past + total > self.size:
-            raise UsageError(f"{self._past + total} tokens are more than the context of {self.size}",
-                             "ask a shorter question, or for a shorter answer")  # fmt: skip
         found = []
         for start in range(0, total, _BATCH):
             part = slice(start, min(start + _BATCH, total))

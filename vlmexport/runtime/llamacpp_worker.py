@@ -55,7 +55,7 @@ class Worker:
             {
                 "version": __version__,
                 "eos_token_id": self.language.eos_token_id,
-                "context": self.language.size,
+                "context": self.language.limit,
                 "chat_template": self.language.chat_template,
             }
         )
@@ -107,10 +107,10 @@ class Worker:
         self._turn += 1
         return Message({}, [self.language.logits(before, tokens, after, last)])
 
-    def do_start(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int]) -> Message:
-        """The first token of an answer, and its logits."""
+    def do_start(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int], answer: int) -> Message:
+        """The first token of an answer of at most so many, and its logits."""
         self._turn += 1
-        return self._token(self.language.logits(before, tokens, after, 1)[0])
+        return self._token(self.language.logits(before, tokens, after, 1, answer)[0])
 
     def do_next(self, token: int, turn: int) -> Message:
         """The next token of the answer that ``start`` began, and its logits."""

@@ -38,6 +38,7 @@ class OrtRuntime(OrtVision):
         super().__init__(bundle, manifest, threads, sessions)
         self.eos_token_id = int(manifest.source.spec["eos_token_id"])
         self.classes = manifest.classes
+        self.context = int(manifest.source.spec["language"]["max_positions"])
         self._template = _template(bundle / _TOKENIZER_CONFIG)
         try:
             self._tokenizer = Tokenizer.from_file(str(bundle / self.details["tokenizer"]))
@@ -52,6 +53,7 @@ class OrtRuntime(OrtVision):
 
     def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
         """[1, last, vocabulary], or [1, 1, classes]."""
+        prompt.room(tokens.shape[-2], self.context)
         embeds = self._embeds(prompt, tokens)
         return self._cache(embeds.shape[1]).step(embeds, last)
 
@@ -66,8 +68,9 @@ class OrtRuntime(OrtVision):
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
         start = time.perf_counter()
+        max_new_tokens = min(max_new_tokens, prompt.room(tokens.shape[-2], self.context))
         embeds = self._embeds(prompt, tokens)
-        cache = self._cache(embeds.shape[1] + max_new_tokens)
+        cache = self._cache(embeds.shape[1] + max_new_tokens - 1)
         for _ in range(max_new_tokens):
             logits = cache.step(embeds, 1)[0]
             seconds = time.perf_counter() - start

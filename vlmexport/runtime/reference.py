@@ -27,6 +27,7 @@ class ReferenceRuntime:
         self.eos_token_id = checkpoint.spec.eos_token_id
         self.classes = checkpoint.spec.language.classes
         self._checkpoint = checkpoint
+        self.context = checkpoint.spec.language.max_positions
         self._vlm = load(checkpoint, resident=resident, share=share)
 
     @torch.inference_mode()
@@ -51,6 +52,7 @@ class ReferenceRuntime:
     @torch.inference_mode()
     def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
         """[1, last, vocabulary], or [1, 1, classes]."""
+        prompt.room(tokens.shape[-2], self.context)
         return self._vlm.logits(self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens)), last).numpy()
 
     def generate(
@@ -64,6 +66,7 @@ class ReferenceRuntime:
         self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
+        max_new_tokens = min(max_new_tokens, prompt.room(tokens.shape[-2], self.context))
         embeds = self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
         for token, logits in self._vlm.generate(embeds, max_new_tokens, ignore_eos):
             best = torch.topk(logits[-1], 2).values

@@ -60,6 +60,9 @@ class Decoding(Protocol):
     notes: tuple[str, ...]
     eos_token_id: int
 
+    context: int
+    """Positions of the language model. A longer prompt is refused, an answer stops at its end (``Prompt.room``)."""
+
     classes: tuple[str, ...]
     """What an answer is one of: its only token is then an index of it, and none ends it. Empty where it is text."""
 
