@@ -18,10 +18,10 @@ from vlmexport.artifact.card import card
 from vlmexport.artifact.inside import InnerPath, refuse_links
 from vlmexport.artifact.staging import MANIFEST as MANIFEST
 from vlmexport.artifact.staging import staged as staged
-from vlmexport.artifact.workers import cores
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
+from vlmexport.threads import cores
 
 if TYPE_CHECKING:
     from vlmexport.calibrate.statistics import Statistics

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from vlmexport.artifact.gguf_language import importance_names
 from vlmexport.artifact.gguf_rows import ALIGNMENT, Entry
-from vlmexport.artifact.workers import cores
 from vlmexport.checkpoint import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor, to_float32
 from vlmexport.console import Console
@@ -23,6 +22,7 @@ from vlmexport.quantize.allocation import Choice, allocate, candidates, loss
 from vlmexport.quantize.floats import all_finite, refuse_not_finite
 from vlmexport.quantize.ggml import F32
 from vlmexport.quantize.gguf_mix import quantizable
+from vlmexport.threads import cores
 
 if TYPE_CHECKING:
     from vlmexport.calibrate.sensitivity import Moments, Sensitivity

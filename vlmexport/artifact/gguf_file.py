@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from vlmexport.artifact.gguf_rows import ALIGNMENT, Entry
-from vlmexport.artifact.workers import cores, in_order
+from vlmexport.artifact.workers import in_order
 from vlmexport.console import Advance, no_advance
 from vlmexport.errors import MissingDependency
 from vlmexport.quantize import ggml
 from vlmexport.quantize.ggml import INSTALL, TYPES
+from vlmexport.threads import cores
 
 Field = tuple[str, Any]
 """A metadata value with its type: ``u32``, ``f32``, ``bool``, ``str``, or an array such as ``i32[]``."""

@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from vlmexport.artifact.workers import cores
 from vlmexport.console import Advance, no_advance
 from vlmexport.errors import VlmExportError
 from vlmexport.quantize.products import weight_of
+from vlmexport.threads import cores
 
 EXTERNAL_FROM = 64 * 2**20
 """Bytes of weights from which they leave the graph file: there they can be mapped instead of copied, and a protobuf

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from vlmexport.artifact.workers import THREADS
 from vlmexport.errors import CheckpointError, MissingDependency
+from vlmexport.threads import operator_threads
 
 _WARNINGS = 3
 """Log errors alone: ONNX Runtime writes its warnings straight to the terminal."""
@@ -20,12 +20,12 @@ _WARNINGS = 3
 _GRAPH, _OUTPUT, _NAME, _TYPE, _TENSOR_TYPE, _ELEM_TYPE, _FLOAT = 7, 12, 1, 2, 1, 1, 1
 
 
-def open_session(path: Path, threads: int = THREADS, graph: bytes | None = None) -> onnxruntime.InferenceSession:
+def open_session(path: Path, threads: int | None = None, graph: bytes | None = None) -> onnxruntime.InferenceSession:
     """A session of a graph file.
 
     Args:
         path: the graph; external data is found beside it.
-        threads: of one operator.
+        threads: of one operator; ``operator_threads()`` where it is None.
         graph: what to open in place of the file's own graph (``with_outputs``).
 
     Raises:
@@ -33,7 +33,7 @@ def open_session(path: Path, threads: int = THREADS, graph: bytes | None = None)
         MissingDependency: this onnxruntime lacks an operator of the graph.
     """
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = threads or operator_threads()
     options.log_severity_level = _WARNINGS
     # Its threads wait for the next run busily. A bundle is three graphs, and those of one would take the next one's
     # time: half of an image's on two cores.

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
+import numpy.typing as npt
 
-from vlmexport.quantize.ggml import U8
+U8 = npt.NDArray[np.uint8]
 
 _AHEAD = 2
 """Results in flight to a thread: one being made, one waiting to be taken."""
@@ -27,23 +27,6 @@ class Buffers:
         if held is None or held.size < size:
             held = self._held[name] = np.empty(size, np.uint8)
         return held[:size]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def operator_threads() -> int:
-    """Of one operator in a runtime: two, or as many as ``OMP_NUM_THREADS`` says, which torch and so the float model
-    heed anyway. Where processes share the cores (CI, tests), threads that wait for each other take most of the time."""
-    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(given) if given.isdecimal() and int(given) else 2
-
-
-THREADS = operator_threads()
 
 
 def in_order(jobs: Iterable[Callable[[Buffers], U8]], threads: int) -> Generator[U8, None, None]:

@@ -13,12 +13,12 @@ from typing import ParamSpec, TypeVar
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest, read_manifest
-from vlmexport.artifact.workers import THREADS
 from vlmexport.bench import measure
 from vlmexport.bench.measure import Request, Round
 from vlmexport.bench.result import BundleBench, Component, Spread
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import VlmExportError
+from vlmexport.threads import operator_threads
 
 QUESTION = "What is in the picture?"
 NEW_TOKENS = 64
@@ -108,7 +108,7 @@ def _result(
         kind=manifest.kind,
         recipe=manifest.recipe.name,
         runtime=found[0].runtime,
-        threads=THREADS,
+        threads=operator_threads(),
         positions=found[0].positions,
         new_tokens=new_tokens if found[0].token else 1,
         bytes=sum(file.bytes for file in manifest.files),

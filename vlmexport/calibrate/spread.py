@@ -5,7 +5,6 @@ Workers open the model and the samples' images under the same paths as here.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
 from vlmexport.model import VLM, load
+from vlmexport.threads import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,7 +105,7 @@ def _client(where: str) -> Iterator[Any]:
     count = where.removeprefix("local:")
     if not count.isdecimal() or int(count) < 1:
         raise UsageError(f"--dask {where} names no number of processes", "pass, for example, --dask local:2")
-    threads = max(1, (os.cpu_count() or 1) // int(count))
+    threads = max(1, cores() // int(count))
     # Mapped weights count as a worker's memory, so a limit would end workers that are well.
     with (
         LocalCluster(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import cast
 
@@ -18,6 +19,7 @@ from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.model import plugins
 from vlmexport.model.pixels import pixel_values
 from vlmexport.model.weights import available_memory, fill
+from vlmexport.threads import operator_threads
 
 
 class VLM(nn.Module):
@@ -112,6 +114,7 @@ def load(
         CheckpointError: a tensor is missing, unknown or of another shape than the config says.
         Unsupported: an unknown vision encoder, projector or language model.
     """
+    _limit_threads()
     vlm = VLM(checkpoint.spec, components)
     budget = int(available_memory() * share)
     for component in components:
@@ -133,3 +136,9 @@ def load(
             # never in memory. A sketch, which graphs are traced from, stays as it is built.
             module.set_attn_implementation("sdpa")
     return vlm.eval().requires_grad_(False)
+
+
+def _limit_threads() -> None:
+    """torch counts the cores of the machine, and knows no quota of a container. ``OMP_NUM_THREADS`` it heeds itself."""
+    if not os.environ.get("OMP_NUM_THREADS") and torch.get_num_threads() > operator_threads():
+        torch.set_num_threads(operator_threads())

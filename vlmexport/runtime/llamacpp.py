@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.workers import THREADS
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.quantize.ggml import library_path
@@ -18,6 +17,7 @@ from vlmexport.runtime.chat import ChatTemplate
 from vlmexport.runtime.llamacpp_probe import probe
 from vlmexport.runtime.llamacpp_process import Process
 from vlmexport.runtime.stages import F32, Runtime, Token
+from vlmexport.threads import operator_threads
 
 _MARKER = "<__media__>"
 _PRECISION = "llama.cpp on the CPU with an F32 cache and without flash attention"
@@ -38,13 +38,13 @@ class LlamaCppDecoder:
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = THREADS) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, *, threads: int | None = None) -> None:
         for library in ("llama", "mtmd", "ggml-base"):
             library_path(library)
         language = str(bundle / manifest.details["language"])
         self.process = Process()
         try:
-            request = {"op": "open", "language": language, "threads": threads}
+            request = {"op": "open", "language": language, "threads": threads or operator_threads()}
             facts = self.process.ask(request, f"loading {bundle}").body
             self._template = ChatTemplate(facts["chat_template"], _MARKER, Path(language).name)
             self._check_end(facts["eos_token_id"], int(manifest.source.spec["eos_token_id"]), language)
@@ -118,14 +118,15 @@ class LlamaCppVision:
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, process: Process, *, threads: int = THREADS, repair: bool = True
+        self, bundle: Path, manifest: Manifest, process: Process, *, threads: int | None = None, repair: bool = True
     ) -> None:
         spec, mmproj = manifest.source.spec, str(bundle / manifest.details["mmproj"])
         sizes = {"image_size": spec["vision"]["image_size"], "width": spec["language"]["hidden_size"]}
         self.process = process
         found = probe()
         opened = self.process.ask(
-            {"op": "open_vision", "mmproj": mmproj, "threads": threads, **sizes}, f"loading {mmproj}"
+            {"op": "open_vision", "mmproj": mmproj, "threads": threads or operator_threads(), **sizes},
+            f"loading {mmproj}",
         )
         self.name = f"llama-cpp-python {opened.body['version']}"
         self.repair = repair and found.repairable and not found.right
@@ -160,7 +161,7 @@ class LlamaCppVision:
 class LlamaCppRuntime(LlamaCppDecoder):
     """The five stages of a GGUF bundle with an mmproj, in one worker; ``repair`` as in ``LlamaCppVision``."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, *, threads: int = THREADS, repair: bool = True) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, *, threads: int | None = None, repair: bool = True) -> None:
         super().__init__(bundle, manifest, threads=threads)
         try:
             self.vision = LlamaCppVision(bundle, manifest, self.process, threads=threads, repair=repair)

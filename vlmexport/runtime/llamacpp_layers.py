@@ -9,13 +9,13 @@ from typing import Any
 from vlmexport.artifact import gguf_language, mmproj
 from vlmexport.artifact.boundaries import Boundary
 from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.workers import THREADS
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import VlmExportError
 from vlmexport.runtime.layers import Component
 from vlmexport.runtime.llamacpp import LlamaCppVision
 from vlmexport.runtime.llamacpp_process import Process
 from vlmexport.runtime.stages import F32
+from vlmexport.threads import operator_threads
 
 _WEIGHT = ".weight"
 
@@ -28,12 +28,12 @@ class LlamaCppLayers:
         MissingDependency: llama-cpp-python is not installed.
     """
 
-    def __init__(self, bundle: Path, manifest: Manifest, checkpoint: Checkpoint, threads: int = THREADS) -> None:
+    def __init__(self, bundle: Path, manifest: Manifest, checkpoint: Checkpoint, threads: int | None = None) -> None:
         self._ends: dict[Component, list[Boundary]] = {"language": _language(checkpoint)}
         self._process = Process()
         try:
             language = str(bundle / manifest.details["language"])
-            request = {"op": "open", "language": language, "threads": threads, "watched": True}
+            request = {"op": "open", "language": language, "threads": threads or operator_threads(), "watched": True}
             self._process.ask(request, f"loading {language}")
             if "mmproj" in manifest.details:
                 self._repair = LlamaCppVision(bundle, manifest, self._process, threads=threads).repair

@@ -12,7 +12,6 @@ from tokenizers import Tokenizer
 
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.tokenizer_json import encode
-from vlmexport.artifact.workers import THREADS
 from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, Prompt
 from vlmexport.errors import CheckpointError
@@ -28,12 +27,12 @@ class OrtRuntime(OrtVision):
     """The five stages of an ONNX bundle.
 
     Args:
-        threads: of one operator.
+        threads: of one operator; ``operator_threads()`` where it is None.
         sessions: where the graphs run; in this process where it is None.
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, threads: int = THREADS, sessions: Sessions | None = None
+        self, bundle: Path, manifest: Manifest, threads: int | None = None, sessions: Sessions | None = None
     ) -> None:
         super().__init__(bundle, manifest, threads, sessions)
         self.eos_token_id = int(manifest.source.spec["eos_token_id"])

@@ -8,12 +8,12 @@ from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.session import with_outputs
-from vlmexport.artifact.workers import THREADS
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.model.pixels import pixel_values
 from vlmexport.runtime.image_processor import vision_spec
 from vlmexport.runtime.ort_sessions import Array, LocalSessions, Sessions
 from vlmexport.runtime.stages import F32
+from vlmexport.threads import operator_threads
 
 _MACHINES = {"x86": ("x86_64", "amd64", "i386", "i686"), "arm64": ("arm64", "aarch64")}
 
@@ -26,16 +26,16 @@ class OrtVision:
     what users run.
 
     Args:
-        threads: of one operator.
+        threads: of one operator; ``operator_threads()`` where it is None.
         sessions: where the graphs run; in this process where it is None.
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, threads: int = THREADS, sessions: Sessions | None = None
+        self, bundle: Path, manifest: Manifest, threads: int | None = None, sessions: Sessions | None = None
     ) -> None:
         self.sessions = sessions or LocalSessions()
         self.name, self.notes = self.sessions.name, _notes(manifest, self.sessions.machine)
-        self._bundle, self.details, self._threads = bundle, manifest.details, threads
+        self._bundle, self.details, self._threads = bundle, manifest.details, threads or operator_threads()
         self._vision_spec = vision_spec(bundle, VisionSpec(**manifest.source.spec["vision"]))
         self._last: tuple[F32, F32] | None = None
         self._open: set[str] = set()
