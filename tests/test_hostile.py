@@ -152,6 +152,22 @@ def projector_unknown(folder: Path) -> None:
     edit_config(folder, mm_projector_type="magic")
 
 
+def whole_numbers(folder: Path) -> None:
+    """What is left of a checkpoint in 8 bits when a script has dropped its scales."""
+    state = load_file(folder / WEIGHTS)
+    layers = [name for name in state if name.startswith("model.layers.") and name.endswith("_proj.weight")]
+    save_file(state | {name: state[name].sign().to(torch.int8) for name in layers}, folder / WEIGHTS)
+
+
+def quantized(folder: Path) -> None:
+    whole_numbers(folder)
+    edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_8bit": True})
+
+
+def lfs_pointer(folder: Path) -> None:
+    (folder / WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3000000000\n")
+
+
 def architecture_unknown(folder: Path) -> None:
     edit_config(folder, model_type="gpt5", architectures=7)
 
@@ -178,6 +194,9 @@ CASES: dict[Damage, tuple[int, str]] = {
     no_tokenizer: (2, "has no tokenizer.model"),
     text_for_a_number: (2, "lacks or garbles"),
     projector_unknown: (3, "unknown projector 'magic'"),
+    whole_numbers: (2, "holds whole numbers (i8) where a weight belongs, and no scales, and so do 6 more"),
+    quantized: (3, "is quantized already (bitsandbytes, 8 bits"),
+    lfs_pointer: (2, "is a Git LFS pointer"),
     architecture_unknown: (3, "model type 'gpt5'"),
 }
 

@@ -187,6 +187,7 @@ def test_hf_preprocessor_decides_pixels(tmp_path: Path) -> None:
     ("changes", "reason"),
     [
         ({"resample": 2}, "resample 2"),
+        ({"rescale_factor": 1 / 127.5}, "rescale_factor 0.00784"),
         ({"do_center_crop": False}, "neither padded nor cropped"),
         ({"do_normalize": False}, "do_normalize is false"),
         ({"image_mean": [0.5]}, "lacks or garbles"),

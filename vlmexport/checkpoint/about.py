@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmexport.checkpoint.documents import read_bounded, read_object
 from vlmexport.checkpoint.hub import is_hub_id
+from vlmexport.checkpoint.snapshots import repository
 
 _HUB = "https://huggingface.co/"
 _SAMPLING = ("temperature", "top_k", "top_p")
@@ -32,14 +33,15 @@ def read_about(folder: Path, origin: str, config: dict[str, Any]) -> About:
     """Read the model card's header and ``generation_config.json`` of a folder.
 
     Args:
-        origin: what the folder was opened by; a Hub id is the source, and the base model where nothing names another.
+        origin: what the folder was opened by; a Hub id, or that of a snapshot in the Hub's cache, is the source, and
+            the base model where nothing names another.
         config: ``config.json``; its ``_name_or_path`` counts where the card names no base model and it is a Hub id.
 
     Raises:
         CheckpointError: ``generation_config.json`` is not JSON.
     """
     card = _card(folder / "README.md")
-    hub = origin if is_hub_id(origin) and not Path(origin).is_dir() else None
+    hub = origin if is_hub_id(origin) and not Path(origin).is_dir() else repository(folder)
     bases = _texts(card.get("base_model")) or _texts(config.get("_name_or_path")) or _texts(hub)
     licenses = _texts(card.get("license"))
     return About(

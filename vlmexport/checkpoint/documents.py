@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlmexport.checkpoint.substitutes import refuse_substitute
 from vlmexport.errors import CheckpointError
 
 LARGEST = 128 << 20
@@ -37,6 +39,7 @@ def read_object(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(read_bounded(path))
     except (ValueError, RecursionError) as error:
+        refuse_substitute(path)
         raise CheckpointError(f"{path} is not JSON ({error})", "download it again") from error
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror})", "check its permissions") from error
@@ -59,7 +62,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             "merge it into its base model, save that, and pass its folder (docs/checkpoints.md)",
         )
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder} is not a checkpoint (it has no config.json)", "pass the folder that holds it")
+        inside = sorted([*folder.glob("*/config.json"), *folder.glob("snapshots/*/config.json")])
+        cure = f"pass a folder inside, such as {inside[0].parent}" if inside else "pass the folder that holds it"
+        raise CheckpointError(f"{folder} is not a checkpoint (it has no config.json)", cure)
     return read_object(folder / "config.json")
 
 
@@ -73,6 +78,35 @@ def section(document: dict[str, Any], key: str, path: Path) -> dict[str, Any] | 
     if value is not None and not isinstance(value, dict):
         raise CheckpointError(f"{path}: {key} is not a JSON object", "use the published file")
     return value
+
+
+def whole(document: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A whole number of a document; ``default`` where it is absent or null.
+
+    Raises:
+        KeyError: it is absent, and there is no default.
+        TypeError: it is none: a text, a fraction, true or false.
+    """
+    value = document.get(key)
+    if value is None:
+        if default is None:
+            raise KeyError(key)
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise TypeError(f"{key} ({value!r} is no whole number)")
+    return int(value)
+
+
+def flag(document: Mapping[str, Any], key: str, default: bool = False) -> bool:
+    """True or false of a document; ``default`` where it is absent or null.
+
+    Raises:
+        TypeError: it is neither: ``"false"`` is a text, and true to Python.
+    """
+    value = document.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{key} ({value!r} is neither true nor false)")
+    return default if value is None else value
 
 
 def architectures(config: dict[str, Any]) -> list[str]:

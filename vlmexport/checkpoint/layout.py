@@ -14,18 +14,24 @@ from vlmexport.checkpoint.expected import check_parts
 from vlmexport.checkpoint.hashes import hash_file
 from vlmexport.checkpoint.layouts import Layout
 from vlmexport.checkpoint.preprocessor import read_pixels
+from vlmexport.checkpoint.quantized import refuse_quantized
 from vlmexport.checkpoint.settings import Settings
 from vlmexport.checkpoint.shards import check_index
+from vlmexport.checkpoint.snapshots import repository
 from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, weight_files
 from vlmexport.checkpoint.tokenizer import Tokenizer
 from vlmexport.checkpoint.tokenizer_files import open_tokenizer
 from vlmexport.checkpoint.tower import Tower, find_tower
+from vlmexport.checkpoint.twice import refuse_stale
 from vlmexport.errors import CheckpointError, UsageError
 
 COMPONENTS = ("vision", "projector", "language")
 _SKIPPED = ("rotary_emb.inv_freq", "embeddings.position_ids")
 """Buffers that older versions saved; they follow from the config."""
+
+_WRAPPERS = ("module.", "_orig_mod.")
+"""Of PyTorch's data parallelism and DeepSpeed, and of torch.compile."""
 
 Sorted = dict[str, dict[str, LazyTensor]]
 
@@ -105,6 +111,8 @@ def open_checkpoint(path: Path, origin: str | None = None, vision_tower: str | N
     settings = layout.settings(config, file)
     tensors = _sort(path, layout)
     tower = None
+    if not all(tensors.values()):
+        refuse_stale(path, tensors)
     if not tensors["vision"]:
         tower = find_tower(settings.tower, vision_tower, path)
         tensors["vision"] = {key: value for key, value in tower.tensors.items() if not key.endswith(_SKIPPED)}
@@ -115,7 +123,11 @@ def open_checkpoint(path: Path, origin: str | None = None, vision_tower: str | N
             raise CheckpointError(f"{path} holds no {component} tensors", "pass a merged checkpoint with all three")
     vision = _vision(settings, tensors["vision"], tower, path)
     spec = _spec(origin, name, settings, vision, path)
-    check_parts(spec, tensors, str(path))
+    try:
+        check_parts(spec, tensors, str(path))
+    except CheckpointError:
+        refuse_stale(path, tensors)
+        raise
     if spec.language.tie_word_embeddings:
         tensors["language"].pop("lm_head.weight", None)  # the embedding counts, whatever was saved beside it
     return Checkpoint(path, origin or str(path.resolve()), spec, config, tensors, tower, settings.image_token)
@@ -124,8 +136,9 @@ def open_checkpoint(path: Path, origin: str | None = None, vision_tower: str | N
 def _sort(path: Path, layout: Layout) -> Sorted:
     found: Sorted = {component: {} for component in COMPONENTS}
     tensors = open_tensors(path)
+    refuse_quantized(path, tensors)
     check_index(path, tensors)
-    for name, tensor in tensors.items():
+    for name, tensor in _unwrapped(tensors).items():
         if name.endswith(_SKIPPED):
             continue
         component, canonical = layout.place(name)
@@ -133,6 +146,14 @@ def _sort(path: Path, layout: Layout) -> Sorted:
             raise CheckpointError(f"{path} holds {canonical} ({component}) twice", "remove one of the two")
         found[component][canonical] = tensor
     return found
+
+
+def _unwrapped(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Names without what a wrapper has put before all of them."""
+    for prefix in _WRAPPERS:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
 
 
 def _vision(settings: Settings, tensors: dict[str, LazyTensor], tower: Tower | None, path: Path) -> VisionSpec:
@@ -151,7 +172,7 @@ def _spec(origin: str | None, layout: str, settings: Settings, vision: VisionSpe
     text = settings.text
     language = settings.language or sizes.llama(text, path / "config.json")
     return Spec(
-        name=Path(origin).name if origin else path.resolve().name,
+        name=Path(origin or repository(path) or path.resolve()).name,
         layout=layout,
         vision=vision,
         projector=ProjectorSpec(settings.projector, vision.hidden_size, language.hidden_size, vision.num_patches),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmexport.checkpoint.documents import read_object, section
+from vlmexport.checkpoint.documents import flag, read_object, section
 from vlmexport.checkpoint.sizes import Pixels
 from vlmexport.errors import CheckpointError, Unsupported
 
 _BICUBIC = 3
+_FACTOR, _NEAR = 1 / 255, 1e-7
 
 
 def read_pixels(folder: Path) -> Pixels:
@@ -33,7 +34,7 @@ def read_pixels(folder: Path) -> Pixels:
         return Pixels(
             mean=_colour(found.get("image_mean")),
             std=_colour(found.get("image_std")),
-            aspect_ratio="pad" if found.get("do_pad") else "crop",
+            aspect_ratio="pad" if flag(found, "do_pad") else "crop",
             side=_side(found.get("crop_size")) or _side(found.get("size")),
         )
     except (TypeError, ValueError, KeyError) as error:
@@ -44,6 +45,9 @@ def _refuse(found: dict[str, Any], path: Path) -> None:
     for key in ("do_resize", "do_rescale", "do_normalize"):
         if found.get(key, True) is False:
             raise Unsupported(f"{path}: {key} is false, which is not known", "use the published file")
+    factor = found.get("rescale_factor", _FACTOR)
+    if not isinstance(factor, int | float) or abs(factor - _FACTOR) > _NEAR:
+        raise Unsupported(f"{path}: rescale_factor {factor!r} is not known", "known: 1/255")
     if found.get("resample", _BICUBIC) != _BICUBIC:
         raise Unsupported(f"{path}: resample {found['resample']} is not known", "known: 3 (bicubic)")
     if found.get("do_center_crop", True) is False and not found.get("do_pad"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmexport.checkpoint.documents import flag, whole
 from vlmexport.checkpoint.rope import read_scaling
 from vlmexport.checkpoint.settings import Settings
 from vlmexport.checkpoint.spec import LanguageSpec, VisionSpec
@@ -58,12 +59,12 @@ def vision(
     try:
         spec = VisionSpec(
             kind=str(given.get("kind", "clip")),
-            image_size=int(given.get("image_size", sizes["image_size"])),
+            image_size=whole(given, "image_size", sizes["image_size"]),
             patch_size=sizes["patch_size"],
             hidden_size=sizes["hidden_size"],
             intermediate_size=sizes["intermediate_size"],
             num_layers=sizes["num_hidden_layers"],
-            num_heads=int(given.get("num_attention_heads", max(1, sizes["hidden_size"] // _HEAD))),
+            num_heads=whole(given, "num_attention_heads", max(1, sizes["hidden_size"] // _HEAD)),
             hidden_act=str(given.get("hidden_act", VisionSpec.hidden_act)),
             layer_norm_eps=float(given.get("layer_norm_eps", VisionSpec.layer_norm_eps)),
             image_mean=pixels.mean or VisionSpec.image_mean,
@@ -129,20 +130,20 @@ def language(text: Mapping[str, Any], path: Path, kind: str = "llama") -> Langua
     theta = text.get("rope_theta")
     try:
         scaling, rope = read_scaling(text, path), text.get("rope_parameters") or {}
-        hidden, heads = int(text["hidden_size"]), int(text["num_attention_heads"])
+        hidden, heads = whole(text, "hidden_size"), whole(text, "num_attention_heads")
         spec = LanguageSpec(
             kind=kind,
-            vocab_size=int(text["vocab_size"]),
+            vocab_size=whole(text, "vocab_size"),
             hidden_size=hidden,
-            intermediate_size=int(text["intermediate_size"]),
-            num_layers=int(text["num_hidden_layers"]),
+            intermediate_size=whole(text, "intermediate_size"),
+            num_layers=whole(text, "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=int(text.get("num_key_value_heads") or heads),
-            head_dim=int(text.get("head_dim") or hidden // heads),
+            num_kv_heads=whole(text, "num_key_value_heads", heads),
+            head_dim=whole(text, "head_dim", 0) or hidden // heads,
             rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
             rope_theta=float(rope.get("rope_theta", 10000.0) if theta is None else theta),
-            max_positions=int(text.get("max_position_embeddings", 2048)),
-            tie_word_embeddings=bool(text.get("tie_word_embeddings", False)),
+            max_positions=whole(text, "max_position_embeddings", 2048),
+            tie_word_embeddings=flag(text, "tie_word_embeddings"),
             hidden_act=str(text.get("hidden_act", LanguageSpec.hidden_act)),
             rope_scaling=scaling,
             classes=_classes(text.get("classes", [])),

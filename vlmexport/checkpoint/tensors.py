@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from vlmexport.checkpoint.archive import refuse_bomb
 from vlmexport.checkpoint.documents import LARGEST, read_bounded
+from vlmexport.checkpoint.no_weights import no_weights
+from vlmexport.checkpoint.substitutes import refuse_substitute
 from vlmexport.errors import CheckpointError, Unsupported, first_line
 
 if TYPE_CHECKING:
@@ -37,8 +39,9 @@ _CURE = "it is probably truncated: download or copy it again"
 class LazyTensor:
     """A contiguous tensor of a checkpoint: what it is, and where its values lie.
 
-    ``dtype`` is a key of ``DTYPES``, ``offset`` the place of its first byte in the file. Reading takes no more memory
-    than what is returned, and any number of threads may read at a time.
+    ``dtype`` is a key of ``DTYPES`` where its values can be read (``quantized`` refuses weights of other types, and of
+    whole numbers), ``offset`` the place of its first byte in the file. Reading takes no more memory than what is
+    returned, and any number of threads may read at a time.
     """
 
     name: str
@@ -112,30 +115,44 @@ def open_tensors(folder: Path) -> dict[str, LazyTensor]:
             would take more memory than its size says.
         Unsupported: a torch that does not tell where a ``.bin`` holds its values.
     """
+    return open_files(weight_files(folder))
+
+
+def open_files(paths: Iterable[Path]) -> dict[str, LazyTensor]:
+    """All tensors of some weight files; errors as ``open_tensors``."""
     tensors: dict[str, LazyTensor] = {}
-    for path in weight_files(folder):
+    for path in paths:
+        refuse_substitute(path)
         tensors.update(_open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path))
     return tensors
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a checkpoint folder: an index's shards, else a single file; safetensors first."""
+    """The weight files of a checkpoint folder that are read: safetensors where there are some.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    for paths in weight_sets(folder):
+        return paths
+    raise no_weights(folder)
+
+
+def weight_sets(folder: Path) -> Iterator[list[Path]]:
+    """The weights of a folder, once as safetensors and once as ``.bin``: an index's shards, else a single file."""
     for index_name, single in (
         ("model.safetensors.index.json", "model.safetensors"),
         ("pytorch_model.bin.index.json", "pytorch_model.bin"),
     ):
         index = folder / index_name
         if index.is_file():
-            return _shards(index)
-        if (folder / single).is_file():
-            return [folder / single]
-    raise CheckpointError(
-        f"{folder} has no weights",
-        "expected model.safetensors, pytorch_model.bin or an index of shards beside config.json",
-    )
+            yield _shards(index)
+        elif (folder / single).is_file():
+            yield [folder / single]
 
 
 def _shards(index: Path) -> list[Path]:
+    refuse_substitute(index)
     try:
         weight_map: Mapping[str, str] = json.loads(read_bounded(index))["weight_map"]
         names = sorted(set(weight_map.values()))
@@ -175,10 +192,8 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
-        dtype = str(entry["dtype"]).lower()
-        if dtype not in DTYPES:
-            raise CheckpointError(f"{path}: tensor {name} has the type {entry['dtype']}", "convert it to float16")
-        tensors[name] = LazyTensor(name, tuple(entry["shape"]), dtype, path, 8 + length + entry["data_offsets"][0])
+        begin, dtype = 8 + length + entry["data_offsets"][0], str(entry["dtype"]).lower()
+        tensors[name] = LazyTensor(name, tuple(entry["shape"]), dtype, path, begin)
     return tensors
 
 
@@ -200,16 +215,14 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
             raise CheckpointError(f"{path}: {name} is not a tensor", "save the state dict alone")
-        dtype = names.get(str(value.dtype).removeprefix("torch."))
-        if dtype is None:
-            raise CheckpointError(f"{path}: tensor {name} has the type {value.dtype}", "convert it to float16")
+        kind, width = str(value.dtype).removeprefix("torch."), value.element_size()
         storage = getattr(value.untyped_storage(), OFFSET, None)
         if storage is None:
             raise Unsupported(f"torch {torch.__version__} does not say where {path} holds {name}", "use safetensors")
         if not value.is_contiguous():
             raise CheckpointError(f"{path}: {name} is not stored in one piece", "save it anew, as safetensors")
-        tensor = LazyTensor(name, tuple(value.shape), dtype, path, storage + value.storage_offset() * DTYPES[dtype])
-        if tensor.offset + tensor.nbytes > size:
+        begin = storage + value.storage_offset() * width
+        if begin + value.numel() * width > size:
             raise CheckpointError(f"{path} ends inside of {name}", _CURE)
-        tensors[name] = tensor
+        tensors[name] = LazyTensor(name, tuple(value.shape), names.get(kind, kind), path, begin)
     return tensors

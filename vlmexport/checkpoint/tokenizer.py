@@ -13,6 +13,7 @@ from typing import Any
 
 from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.spec import PromptSpec
+from vlmexport.checkpoint.substitutes import refuse_substitute
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.text import is_utf8
 
@@ -129,6 +130,7 @@ class Tokenizer:
             self.model = read_bounded(path) if model is None else model
             self._sentencepiece.LoadFromSerializedProto(self.model)
         except (OSError, RuntimeError, ValueError) as error:
+            refuse_substitute(path)
             raise CheckpointError(f"{path} is not a SentencePiece model", "copy tokenizer.model again") from error
         self.bos_token_id: int = self._sentencepiece.bos_id()
         self.eos_token_id: int = self._sentencepiece.eos_id()

@@ -10,6 +10,7 @@ from typing import Any
 from vlmexport.checkpoint.documents import read_config, section
 from vlmexport.checkpoint.hub import download, is_hub_id
 from vlmexport.checkpoint.layouts.llava_hf import CLIP
+from vlmexport.checkpoint.quantized import refuse_quantized
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, weight_files
 from vlmexport.errors import CheckpointError, Unsupported
 
@@ -76,7 +77,9 @@ def _open(path: Path, origin: str) -> Tower:
         raise Unsupported(f"{file}: a tower of type {kind!r} is not known", "known: clip, clip_vision_model")
     inside = section(config, "vision_config", file) if kind == "clip" else config
     tensors = {}
-    for name, tensor in open_tensors(path).items():
+    found = open_tensors(path)
+    refuse_quantized(path, found)
+    for name, tensor in found.items():
         if not name.startswith(_TEXT):
             tensors[name.removeprefix("vision_model.")] = tensor
     return Tower(path, origin, CLIP | (inside or {}), tensors)

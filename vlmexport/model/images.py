@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from vlmexport.checkpoint.substitutes import substitute
 from vlmexport.errors import UsageError
 
 _SAVE = "save it as a PNG of 8 bits a channel"
@@ -41,7 +42,8 @@ def read_image(path: Path) -> Image.Image:
     except FileNotFoundError as error:
         raise UsageError(f"image {path} does not exist", "check the path") from error
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise UsageError(f"image {path} cannot be read ({error})", "pass a PNG, JPEG or WebP file") from error
+        what, cure = substitute(path) or (f"cannot be read ({error})", "pass a PNG, JPEG or WebP file")
+        raise UsageError(f"image {path} {what}", cure) from error
 
 
 def _white(image: Image.Image) -> int | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmexport.checkpoint.documents import architectures, section
+from vlmexport.checkpoint.documents import architectures, flag, section
 from vlmexport.checkpoint.settings import Settings
-from vlmexport.errors import Unsupported
+from vlmexport.errors import CheckpointError, Unsupported
 
 _NAMES = {
     "mobilevlm": "mobilevlm",
@@ -43,6 +43,7 @@ def settings(config: dict[str, Any], path: Path) -> Settings:
     """The config is the language model's own.
 
     Raises:
+        CheckpointError: a value is garbled.
         Unsupported: images are cut in tiles.
     """
     ratio = str(config.get("image_aspect_ratio"))
@@ -50,6 +51,10 @@ def settings(config: dict[str, Any], path: Path) -> Settings:
         raise Unsupported(
             f"{path}: image_aspect_ratio {ratio!r} is unknown", f"known: {', '.join(_ASPECT_RATIOS)} (no tiling)"
         )
+    try:
+        marks = flag(config, "mm_use_im_start_end")
+    except TypeError as error:
+        raise CheckpointError(f"{path} garbles {error}", "use the published config.json") from error
     tower = config.get("mm_vision_tower") or config.get("vision_tower")
     return Settings(
         text=config,
@@ -59,5 +64,5 @@ def settings(config: dict[str, Any], path: Path) -> Settings:
         select_layer=config.get("mm_vision_select_layer", -2),
         select_feature=str(config.get("mm_vision_select_feature", "patch")),
         aspect_ratio=_ASPECT_RATIOS[ratio],
-        marks=bool(config.get("mm_use_im_start_end", False)),
+        marks=marks,
     )
