@@ -15,7 +15,7 @@ def test_every_shipped_recipe_resolves(name: str) -> None:
     recipe = resolve(name, environ={})
     assert recipe.name == name
     assert recipe.gates.features_cosine is not None
-    assert recipe.gates.answer_equal is not None
+    assert recipe.gates.answer_agreement is not None
 
 
 def test_precedence(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_mmproj_in_q8_0_has_gates_of_its_own() -> None:
     found = resolve("gguf-f16", vision_flags(None, "q8_0", "gguf-f16", "gguf-f16"), {})
     assert (found.gguf.type, found.gguf.mmproj_type, found.gates) == ("f16", "q8_0", own)
     q4 = resolve("gguf-q4_0", vision_flags(None, "q8_0", "gguf-q4_0", "gguf-q4_0"), {}).gates
-    assert (q4.tokens_cosine, q4.logits_top1) == (own.tokens_cosine, 0.90)
+    assert (q4.tokens_cosine, q4.logits_agreement) == (own.tokens_cosine, 0.97)
 
 
 def test_a_hybrid_is_held_to_the_gates_of_both() -> None:
@@ -146,9 +146,9 @@ def test_a_hybrid_is_held_to_the_gates_of_both() -> None:
     assert (found.onnx, found.gates.tokens_sqnr_db) == (vision.onnx, vision.gates.tokens_sqnr_db)
     assert found.gates.logits_kld == resolve("gguf-q4_k_m", environ={}).gates.logits_kld
     exact = resolve("gguf-f32", vision_flags("onnx", None, "gguf-f32", "gguf-f32"), {})
-    assert (exact.name, exact.gates.logits_top1) == (
+    assert (exact.name, exact.gates.logits_agreement) == (
         "gguf-f32-onnx-x86",
-        resolve("onnx-x86", environ={}).gates.logits_top1,
+        resolve("onnx-x86", environ={}).gates.logits_agreement,
     )
     assert exact.gates.logits_max_abs is None
     assert (found.statistics_components, exact.statistics_components) == (COMPONENTS, COMPONENTS[:2])

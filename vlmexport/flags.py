@@ -77,7 +77,7 @@ def vision_flags(vision: str | None, mmproj_type: str | None, base: str, name: s
         return flags
     source = vision if hybrid and vision != "onnx" else _ONNX_VISION if hybrid else _Q8_VISION
     chosen, decoder = resolve(str(source), environ={}), resolve(base, environ={})
-    coarser = min(chosen.gates, decoder.gates, key=lambda gates: gates.logits_top1 or 0.0)
+    coarser = min(chosen.gates, decoder.gates, key=lambda gates: gates.logits_agreement or 0.0)
     flags["gates"] = coarser.model_dump() | {key: getattr(chosen.gates, key) for key in _VISION_GATES}
     if not hybrid:
         return flags

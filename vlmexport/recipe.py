@@ -171,7 +171,13 @@ class Gates(_Frozen):
     )
     logits_max_abs: float | None = Field(None, description="Largest difference of a logit, at most.")
     logits_kld: float | None = Field(None, description="Mean KL divergence in nats, at most.")
+    logits_agreement: float | None = Field(
+        None, description="Share of decisions that stay, each weighed by the float model's preference, at least."
+    )
     logits_top1: float | None = Field(None, description="Share of equal best tokens, at least.")
+    answer_agreement: float | None = Field(
+        None, description="The same share over the decisions of the answers, at least."
+    )
     answer_equal: float | None = Field(None, description="Share of answers equal token by token, at least.")
     answer_task_drop: float | None = Field(None, description="Loss of accuracy against the float model, at most.")
 

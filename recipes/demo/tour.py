@@ -26,8 +26,8 @@ ROWS = {
     "pixels": ("max_abs",),
     "features": ("cosine",),
     "tokens": ("cosine",),
-    "logits": ("kld", "top1"),
-    "answer": ("equal", "accuracy"),
+    "logits": ("kld", "agreement"),
+    "answer": ("agreement", "equal", "accuracy"),
 }
 QUESTIONS = {
     "images/scene-4000000.jpg": "Describe the picture.",

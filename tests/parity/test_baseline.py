@@ -25,8 +25,8 @@ def of(samples: int = 20, **stages: dict[str, float]) -> ParityResult:
         ("tokens", "cosine", 0.99, 1 - 0.01 * 1.1 - 1e-5, 20),
         ("tokens", "nmse", 0.01, 0.011 + 1e-6, 20),
         ("logits", "kld", 0.05, 0.055 + 1e-3, 20),
-        ("logits", "top1", 0.9, 1 - 0.11 - 0.05, 20),
-        ("answer", "equal", 1.0, 0.99, 1000),
+        ("logits", "agreement", 0.9, 1 - 0.11 - 2e-3, 20),
+        ("answer", "agreement", 1.0, 0.998, 1000),
         ("answer", "accuracy", 0.5, 1 - 0.55 - 0.01, 250),
     ],
 )

@@ -163,12 +163,12 @@ def test_a_baseline_is_of_the_same_comparison(bundle: Path, result: ParityResult
     assert again.baseline is not None
     assert {(change.stage, change.metric) for change in again.baseline.changes} >= {
         ("tokens", "nmse"),
-        ("answer", "equal"),
+        ("answer", "agreement"),
     }
     better = result.model_dump(mode="json")
     for stage in better["stages"]:
         if stage["stage"] == "tokens":
-            stage["metrics"] |= {"top1": 1.0}  # which tokens no longer have
+            stage["metrics"] |= {"agreement": 1.0}  # which tokens no longer have
     path.write_text(json.dumps(better))
     worse = check(bundle, samples=samples(), baseline=path)
     assert (worse.passed, worse.broken_stage) == (False, "tokens")

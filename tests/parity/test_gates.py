@@ -5,6 +5,7 @@ import math
 import pytest
 
 from vlmexport.parity.gates import broken_stage, judge
+from vlmexport.parity.metrics import agreement
 from vlmexport.parity.result import StageResult
 from vlmexport.recipe import Gates
 
@@ -33,11 +34,19 @@ def test_each_stage_is_named() -> None:
         assert broken_stage(judge(GATES, measured(**change))) == next(iter(change))
 
 
-def test_the_local_measurement_decides_whose_fault_it_is() -> None:
+def test_the_first_stage_that_differs_is_named_whatever_feeds_it() -> None:
+    """Pixels are chained alone, and an answer may be red when fed by the float model too: by a tie, or at its end."""
     stages = measured()
     for stage in stages:
-        if stage.stage == "tokens" or (stage.stage == "features" and stage.mode == "chained"):
-            stage.metrics["cosine"] = 0.2
+        if stage.stage == "answer" or (stage.stage == "tokens" and stage.mode == "chained"):
+            stage.metrics |= {"cosine": 0.2, "equal": 0.2}
+    stages[0].metrics["max_abs"] = 1.8
+    gates = Gates(pixels_max_abs=1e-5, **GATES.model_dump(exclude={"pixels_max_abs"}))
+    failed = {(gate.stage, gate.mode) for gate in judge(gates, stages) if not gate.passed}
+    assert ("answer", "local") in failed
+    assert broken_stage(judge(gates, stages)) == "pixels"
+    assert broken_stage(judge(gates, stages)[::-1]) == "pixels"
+    assert broken_stage(judge(gates, stages[1:])) == "pixels", "not run"
     assert broken_stage(judge(GATES, stages)) == "tokens"
 
 
@@ -88,6 +97,19 @@ def test_a_local_gate_holds_where_the_reference_feeds() -> None:
     assert [(gate.mode, gate.passed) for gate in judged] == [("local", True)]
     stages[0].metrics["nmse"] = 3e-10
     assert broken_stage([gate for gate in judge(gates, stages) if gate.stage == "logits"]) == "logits"
+
+
+@pytest.mark.parametrize(
+    ("lost", "decisions", "passes"),
+    [(30, 2000, True), (50, 2000, False), (1, 54, True), (4, 54, False), (0, 1, True), (54, 54, False)],
+)
+def test_agreement_is_judged_as_measured_where_the_data_resolve_the_gate(
+    lost: float, decisions: int, passes: bool
+) -> None:
+    """At 0.98, 1.5 % and 2.5 % of 2,000 are told apart; of 54, one (1.9 %) and four (7.4 %)."""
+    stages = [StageResult(stage="answer", mode="chained", metrics=agreement(lost, decisions))]
+    (judged,) = judge(Gates(answer_agreement=0.98), stages)[-1:]
+    assert (judged.metric, judged.passed) == ("agreement", passes)
 
 
 @pytest.mark.parametrize(("equal", "passes"), [(0.949, False), (0.95, True)])

@@ -53,7 +53,7 @@ def test_both_cores_pass_the_gates(result: ParityResult) -> None:
             (name, "chained") for name in ("pixels", "features", "tokens", "logits", "answer")
         ]
         judged = {(gate.stage, gate.metric) for gate in core.gates}
-        assert {("tokens", "sqnr_db"), ("logits", "top1"), ("answer", "equal")} <= judged
+        assert {("tokens", "sqnr_db"), ("logits", "agreement"), ("answer", "agreement")} <= judged
     assert result.passed
     assert result.broken_stage is None
 

@@ -61,7 +61,7 @@ def test_tasks_of_one_check() -> None:
 
 def test_answers_that_nobody_knows_have_no_task() -> None:
     metrics = answer_metrics([answer("exact", [], "a", "a")])
-    assert set(metrics) == {"equal", "equal_low", "equal_high"}
+    assert set(metrics) == {f"{name}{end}" for name in ("agreement", "equal") for end in ("", "_low", "_high")}
 
 
 def test_captions_are_a_task_of_their_own() -> None:

@@ -95,5 +95,5 @@ def test_two_processes_measure_what_one_does(
     ]
     for ours, one in zip(spread_out.measured.stages(), single.measured.stages(), strict=True):
         assert (ours.stage, ours.mode, ours.error) == (one.stage, one.mode, one.error)
-        for name in ("cosine", "cosine_p1", "top1", "equal", "finite"):
+        for name in ("cosine", "cosine_p1", "agreement", "top1", "equal", "finite"):
             assert ours.metrics.get(name) == pytest.approx(one.metrics.get(name), abs=1e-4)

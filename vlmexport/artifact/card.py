@@ -13,8 +13,8 @@ _COLUMNS = {
     "pixels": ("max_abs",),
     "features": ("cosine", "cosine_p1", "sqnr_db"),
     "tokens": ("cosine", "cosine_p1", "sqnr_db"),
-    "logits": ("kld", "top1", "max_abs"),
-    "answer": ("equal", "accuracy", "reference_accuracy", "cider_d", "reference_cider_d"),
+    "logits": ("kld", "agreement", "top1", "max_abs"),
+    "answer": ("agreement", "equal", "accuracy", "reference_accuracy", "cider_d", "reference_cider_d"),
 }
 _RUN = {
     "onnx": "Files are laid out for transformers.js and onnxruntime-genai; "

@@ -12,15 +12,14 @@ from pydantic import ValidationError
 
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.errors import UsageError
-from vlmexport.parity.gates import AT_LEAST, broken_stage
+from vlmexport.parity.gates import AT_LEAST, broken_stage, earliest
 from vlmexport.parity.result import BaselineResult, Change, Inputs, ParityResult, StageResult
 from vlmexport.parity.same import other_model, other_samples
 
 SLACK = 0.1
-_MARGINS = {"cosine": 1e-5, "cosine_p1": 1e-4, "nmse": 1e-6, "kld": 1e-3}
-_SHARES = ("top1", "equal", "accuracy")
-_SHARE_MARGIN = 0.01
-"""One point; one sample where that is more: a near-tie that falls the other way is no regression."""
+_MARGINS = {"cosine": 1e-5, "cosine_p1": 1e-4, "nmse": 1e-6, "kld": 1e-3, "agreement": 2e-3}
+_ACCURACY_MARGIN = 0.01
+"""One point; one sample where that is more."""
 
 
 def read_baseline(path: Path) -> ParityResult:
@@ -73,7 +72,7 @@ def compared(result: ParityResult, old: ParityResult, slack: float = SLACK) -> P
     baseline = BaselineResult(
         bundle=old.bundle, versions=old.versions, slack=slack, stages=old.stages, changes=changes, passed=passed
     )
-    broken = result.broken_stage or broken_stage(changes)
+    broken = earliest([result.broken_stage, broken_stage(changes)])
     return result.model_copy(update={"baseline": baseline, "passed": result.passed and passed, "broken_stage": broken})
 
 
@@ -81,7 +80,7 @@ def _changes(old: StageResult, new: StageResult | None, samples: int, slack: flo
     """Every watched measure that the baseline has. One that is gone, or is not a number, got worse."""
     found = []
     for metric, before in old.metrics.items():
-        margin = max(_SHARE_MARGIN, 1 / samples) if metric in _SHARES else _MARGINS.get(metric)
+        margin = max(_ACCURACY_MARGIN, 1 / samples) if metric == "accuracy" else _MARGINS.get(metric)
         if margin is None:
             continue
         best, sign = (1.0, -1.0) if metric in AT_LEAST else (0.0, 1.0)

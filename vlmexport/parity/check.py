@@ -21,7 +21,7 @@ from vlmexport.parity.bisect import bisect as layer_by_layer
 from vlmexport.parity.bisect import worst
 from vlmexport.parity.chosen import Chosen, choose
 from vlmexport.parity.evaluate import CoreRun, Evaluation
-from vlmexport.parity.gates import broken_stage, judge
+from vlmexport.parity.gates import broken_stage, earliest, judge
 from vlmexport.parity.measured import Measured
 from vlmexport.parity.pictures import pictures
 from vlmexport.parity.result import CoreResult, GateResult, Inputs, ParityResult, StockResult, WeightsResult
@@ -196,7 +196,7 @@ def _verdict(gates: list[GateResult], cores: list[CoreResult], of_weights: list[
         return all(gate.passed for gate in gates), broken_stage(gates)
     broken = [broken_stage(of_weights), *(core.broken_stage for core in cores)]
     passed = all(gate.passed for gate in of_weights) and all(core.passed for core in cores)
-    return passed, next((stage for stage in broken if stage), None)
+    return passed, earliest(broken)
 
 
 def _core(run: CoreRun, manifest: Manifest) -> CoreResult:
@@ -243,7 +243,7 @@ def _strict(result: ParityResult) -> ParityResult:
     """The same, failed where the library fails without our repairs."""
     if result.stock is None or result.stock.passed:
         return result.model_copy(update={"strict_stock": True})
-    broken = result.broken_stage or result.stock.broken_stage
+    broken = earliest([result.broken_stage, result.stock.broken_stage])
     return result.model_copy(update={"strict_stock": True, "passed": False, "broken_stage": broken})
 
 

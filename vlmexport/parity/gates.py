@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from vlmexport.parity.result import MODES, GateResult, Mode, StageResult
+from vlmexport.parity.result import GateResult, Mode, StageResult
 from vlmexport.recipe import Gates
 from vlmexport.runtime import STAGES
 
 _LOCAL = "local_"
 """How a gate begins, behind its stage, that holds only where the stage is fed by the reference."""
 
-AT_LEAST = {"cosine", "cosine_p1", "sqnr_db", "top1", "equal", "accuracy", "finite"}
+AT_LEAST = {"cosine", "cosine_p1", "sqnr_db", "agreement", "top1", "equal", "accuracy", "finite"}
+_BY_CERTAINTY = {"task_drop": 0.0, "agreement": 1.0}
+"""Measures of few samples, judged by what is certain: their value where nothing is lost."""
 
 
 def judge(gates: Gates, stages: list[StageResult], more: Sequence[GateResult] = ()) -> list[GateResult]:
@@ -58,33 +60,44 @@ def bounds_of(gates: Gates, stage: str, mode: Mode) -> dict[str, float]:
 
 
 def holds(gates: Gates, stage: str, metrics: dict[str, float]) -> bool:
-    """Whether measurements of one stage, taken before there is a bundle, pass its gates."""
-    return all(_one(stage, "local", metric, bound, StageResult(stage=stage, mode="local", metrics=metrics)).passed
-               for metric, bound in bounds_of(gates, stage, "local").items())  # fmt: skip
+    """Whether measurements of one stage, taken before there is a bundle, pass its gates, each as it was measured."""
+    return all(
+        metric in metrics and _passes(metric, metrics[metric], bound)
+        for metric, bound in bounds_of(gates, stage, "local").items()
+    )
 
 
 def _one(stage: str, mode: Mode, metric: str, bound: float, result: StageResult) -> GateResult:
     value = None if result.error else _judged(metric, bound, result.metrics)
-    at_least = metric in AT_LEAST
-    passed = value is not None and (value >= bound if at_least else value <= bound)
-    return GateResult(stage=stage, mode=mode, metric=metric, value=value, bound=bound, at_least=at_least, passed=passed)
+    passed = value is not None and _passes(metric, value, bound)
+    return GateResult(
+        stage=stage, mode=mode, metric=metric, value=value, bound=bound, at_least=metric in AT_LEAST, passed=passed
+    )
+
+
+def _passes(metric: str, value: float, bound: float) -> bool:
+    return value >= bound if metric in AT_LEAST else value <= bound
 
 
 def _judged(metric: str, bound: float, metrics: dict[str, float]) -> float | None:
-    """The value that is held against the bound: of a loss of accuracy that the data cannot resolve, the certain part.
+    """The value that is held against the bound: of a loss that the data cannot resolve, the certain part.
 
     One answer of forty is 2.5 points and says nothing about a bound of 2; of a thousand, 25 answers do.
     """
-    if metric == "task_drop" and metric in metrics:
-        low, high = metrics["task_drop_low"], metrics["task_drop_high"]
-        return low if (high - low) / 2 > bound else metrics[metric]
-    return metrics.get(metric)
+    best = _BY_CERTAINTY.get(metric)
+    if best is None or metric not in metrics:
+        return metrics.get(metric)
+    low, high = metrics[f"{metric}_low"], metrics[f"{metric}_high"]
+    if (high - low) / 2 <= abs(bound - best):
+        return metrics[metric]
+    return high if metric in AT_LEAST else low
 
 
 def broken_stage(gates: Sequence[GateResult]) -> str | None:
-    """The stage to look at: the first whose local measurement fails, else the first that fails at all."""
-    for mode in MODES:
-        for gate in gates:
-            if not gate.passed and gate.mode == mode:
-                return gate.stage
-    return None
+    """The stage to look at: the first that fails, whatever fed it. What is behind it may only inherit."""
+    return earliest(gate.stage for gate in gates if not gate.passed)
+
+
+def earliest(stages: Iterable[str | None]) -> str | None:
+    """The stage that runs first; None where there is none."""
+    return min((stage for stage in stages if stage), key=STAGES.index, default=None)

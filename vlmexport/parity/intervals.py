@@ -12,8 +12,8 @@ _Z = 1.96
 _RESAMPLES = 2000
 
 
-def share_interval(successes: int, count: int) -> tuple[float, float]:
-    """Of a share, by Wilson's score: right for shares near 0 and 1, too."""
+def share_interval(successes: float, count: int) -> tuple[float, float]:
+    """Of a share, by Wilson's score: right for shares near 0 and 1, too. A success may be one in part."""
     share, square = successes / count, _Z**2 / count
     centre = (share + square / 2) / (1 + square)
     half = _Z / (1 + square) * math.sqrt(share * (1 - share) / count + square / (4 * count))

@@ -83,7 +83,7 @@ class Measured:
                     results.append(self._result(stage, mode, metrics, error))
         for mode in MODES:
             logits, error = self.logits.get(mode), self.errors.get(("logits", mode))
-            metrics = logits.metrics() | logits.top1_interval() if logits is not None and logits.kld else {}
+            metrics = logits.metrics() if logits is not None and logits.kld else {}
             results.append(self._result("logits", mode, metrics, error))
         for mode in MODES:
             rows, error = self.answers[mode], self.errors.get(("answer", mode))

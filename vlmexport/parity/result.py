@@ -51,6 +51,9 @@ class Change(GateResult):
 class Answer(_Model):
     """One question, answered by both. ``first_difference`` is a token index; ``margin`` the reference's there.
 
+    ``decisions`` are the tokens that both chose after the same text, the one where they part included; ``lost`` is how
+    much the reference preferred its own token there (``metrics.preference``), 0 where the answers are equal.
+
     ``expected`` are the answers that are right, none where that is not known.
     ``kld`` is the mean KL divergence over the positions of the float model's answer, in nats.
     """
@@ -64,6 +67,8 @@ class Answer(_Model):
     equal: bool
     first_difference: int | None = None
     margin: float | None = None
+    decisions: int = Field(1, ge=1)
+    lost: float = 0.0
     kld: float | None = None
 
 

@@ -15,7 +15,7 @@ from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import VlmExportError
 from vlmexport.parity.expected import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.measured import Measured
-from vlmexport.parity.metrics import F64, ArrayMeasure, LogitsMeasure, ShapeDiffersError
+from vlmexport.parity.metrics import F64, ArrayMeasure, LogitsMeasure, ShapeDiffersError, preference
 from vlmexport.parity.prompts import difference
 from vlmexport.parity.result import MODES, Answer, Mode
 from vlmexport.runtime import Runtime
@@ -133,12 +133,14 @@ class Side:
         divergence = self._logits(mode, prompt, tokens, expected, rows if ids == expected.answer else None)
         first = _first_difference(ids, expected.answer)
         margins = expected.margins
+        if first is not None and first == min(len(ids), len(expected.answer)):
+            self.measured.errors.setdefault(("answer", mode), _other_end(ids, expected.answer))
         self.measured.answers[mode].append(
             Answer(
                 sample=sample.id, question=sample.question, expected=list(sample.answers), task=sample.task,
                 reference=expected.text, bundle=text, equal=first is None, first_difference=first,
                 margin=margins[first] if first is not None and first < len(margins) else None,
-                kld=divergence,
+                decisions=len(ids) if first is None else first + 1, lost=_lost(ids, first, expected), kld=divergence,
             )
         )  # fmt: skip
 
@@ -185,3 +187,21 @@ def _first_difference(ids: list[int], answer: list[int]) -> int | None:
     """Index of the first token that differs, or that one of them lacks."""
     length = max(len(ids), len(answer))
     return next((i for i in range(length) if ids[i : i + 1] != answer[i : i + 1]), None)
+
+
+def _lost(ids: list[int], first: int | None, expected: QuestionValues) -> float:
+    """How much the float model preferred its token to the other's, where the answers part; 1 where one only ends."""
+    answer = expected.answer
+    if first is None:
+        return 0.0
+    if first == min(len(ids), len(answer)):
+        return 1.0
+    logits = expected.logits[0, first - len(answer)]
+    return float(preference(logits[None], np.array([answer[first]]), np.array([ids[first]]))[0])
+
+
+def _other_end(ids: list[int], answer: list[int]) -> str:
+    """Of two answers of which one is the beginning of the other: not a choice between tokens, another end."""
+    if len(ids) < len(answer):
+        return f"the answer ends with token {ids[-1]}, behind which the float model goes on"
+    return f"the answer goes on behind token {answer[-1]}, with which the float model's ends"

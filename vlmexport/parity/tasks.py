@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmexport.parity.captions import bleu, cider_d
-from vlmexport.parity.intervals import paired_drop, share_interval
+from vlmexport.parity.intervals import paired_drop
+from vlmexport.parity.metrics import agreement, share
 from vlmexport.parity.result import Answer
 from vlmexport.parity.scores import SCORES, f1, says_yes
 
 
 def answer_metrics(rows: Sequence[Answer]) -> dict[str, float]:
-    """equal (a share, with its 95 % interval), and what the tasks of the answers that are known measure.
+    """agreement and equal (a share), each with its 95 % interval, and what the tasks of the answers that are known
+    measure.
 
     ``reference_`` stands before what the float model reaches. task_drop is the loss of accuracy, or of CIDEr-D where
     there are captions only, with task_drop_low and task_drop_high, its paired 95 % interval.
     """
-    equal = sum(row.equal for row in rows)
-    low, high = share_interval(equal, len(rows))
-    metrics = {"equal": equal / len(rows), "equal_low": low, "equal_high": high}
+    metrics = agreement(sum(row.lost for row in rows), sum(row.decisions for row in rows))
+    metrics |= share("equal", sum(row.equal for row in rows), len(rows))
     captions = [row for row in rows if row.expected and row.task == "caption"]
     short = [row for row in rows if row.expected and row.task != "caption"]
     if captions:

@@ -23,8 +23,8 @@ SHOWN = {
     "pixels": ("max_abs", "cosine"),
     "features": ("cosine", "cosine_p1", "sqnr_db"),
     "tokens": ("cosine", "cosine_p1", "sqnr_db"),
-    "logits": ("kld", "top1", "max_abs"),
-    "answer": ("equal", "accuracy", "f1", "cider_d", "task_drop"),
+    "logits": ("kld", "agreement", "top1", "max_abs"),
+    "answer": ("agreement", "equal", "accuracy", "f1", "cider_d", "task_drop"),
 }
 """The measures of each stage that matter most."""
 
