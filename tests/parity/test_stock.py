@@ -79,6 +79,21 @@ def test_strict_stock_gates_on_it(bundle: Path, tmp_path: Path) -> None:
     assert "FAIL at features" in shown(result)
 
 
+def test_pictures_that_are_not_square_do_not_hide_the_rest(bundle: Path) -> None:
+    """libmtmd resizes before it pads: that is its deviation, shown first, and the bundle is right all the same."""
+    cut = [
+        replace(sample, image_id=f"wide-{sample.image_id}", load=lambda load=sample.load: load().crop((0, 0, 300, 200)))
+        for sample in samples(20)
+    ]
+    found = check(bundle, samples=cut)
+    assert found.passed, [gate for gate in found.gates if not gate.passed]
+    assert found.stock is not None
+    assert (found.stock.passed, found.stock.broken_stage) == (False, "pixels")
+    assert (found.metric("pixels", "max_abs") or 0) < 1e-5
+    assert "As stock llama.cpp computes it, this bundle FAILS at pixels (20 samples)" in shown(found)
+    assert any("made square before libmtmd gets it" in note for note in found.notes)
+
+
 def test_a_library_that_is_right_runs_once(bundle: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llamacpp, "probe", lambda: replace(probe(), class_token="first", stock=1.0))
     run = run_samples(bundle, open_checkpoint(tiny_folder), samples(2), stock=2)

@@ -17,11 +17,14 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle import Manifest, read_manifest
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.checkpoint import Checkpoint, VisionSpec, open_checkpoint
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
 from vlmexport.model import plugins
+from vlmexport.model.pixels import pixel_values, square
+from vlmexport.runtime import llamacpp
 from vlmexport.runtime.llamacpp import LlamaCppRuntime
+from vlmexport.runtime.llamacpp_probe import probe
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32, Repairing, Runtime
 
@@ -83,8 +86,36 @@ def test_is_a_runtime(runtime: Runtime) -> None:
 
 def test_pixels(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
     assert np.abs(runtime.pixels(image) - reference.pixels(image)).max() < 1e-6
-    wide = image.resize((400, 300))
-    assert runtime.pixels(wide).shape == (1, 3, 336, 336)
+
+
+@pytest.mark.parametrize("size", [(400, 300), (120, 500), (1, 1), (1, 40), (333, 336)])
+@pytest.mark.parametrize("aspect", ["pad", "crop"])
+def test_pictures_that_are_not_square(
+    aspect: str, size: tuple[int, int], bundle: Path, runtime: LlamaCppRuntime, image: Image.Image
+) -> None:
+    """They are made square before the call. What the library makes of them by itself is shown as stock."""
+    manifest, picture = read_manifest(bundle), image.resize(size)
+    spec = replace(VisionSpec(**manifest.source.spec["vision"]), aspect_ratio=aspect)
+    expected = pixel_values(picture, spec)
+    found = runtime.vision.preprocess(square(picture, spec), squares=False)
+    assert np.abs(found - np.asarray(expected)).max() < 1e-6
+    if aspect != "pad":
+        return
+    assert np.abs(runtime.pixels(picture) - np.asarray(expected)).max() < 1e-6
+    view = runtime.stock([picture])
+    assert view is not None
+    if max(size) / min(size) > 1.1:
+        assert np.abs(view.pixels(picture) - np.asarray(expected)).max() > 0.02
+
+
+def test_of_square_pictures_nothing_runs_twice(
+    bundle: Path, image: Image.Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the library places the class token right, stock differs for pictures that are not square."""
+    monkeypatch.setattr(llamacpp, "probe", lambda: replace(probe(), class_token="first", stock=1.0))
+    with closing(open_bundle(bundle)) as right:
+        assert right.stock([image, image]) is None
+        assert right.stock([image, image.resize((40, 30))]) is not None
 
 
 def test_features_and_tokens(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
@@ -146,8 +177,8 @@ def test_without_repair_features_are_wrong(
     with closing(open_bundle(bundle, repair=False)) as stock:
         assert any("left as it is" in note for note in stock.notes)
         assert cosine(stock.features(pixels), reference.features(pixels)) < 0.9
-        assert stock.stock() is None
-    view = runtime.stock()
+        assert stock.stock([image]) is None
+    view = runtime.stock([image])
     assert isinstance(runtime, Repairing)
     assert view is not None
     assert cosine(view.features(pixels), reference.features(pixels)) < 0.9

@@ -17,21 +17,35 @@ def background(spec: VisionSpec) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def padded(image: Image.Image, spec: VisionSpec) -> Image.Image:
+    """RGB image → RGB square that holds it in its middle."""
+    width, height = image.size
+    if width == height:
+        return image
+    square = Image.new("RGB", (max(width, height),) * 2, background(spec))
+    square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
+    return square
+
+
 def to_size(image: Image.Image, spec: VisionSpec) -> Image.Image:
     """RGB image → RGB image of ``image_size`` squared: pad then resize, or resize the short side then crop."""
     side = spec.image_size
     width, height = image.size
     if spec.aspect_ratio == "pad":
-        if width != height:
-            square = Image.new("RGB", (max(width, height),) * 2, background(spec))
-            square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
-            image = square
+        image = padded(image, spec)
         return image if image.size == (side, side) else image.resize((side, side), Image.Resampling.BICUBIC)
     short = min(width, height)
     size = (int(side * width / short), int(side * height / short))
     image = image.resize(size, Image.Resampling.BICUBIC)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     return image.crop((left, top, left + side, top + side))
+
+
+def square(image: Image.Image, spec: VisionSpec) -> Image.Image:
+    """RGB image → the square that the model sees of it, as large as it is where it is padded."""
+    if image.width == image.height:
+        return image
+    return padded(image, spec) if spec.aspect_ratio == "pad" else to_size(image, spec)
 
 
 def normalise(image: Image.Image, spec: VisionSpec) -> F32:

@@ -30,9 +30,6 @@ class Comparison:
         self.expected = expected
         self._bundle, self._first = Side(bundle), stock
         self._stock: Side | None = None
-        as_is = bundle.stock() if stock and isinstance(bundle, Repairing) else None
-        if as_is is not None:
-            self._stock = Side(as_is, ("chained",))
         self._cores = {name: Side(runtime, ("chained",)) for name, runtime in (cores or {}).items()}
         self._beside = {name: KernelDifference() for name in self._cores}
         self._tokens: dict[str, F32] = {}
@@ -56,6 +53,7 @@ class Comparison:
         """Compare over samples. Images that several samples share are computed once; their visual tokens stay in memory
         until the last of these samples, so neighbours should share them."""
         left = Counter(sample.image_id for sample in samples)
+        self._open_stock(samples[: self._first])
         for number, sample in enumerate(samples):
             sides = [self._bundle, *self._cores.values()]
             if self._stock is not None and number < self._first:
@@ -67,6 +65,13 @@ class Comparison:
             if not left[sample.image_id]:
                 self._forget(sample.image_id)
             advance()
+
+    def _open_stock(self, samples: Sequence[Sample]) -> None:
+        runtime = self._bundle.runtime
+        if self._stock is None and samples and isinstance(runtime, Repairing):
+            images = {sample.image_id: sample for sample in samples}.values()
+            as_is = runtime.stock(sample.image() for sample in images)
+            self._stock = None if as_is is None else Side(as_is, ("chained",))
 
     def _forget(self, image: str) -> None:
         del self._tokens[image]

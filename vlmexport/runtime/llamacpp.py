@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,10 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest
+from vlmexport.checkpoint import VisionSpec
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError, VlmExportError
+from vlmexport.model.pixels import square
 from vlmexport.quantize.ggml import library_path
 from vlmexport.runtime.chat import ChatTemplate
 from vlmexport.runtime.llamacpp_probe import probe
@@ -21,7 +23,9 @@ from vlmexport.threads import operator_threads
 
 _MARKER = "<__media__>"
 _PRECISION = "llama.cpp on the CPU with an F32 cache and without flash attention"
-_PIXELS = "pixels are libmtmd's own: it resizes, then pads; MobileVLM pads, then resizes (square images are equal)"
+_PIXELS = "pixels are libmtmd's own; a picture that is not square is {}"
+_SQUARED = "made square before libmtmd gets it, as the model does; stock llama.cpp resizes it first, then pads"
+_AS_IS = "resized first, then padded; the model makes it square first"
 
 
 class LlamaCppDecoder:
@@ -107,11 +111,12 @@ class LlamaCppVision:
 
     Float pixels are written over libmtmd's own input (``inp_raw``), given features over the input of the projector:
     both are exact. Where the probe says that the installed libmtmd fills its two index inputs wrongly, they are set
-    right in every pass.
+    right in every pass. libmtmd resizes a picture and then pads it: one that is not square is made so before the call,
+    as the model does; what the library makes of a square is its own.
 
     Args:
         process: the worker that loads it, with a language model or without one.
-        repair: False leaves the index inputs as they are.
+        repair: False leaves the index inputs and the pictures as they are.
 
     Raises:
         VlmExportError: llama.cpp cannot load the file, or it died.
@@ -122,7 +127,7 @@ class LlamaCppVision:
     ) -> None:
         spec, mmproj = manifest.source.spec, str(bundle / manifest.details["mmproj"])
         sizes = {"image_size": spec["vision"]["image_size"], "width": spec["language"]["hidden_size"]}
-        self.process = process
+        self.process, self._spec, self._squares = process, VisionSpec(**spec["vision"]), repair
         found = probe()
         opened = self.process.ask(
             {"op": "open_vision", "mmproj": mmproj, "threads": threads or operator_threads(), **sizes},
@@ -130,11 +135,16 @@ class LlamaCppVision:
         )
         self.name = f"llama-cpp-python {opened.body['version']}"
         self.repair = repair and found.repairable and not found.right
-        self.notes: tuple[str, ...] = (_PIXELS, found.note(repair))
+        self.notes: tuple[str, ...] = (_PIXELS.format(_SQUARED if repair else _AS_IS), found.note(repair))
 
     def pixels(self, image: Image.Image) -> F32:
         """RGB image → [1, 3, height, width], by libmtmd's own preprocessing."""
-        rgb = np.asarray(image.convert("RGB"), np.uint8)
+        return self.preprocess(image, self._squares)
+
+    def preprocess(self, image: Image.Image, squares: bool) -> F32:
+        """``pixels``, of the picture that the model would make square, or of the picture as it is."""
+        image = image.convert("RGB")
+        rgb = np.asarray(square(image, self._spec) if squares else image, np.uint8)
         return self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
 
     def features(self, pixels: F32) -> F32:
@@ -163,6 +173,7 @@ class LlamaCppRuntime(LlamaCppDecoder):
 
     def __init__(self, bundle: Path, manifest: Manifest, *, threads: int | None = None, repair: bool = True) -> None:
         super().__init__(bundle, manifest, threads=threads)
+        self.repairs = repair
         try:
             self.vision = LlamaCppVision(bundle, manifest, self.process, threads=threads, repair=repair)
         except VlmExportError:
@@ -176,25 +187,31 @@ class LlamaCppRuntime(LlamaCppDecoder):
         """Process id of the worker."""
         return self.process.pid
 
-    def stock(self) -> Runtime | None:
-        """The same bundle as this libmtmd computes it when nobody repairs it; None where that makes no difference.
+    def stock(self, images: Iterable[Image.Image]) -> Runtime | None:
+        """The same bundle as this libmtmd computes these images when nobody repairs it; None where that makes no
+        difference.
 
         It shares the worker: close this runtime alone.
         """
-        return _Stock(self) if self.vision.repair else None
+        differs = self.vision.repair or any(image.width != image.height for image in images)
+        return _Stock(self) if self.repairs and differs else None
 
 
 class _Stock:
-    """A view of a runtime whose features are those of the library as it is."""
+    """A view of a runtime whose pixels and features are those of the library as it is."""
 
     classes: tuple[str, ...] = ()
 
     def __init__(self, repaired: LlamaCppRuntime) -> None:
         self.name, self.notes, self.eos_token_id = repaired.name, repaired.notes, repaired.eos_token_id
         self._repaired, self.context = repaired, repaired.context
-        self.pixels, self.tokens, self.prompt = repaired.pixels, repaired.tokens, repaired.prompt
+        self.tokens, self.prompt = repaired.tokens, repaired.prompt
         self.logits, self.generate, self.decode = repaired.logits, repaired.generate, repaired.decode
         self.steps = repaired.steps
+
+    def pixels(self, image: Image.Image) -> F32:
+        """RGB image → [1, 3, height, width]."""
+        return self._repaired.vision.preprocess(image, squares=False)
 
     def features(self, pixels: F32) -> F32:
         """[images, 3, height, width] → [images, patches, vision width]."""

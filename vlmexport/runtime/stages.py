@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -104,5 +104,5 @@ class Runtime(Seeing, Decoding, Protocol):
 class Repairing(Protocol):
     """A runtime that mends what its library computes wrongly."""
 
-    def stock(self) -> Runtime | None:
-        """The same bundle as the library computes it by itself; None where that makes no difference."""
+    def stock(self, images: Iterable[Image.Image]) -> Runtime | None:
+        """The same bundle as the library computes these images by itself; None where that makes no difference."""
