@@ -47,7 +47,7 @@ def export(
         CheckpointError: the model is missing or damaged.
         Unsupported: the format cannot hold the model.
     """
-    checkpoint = open_whole(model, vision_tower)
+    checkpoint = open_whole(model, vision_tower, console)
     if getattr(plugins.projector(checkpoint.spec.projector), "ROUNDS", False):
         recipe = recipe.model_copy(update={"gates": recipe.gates.behind_rounding()})
     destination = output or Path(f"{_name(model, checkpoint)}-{recipe.name}")
@@ -75,14 +75,14 @@ def export(
     return destination
 
 
-def open_whole(model: str, vision_tower: str | None = None) -> Checkpoint:
+def open_whole(model: str, vision_tower: str | None = None, console: Console = QUIET) -> Checkpoint:
     """Open a model and look at all of it that is not a weight, before anything long begins.
 
     Raises:
         CheckpointError: the model is missing or damaged, its projector's tensors and its tokenizer included.
         Unsupported: a part of it is not known.
     """
-    checkpoint = open_model(model, vision_tower)
+    checkpoint = open_model(model, vision_tower, console)
     plugins.check_parts(checkpoint)
     _ = checkpoint.tokenizer
     return checkpoint
@@ -155,7 +155,7 @@ def calibrate_to(
         UsageError: the file cannot be written there, or it exists and ``force`` is not set.
     """
     _refuse_file(output, force)
-    found = _calibrated(open_whole(model, vision_tower), samples, console, dask)
+    found = _calibrated(open_whole(model, vision_tower, console), samples, console, dask)
     found.save(output)
     return {"layers": len(found.layers), "samples": len(found.samples)}
 

@@ -69,16 +69,16 @@ def test_found_beside_the_checkpoint_and_from_here(v1: Path, clip: Path, monkeyp
 
 
 def test_from_the_hub(v1: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmexport.checkpoint.tower.download", lambda hub_id: {HUB_ID: clip}[hub_id])
+    monkeypatch.setattr("vlmexport.checkpoint.tower.download", lambda hub_id, *_: {HUB_ID: clip}[hub_id])
     tower = open_checkpoint(v1).tower
     assert tower is not None
-    assert tower.origin == HUB_ID
-    monkeypatch.setattr("vlmexport.checkpoint.locate.download", lambda hub_id: {"me/v1": v1}[hub_id])
+    assert tower.origin == f"{HUB_ID}@clip"  # a snapshot's folder is called by its commit
+    monkeypatch.setattr("vlmexport.checkpoint.locate.download", lambda hub_id, *_: {"me/v1": v1}[hub_id])
     assert open_model("me/v1", HUB_ID).tower is not None
 
 
 def test_nowhere_says_what_to_pass(v1: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(hub_id: str) -> Path:
+    def offline(hub_id: str, *_: object) -> Path:
         raise CheckpointError(f"{hub_id} is no folder here, and the Hub did not give it (offline)", "check the name")
 
     monkeypatch.setattr("vlmexport.checkpoint.tower.download", offline)

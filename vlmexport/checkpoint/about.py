@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import read_bounded, read_object
-from vlmexport.checkpoint.hub import is_hub_id
+from vlmexport.checkpoint.hub import hub_id, is_hub_id
 from vlmexport.checkpoint.snapshots import repository
 
 _HUB = "https://huggingface.co/"
@@ -41,7 +41,8 @@ def read_about(folder: Path, origin: str, config: dict[str, Any]) -> About:
         CheckpointError: ``generation_config.json`` is not JSON.
     """
     card = _card(folder / "README.md")
-    hub = origin if is_hub_id(origin) and not Path(origin).is_dir() else repository(folder)
+    found = None if Path(origin).is_dir() else hub_id(origin)
+    hub = found.name if found else repository(folder)
     bases = _texts(card.get("base_model")) or _texts(config.get("_name_or_path")) or _texts(hub)
     licenses = _texts(card.get("license"))
     return About(

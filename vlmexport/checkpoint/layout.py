@@ -12,6 +12,7 @@ from vlmexport.checkpoint.about import About, read_about
 from vlmexport.checkpoint.documents import read_config
 from vlmexport.checkpoint.expected import check_parts
 from vlmexport.checkpoint.hashes import hash_file
+from vlmexport.checkpoint.hub import name_of
 from vlmexport.checkpoint.layouts import Layout
 from vlmexport.checkpoint.preprocessor import read_pixels
 from vlmexport.checkpoint.quantized import refuse_quantized
@@ -24,6 +25,7 @@ from vlmexport.checkpoint.tokenizer import Tokenizer
 from vlmexport.checkpoint.tokenizer_files import open_tokenizer
 from vlmexport.checkpoint.tower import Tower, find_tower
 from vlmexport.checkpoint.twice import refuse_stale
+from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, UsageError
 
 COMPONENTS = ("vision", "projector", "language")
@@ -92,11 +94,13 @@ class Checkpoint:
         return sum(tensor.numel for tensor in self.tensors[component].values())
 
 
-def open_checkpoint(path: Path, origin: str | None = None, vision_tower: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    path: Path, origin: str | None = None, vision_tower: str | None = None, console: Console = QUIET
+) -> Checkpoint:
     """Open a checkpoint folder in a published layout; reads no weights, but checks every name and shape of them.
 
     Args:
-        origin: how to find it again (a Hub id, ``demo``); its absolute path where it is None.
+        origin: how to find it again (a Hub id with its commit, ``demo``); its absolute path where it is None.
         vision_tower: folder or Hub id of the tower, for a checkpoint that has none inside. Where it has one this is
             an error and no replacement: a fine-tuned tower must not be lost, nor a user believe that his was taken.
 
@@ -114,7 +118,7 @@ def open_checkpoint(path: Path, origin: str | None = None, vision_tower: str | N
     if not all(tensors.values()):
         refuse_stale(path, tensors)
     if not tensors["vision"]:
-        tower = find_tower(settings.tower, vision_tower, path)
+        tower = find_tower(settings.tower, vision_tower, path, console)
         tensors["vision"] = {key: value for key, value in tower.tensors.items() if not key.endswith(_SKIPPED)}
     elif vision_tower is not None:
         raise UsageError(f"{path} carries its own vision tower, which is the one to use", "leave out --vision-tower")
@@ -172,7 +176,7 @@ def _spec(origin: str | None, layout: str, settings: Settings, vision: VisionSpe
     text = settings.text
     language = settings.language or sizes.llama(text, path / "config.json")
     return Spec(
-        name=Path(origin or repository(path) or path.resolve()).name,
+        name=name_of(origin or repository(path) or str(path.resolve())),
         layout=layout,
         vision=vision,
         projector=ProjectorSpec(settings.projector, vision.hidden_size, language.hidden_size, vision.num_patches),

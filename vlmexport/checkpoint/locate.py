@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmexport.checkpoint.hub import download, is_hub_id
+from vlmexport.checkpoint.hub import download, is_hub_id, pinned
 from vlmexport.checkpoint.layout import Checkpoint, open_checkpoint
+from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError
 from vlmexport.extras import require
 from vlmexport.text import is_utf8
@@ -16,11 +17,12 @@ def demo_folder() -> Path:
     return Path(__file__).parents[1] / "demo" / "model"
 
 
-def open_model(model: str, vision_tower: str | None = None) -> Checkpoint:
-    """Open MODEL; what it was called is remembered as the checkpoint's origin.
+def open_model(model: str, vision_tower: str | None = None, console: Console = QUIET) -> Checkpoint:
+    """Open MODEL; what it was called is remembered as the checkpoint's origin, a Hub id with the commit it stands for.
 
     Args:
         vision_tower: a CLIP folder, for a checkpoint that does not carry its tower.
+        console: where downloads are told of.
 
     Raises:
         CheckpointError: it is missing, damaged, or the Hub does not give it.
@@ -28,11 +30,12 @@ def open_model(model: str, vision_tower: str | None = None) -> Checkpoint:
         Unsupported: a model type that is not known.
     """
     require("export")
-    folder = locate(model)
-    return open_checkpoint(folder, None if Path(model).exists() else model, vision_tower)
+    folder = locate(model, console)
+    origin = None if Path(model).exists() else pinned(model, folder)
+    return open_checkpoint(folder, origin, vision_tower, console)
 
 
-def locate(model: str) -> Path:
+def locate(model: str, console: Console = QUIET) -> Path:
     """The folder of a model; a Hub id is downloaded into the Hub's own cache.
 
     Raises:
@@ -47,4 +50,4 @@ def locate(model: str) -> Path:
         return path
     if not is_hub_id(model):
         raise CheckpointError(f"{model} does not exist", "pass the folder of a checkpoint, a Hub id, or `demo`")
-    return download(model)
+    return download(model, console)

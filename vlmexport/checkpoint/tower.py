@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import read_config, section
-from vlmexport.checkpoint.hub import download, is_hub_id
+from vlmexport.checkpoint.hub import download, is_hub_id, pinned
 from vlmexport.checkpoint.layouts.llava_hf import CLIP
 from vlmexport.checkpoint.quantized import refuse_quantized
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, weight_files
+from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, Unsupported
 
 _TEXT = ("text_model.", "text_projection", "visual_projection", "logit_scale")
@@ -33,7 +34,7 @@ class Tower:
         return weight_files(self.path)
 
 
-def find_tower(named: str | None, given: str | None, checkpoint: Path) -> Tower:
+def find_tower(named: str | None, given: str | None, checkpoint: Path, console: Console = QUIET) -> Tower:
     """Open the tower of a checkpoint that has none inside.
 
     Args:
@@ -49,7 +50,7 @@ def find_tower(named: str | None, given: str | None, checkpoint: Path) -> Tower:
         if path.exists():
             return _open(path, str(path.resolve()))
         if is_hub_id(given):
-            return _open(download(given), given)
+            return _fetched(given, console, "the vision tower")
         raise CheckpointError(f"--vision-tower {given} does not exist", "pass the folder of a CLIP vision tower")
     cure = "pass the tower's folder with --vision-tower DIR"
     if named is None:
@@ -60,9 +61,16 @@ def find_tower(named: str | None, given: str | None, checkpoint: Path) -> Tower:
     if not is_hub_id(named):
         raise CheckpointError(f"{checkpoint} holds no vision tower, and {named} does not exist", cure)
     try:
-        return _open(download(named), named)
+        return _fetched(named, console, f"the vision tower that {checkpoint / 'config.json'} names")
     except CheckpointError as error:
-        raise CheckpointError(f"{checkpoint} holds no vision tower: {error.what}", cure) from error
+        raise CheckpointError(
+            f"{checkpoint} holds no vision tower: {error.what}", f"{error.cure}; or {cure}"
+        ) from error
+
+
+def _fetched(hub_id: str, console: Console, what: str) -> Tower:
+    folder = download(hub_id, console, what)
+    return _open(folder, pinned(hub_id, folder))
 
 
 def _candidates(named: str, checkpoint: Path) -> Iterator[Path]:

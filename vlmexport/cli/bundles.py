@@ -100,7 +100,7 @@ def run(
 
     console = Console(as_json, quiet)
     pieces = []
-    for piece in ask(bundle, image, question, max_new_tokens, vision_tower):
+    for piece in ask(bundle, image, question, max_new_tokens, vision_tower, console):
         console.stream(piece)
         pieces.append(piece)
     answer = "".join(pieces)

@@ -34,7 +34,8 @@ def inspect(model: Model, vision_tower: Tower = None, as_json: Json = False, qui
     """Show the components and sizes of a checkpoint or of a bundle."""
     from vlmexport.report.inspection import describe
 
-    Console(as_json, quiet).result(*describe(model, vision_tower))
+    console = Console(as_json, quiet)
+    console.result(*describe(model, vision_tower, console))
 
 
 def plan(
@@ -60,12 +61,13 @@ def plan(
     from vlmexport.plan import choose
     from vlmexport.report.plan import table
 
-    checkpoint = open_model(model, vision_tower)
+    console = Console(as_json, quiet)
+    checkpoint = open_model(model, vision_tower, console)
     flags: dict[str, Any] = {"gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix}
     flags |= budget_flags(str(bits) if bits else kind[0] if kind else None, max_size, bpw)
     on, chosen = choose_phones(phone), choose(recipe or [], kind or [], bits, flags)
     found = [estimate(checkpoint, recipe, on) for recipe in chosen]
-    Console(as_json, quiet).result(table(found), [costs.facts() for costs in found])
+    console.result(table(found), [costs.facts() for costs in found])
 
 
 def compare(
@@ -84,11 +86,11 @@ def compare(
     from vlmexport.recipe import resolve
     from vlmexport.report import costs as report
 
-    chosen, on = resolve(recipe), choose_phones([phone])
-    found = [estimate(open_model(model), chosen, on) for model in models]
+    console, chosen, on = Console(as_json, quiet), resolve(recipe), choose_phones([phone])
+    found = [estimate(open_model(model, console=console), chosen, on) for model in models]
     if plot:
         plot.write_text(report.plot(found), encoding="utf-8")
-    Console(as_json, quiet).result(report.compare(found), [costs.facts() for costs in found])
+    console.result(report.compare(found), [costs.facts() for costs in found])
 
 
 def new(

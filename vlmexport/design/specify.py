@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.checkpoint.locate import open_model
+from vlmexport.console import QUIET, Console
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import plugins
 
@@ -39,7 +40,7 @@ class Design:
         return chosen or (None if self.origin else DEFAULTS[component])
 
 
-def open_origin(design: Design) -> Checkpoint | None:
+def open_origin(design: Design, console: Console = QUIET) -> Checkpoint | None:
     """The model that parts are taken from.
 
     Raises:
@@ -48,7 +49,7 @@ def open_origin(design: Design) -> Checkpoint | None:
     """
     if design.origin is None:
         return None
-    origin = open_model(design.origin)
+    origin = open_model(design.origin, console=console)
     if origin.spec.prompt != PromptSpec() and not design.named("language"):
         raise Unsupported(
             f"the language model of {design.origin} wants marks around the image (mm_use_im_start_end), which a design "

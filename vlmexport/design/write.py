@@ -52,7 +52,7 @@ def create(design: Design, folder: Path, *, force: bool = False, console: Consol
     """
     import torch
 
-    origin = open_origin(design)
+    origin = open_origin(design, console)
     spec = specify(design, folder.resolve().name, origin)
     _tell_size(design, spec, console)
     taken = _taken(design, origin)

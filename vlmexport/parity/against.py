@@ -9,7 +9,9 @@ from pathlib import Path
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint.hub import is_hub_id
 from vlmexport.checkpoint.locate import open_model
+from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.parity.evaluate import Evaluation, run_against, run_samples
 from vlmexport.parity.expected import Live
@@ -31,6 +33,7 @@ class Against:
         record: file to write its values to.
         replay: recording to take its place.
         machine: on whose cores bundles run too.
+        console: where downloads are told of.
 
     Raises:
         UsageError: these exclude each other, or the recording is none or of other samples.
@@ -48,6 +51,7 @@ class Against:
         record: Path | None = None,
         replay: Path | None = None,
         machine: Machine | None = None,
+        console: Console = QUIET,
     ) -> None:
         if replay and (reference or vision_tower or dask or record):
             raise UsageError(
@@ -63,7 +67,7 @@ class Against:
             recording.refuse_other(inputs)
             self._source: Checkpoint | Recording = recording
         else:
-            self._source = _reference(manifest, reference, vision_tower)
+            self._source = _reference(manifest, reference, vision_tower, console)
 
     @property
     def checkpoint(self) -> Checkpoint | None:
@@ -93,9 +97,11 @@ class Against:
         return run
 
 
-def _reference(manifest: Manifest, reference: str | None, vision_tower: str | None) -> Checkpoint:
+def _reference(
+    manifest: Manifest, reference: str | None, vision_tower: str | None, console: Console = QUIET
+) -> Checkpoint:
     """The float model, when its weights and its configuration are those that the bundle was made from."""
-    checkpoint = _opened(manifest, reference, vision_tower)
+    checkpoint = _opened(manifest, reference, vision_tower, console)
     difference = other_model(
         (manifest.source.weights, spec_facts(manifest.source.spec)), "the bundle",
         (checkpoint.fingerprints, spec_facts(asdict(checkpoint.spec))), "the checkpoint",
@@ -108,15 +114,16 @@ def _reference(manifest: Manifest, reference: str | None, vision_tower: str | No
     return checkpoint
 
 
-def _opened(manifest: Manifest, reference: str | None, vision_tower: str | None) -> Checkpoint:
+def _opened(manifest: Manifest, reference: str | None, vision_tower: str | None, console: Console) -> Checkpoint:
     """The checkpoint; where the manifest alone says where it was, an error says how to tell where it is now."""
     where = manifest.source.path
     try:
-        return open_model(reference or where, vision_tower or manifest.source.vision_tower)
+        return open_model(reference or where, vision_tower or manifest.source.vision_tower, console)
     except CheckpointError as error:
         if reference is not None or Path(where).exists() or where == "demo":
             raise
+        cure = "pass it with --reference, or a recording of it with --replay"
         raise CheckpointError(
             f"the float model of this bundle is not where it was: {error.what}",
-            "pass it with --reference, or a recording of it with --replay",
+            f"{error.cure}; or {cure}" if is_hub_id(where) else cure,
         ) from error

@@ -101,7 +101,7 @@ def check(
         refuse_baseline(baseline, old, manifest, inputs)
     against = Against(
         manifest, inputs, reference=reference, vision_tower=vision_tower, dask=dask, record=record, replay=replay,
-        machine=on,
+        machine=on, console=console,
     )  # fmt: skip
     result = _compare(bundle, manifest, against, chosen, inputs, console)
     if strict_stock:

@@ -14,17 +14,21 @@ from vlmexport.artifact.mmproj import projector_of
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.locate import open_model
+from vlmexport.console import QUIET, Console
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.report import bundle, library
 
 
-def describe(model: str, vision_tower: str | None = None) -> tuple[RenderableType, dict[str, Any]]:
+def describe(
+    model: str, vision_tower: str | None = None, console: Console = QUIET
+) -> tuple[RenderableType, dict[str, Any]]:
     """For people, and in plain data.
 
     Args:
         model: a checkpoint or a bundle.
         vision_tower: a CLIP folder, for a checkpoint that does not carry its tower.
+        console: where downloads are told of.
 
     Raises:
         UsageError: neither a checkpoint nor a bundle.
@@ -35,7 +39,7 @@ def describe(model: str, vision_tower: str | None = None) -> tuple[RenderableTyp
         shown: Table = bundle.table(facts)
         uses_libmtmd = manifest.kind == "gguf"
     else:
-        facts = inspection(open_model(model, vision_tower))
+        facts = inspection(open_model(model, vision_tower, console))
         shown, uses_libmtmd = table(facts), facts["formats"]["gguf"] == "yes"
     if uses_libmtmd:
         facts["libmtmd"] = library.facts()

@@ -6,17 +6,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlmexport.artifact.staging import MANIFEST
+from vlmexport.console import QUIET, Console
 from vlmexport.model.images import read_image
 from vlmexport.runtime.opening import open_runtime
 from vlmexport.runtime.stages import Runtime
 
 
-def ask(model: str, image: Path, question: str, max_new_tokens: int, vision_tower: str | None = None) -> Iterator[str]:
+def ask(
+    model: str,
+    image: Path,
+    question: str,
+    max_new_tokens: int,
+    vision_tower: str | None = None,
+    console: Console = QUIET,
+) -> Iterator[str]:
     """Greedy answer.
 
     Args:
         model: a bundle's folder, or a checkpoint (folder, Hub id, ``demo``).
         vision_tower: a CLIP folder, for a checkpoint that does not carry its tower.
+        console: where downloads are told of.
 
     Yields:
         Text; joined it is the answer.
@@ -26,7 +35,7 @@ def ask(model: str, image: Path, question: str, max_new_tokens: int, vision_towe
     """
     picture = read_image(image)
     is_bundle = (Path(model) / MANIFEST).is_file()
-    runtime = open_runtime(Path(model)) if is_bundle else _float_model(model, vision_tower)
+    runtime = open_runtime(Path(model)) if is_bundle else _float_model(model, vision_tower, console)
     try:
         tokens = runtime.tokens(runtime.features(runtime.pixels(picture)))
         ids: list[int] = []
@@ -44,9 +53,9 @@ def ask(model: str, image: Path, question: str, max_new_tokens: int, vision_towe
         runtime.close()
 
 
-def _float_model(model: str, vision_tower: str | None) -> Runtime:
+def _float_model(model: str, vision_tower: str | None, console: Console) -> Runtime:
     """Imported here: a bundle runs without PyTorch."""
     from vlmexport.checkpoint.locate import open_model
     from vlmexport.runtime.reference import ReferenceRuntime
 
-    return ReferenceRuntime(open_model(model, vision_tower))
+    return ReferenceRuntime(open_model(model, vision_tower, console))
