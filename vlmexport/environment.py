@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-OURS = ("VLMEXPORT_CACHE", "VLMEXPORT_DEBUG")
+OURS = ("VLMEXPORT_CACHE", "VLMEXPORT_CACHE_DAYS", "VLMEXPORT_CACHE_SIZE", "VLMEXPORT_DEBUG")
 _PREFIX, _OF_TESTS = "VLMEXPORT_", "VLMEXPORT_TEST_"
 
 

@@ -6,7 +6,6 @@ Precedence: flag > ``VLMEXPORT_*`` > recipe file > defaults. Unknown keys are er
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -16,25 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from vlmexport.errors import UsageError
+from vlmexport.units import parse_size
 
 COMPONENTS = ("vision", "projector", "language")
 _NO_IMPORTANCE = ("f32", "f16", "bf16", "q8_0")
 # Environment variables are text: lists stand between blanks there, and pydantic makes numbers of text but no literals.
 _WORDS = BeforeValidator(lambda value: value.split() if isinstance(value, str) else value)
 _NUMBER = BeforeValidator(lambda value: int(value) if isinstance(value, str) and value.isdecimal() else value)
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as ``850MB``, ``0.9 GB`` or ``800MiB``.
-
-    Raises:
-        ValueError: it is none.
-    """
-    match = re.fullmatch(r"([0-9]+(?:[.][0-9]+)?) *([a-z]*)", text.strip().lower())
-    if match is None or match[2] not in _UNITS:
-        raise ValueError(f"{text!r} is no size: write it like 850MB or 0.9GB")
-    return int(float(match[1]) * _UNITS[match[2]])
 
 
 def budget_label(max_size: str | None, bpw: float | None) -> str | None:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -21,7 +19,7 @@ import onnx_ir as ir
 
 import vlmexport
 from vlmexport.artifact.graph import MODULE
-from vlmexport.cache import cache_folder
+from vlmexport.cache import cache_folder, keep, used
 from vlmexport.checkpoint import Spec
 
 _TOOLS = ("torch", "transformers", "timm", "onnxscript", "onnx-ir", "onnx", "onnxsim")
@@ -61,20 +59,13 @@ class Traces:
             held = self._path(part).read_bytes()
         except OSError:
             return None
+        used(self._path(part))
         digest, packed = held[:_DIGEST], held[_DIGEST:]
         return unpack(packed) if hashlib.sha256(packed).digest() == digest else None
 
     def keep(self, part: str, packed: bytes) -> None:
         """Write what ``pack`` made; a reader sees all of it or nothing."""
-        path = self._path(part)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(hashlib.sha256(packed).digest() + packed)
-            os.replace(temporary, path)
-        except OSError:  # a cache that cannot be written costs time, not the export
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        keep(self._path(part), lambda path: path.write_bytes(hashlib.sha256(packed).digest() + packed))
 
     def _path(self, part: str) -> Path:
         spec = self._spec

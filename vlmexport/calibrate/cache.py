@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from vlmexport.cache import cache_folder
+from vlmexport.cache import cache_folder, is_held, used
 from vlmexport.calibrate.code import code
 from vlmexport.calibrate.collect import LARGE, LARGE_ANSWER, MAX_ANSWER, SHARD, collect_shard, shards
 from vlmexport.calibrate.partial import Partial, save
@@ -99,9 +99,10 @@ def sensitivity(checkpoint: Checkpoint, samples: list[Sample], console: Console)
     samples = samples[:SENSITIVE]
     name = key(checkpoint, samples, measurement="calibrate.sensitivity")
     path = cache_folder() / f"sensitivity-{name}.safetensors"
-    if path.is_file():
+    if is_held(path):
         try:
             found = Sensitivity.load(path)
+            used(path)
             console.note(f"sensitivities reused: {path}")
             return found
         except (SafetensorError, OSError, KeyError, ValueError):
@@ -117,10 +118,11 @@ def _path(name: str) -> Path:
 
 
 def _cached(path: Path, console: Console) -> Statistics | None:
-    if not path.is_file():
+    if not is_held(path):
         return None
     try:
         found = Statistics.load(path)
+        used(path)
     except (SafetensorError, OSError, KeyError, ValueError):
         console.note(f"calibration statistics in {path} are damaged; they are made anew")
         return None

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
+from vlmexport.cache import keep
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.sensitivity import Sensitivity
 from vlmexport.calibrate.statistics import Statistics
 
 
 def save(statistics: Statistics | Sensitivity, path: Path) -> None:
-    """Write a file of statistics that is either whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    statistics.save(temporary)
-    os.replace(temporary, path)
+    """Keep statistics in the cache, as far as it can be written."""
+
+    def write(temporary: Path) -> None:
+        try:
+            statistics.save(temporary)
+        except SafetensorError as error:  # how safetensors says that the disk is full, or the folder gone
+            raise OSError(str(error)) from error
+
+    keep(path, write)
 
 
 class Partial:
@@ -35,7 +40,7 @@ class Partial:
         try:
             found = Statistics.load(path) if path.is_file() else Statistics()
         except (SafetensorError, OSError, KeyError, ValueError):
-            return  # damaged: from the start
+            return  # damaged, or not for us: from the start
         ids: tuple[str, ...] = ()
         for number, shard in enumerate(shards, 1):
             ids += tuple(sample.id for sample in shard)
@@ -52,4 +57,5 @@ class Partial:
 
     def remove(self) -> None:
         """The statistics are complete and lie elsewhere."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.path.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from itertools import takewhile
@@ -9,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from vlmexport.cli import bundles, models
+from vlmexport.cli import bundles, kept, models
 from vlmexport.console import Console
 from vlmexport.environment import unknown_variables
 from vlmexport.errors import InternalError, Interrupted, UsageError, VlmExportError
@@ -28,7 +29,7 @@ app = typer.Typer(
 )
 for command in (
     models.inspect, models.plan, models.compare, models.new, models.onnx, models.gguf, models.calibrate, bundles.check,
-    bundles.run, bundles.serve, bundles.bench, models.recipes,
+    bundles.run, bundles.serve, bundles.bench, models.recipes, kept.cache,
 ):  # fmt: skip
     app.command()(command)
 
@@ -57,9 +58,15 @@ def main() -> None:
     flags = set(takewhile(lambda argument: argument != "--", arguments))
     console = Console(as_json="--json" in flags, quiet=bool(flags & {"-q", "--quiet"}))
     Console.answered = False
+    handler = _Notes(console)
+    logging.getLogger("vlmexport").addHandler(handler)
     try:
         for warning in unknown_variables():
             console.warn(warning)
+        if {"VLMEXPORT_CACHE_DAYS", "VLMEXPORT_CACHE_SIZE"} & os.environ.keys():
+            from vlmexport.cache import limits
+
+            limits()  # here, and not after an hour of calibration
         _refuse_other_encodings(arguments)
         sys.exit(_run(arguments or ["--help"], console))
     except Exception as error:
@@ -68,6 +75,20 @@ def main() -> None:
         told = _told(error)
         console.error(told)
         sys.exit(told.exit_code)
+    finally:
+        logging.getLogger("vlmexport").removeHandler(handler)
+
+
+class _Notes(logging.Handler):
+    """What our modules warn of, as a note on the console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line."""
+        self._console.note(record.getMessage())
 
 
 def _run(arguments: list[str], console: Console) -> int:

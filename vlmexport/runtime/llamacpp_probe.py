@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from vlmexport.cache import cache_folder
+from vlmexport.cache import cache_folder, keep, used
 from vlmexport.quantize.ggml import library_path
 from vlmexport.runtime import llamacpp_tiny
 from vlmexport.runtime.llamacpp_process import Process
@@ -92,14 +91,11 @@ def probe() -> Probe:
 def _probe(key: str) -> Probe:
     path = cache_folder() / f"libmtmd-{key}.json"
     try:
-        return Probe(**json.loads(path.read_text(encoding="utf-8")))
+        found = Probe(**json.loads(path.read_text(encoding="utf-8")))
+        used(path)
     except (OSError, ValueError, TypeError):
         found = _ask()
-    with suppress(OSError):  # a cache that cannot be written costs a second, not the answer
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}")
-        temporary.write_text(json.dumps(asdict(found)), encoding="utf-8")
-        os.replace(temporary, path)
+        keep(path, lambda temporary: temporary.write_text(json.dumps(asdict(found)), encoding="utf-8"))
     return found
 
 

@@ -7,9 +7,10 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from functools import cache
 from pathlib import Path
 
-from vlmexport.cache import cache_folder
+from vlmexport.cache import cache_folder, goes_on_without, is_held, used
 from vlmexport.console import Console
 from vlmexport.errors import MissingDependency
 
@@ -37,9 +38,9 @@ def client_files(folder: Path | None, console: Console) -> dict[str, Path]:
     if folder is not None:
         return _installed(folder)
     cached = cache_folder() / f"transformers.js-{VERSION}"
-    if not cached.is_dir():
-        _fetch(cached, console)
-    return {name: cached / name for name in _FILES}
+    found = cached if is_held(cached) else _fetch(cached, console)
+    used(found)
+    return {name: found / name for name in _FILES}
 
 
 def _installed(folder: Path) -> dict[str, Path]:
@@ -51,16 +52,29 @@ def _installed(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _fetch(cached: Path, console: Console) -> None:
-    """Keep three files of two packages; npm checks the packages' hashes, and nothing of them is run."""
+@cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """For a cache that cannot be written; it is removed when this process ends."""
+    return tempfile.TemporaryDirectory(prefix="transformers.js-")
+
+
+def _fetch(cached: Path, console: Console) -> Path:
+    """Keep three files of two packages; npm checks the packages' hashes, and nothing of them is run. The folder that
+    holds them is returned."""
     npm = shutil.which("npm")
     if npm is None:
         raise MissingDependency(
             "transformers.js is not here yet and npm is not installed to fetch it",
             "install Node.js, or pass --transformers FOLDER that has it in node_modules",
         )
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".transformers.js-", dir=cached.parent) as name:
+    try:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(prefix=".transformers.js-", suffix=".partial", dir=cached.parent)
+    except OSError as error:
+        goes_on_without(error)
+        cached = Path(_own_folder().name) / cached.name
+        folder = tempfile.TemporaryDirectory(dir=cached.parent)
+    with folder as name:
         work = Path(name)
         kept = work / "kept"
         kept.mkdir()
@@ -68,8 +82,12 @@ def _fetch(cached: Path, console: Console) -> None:
         manifest = _unpack(_pack(npm, f"{_TRANSFORMERS}@{VERSION}", work), _TRANSFORMERS, kept)
         runtime = json.loads(manifest)["dependencies"][_ONNXRUNTIME]
         _unpack(_pack(npm, f"{_ONNXRUNTIME}@{runtime}", work), _ONNXRUNTIME, kept)
-        if not cached.is_dir():  # another process was faster
+        try:
             kept.rename(cached)
+        except OSError:
+            if not cached.is_dir():  # else another process was faster
+                raise
+    return cached
 
 
 def _pack(npm: str, package: str, work: Path) -> Path:
