@@ -251,7 +251,7 @@ def resolve(name: str, flags: Mapping[str, Any] | None = None, environ: Mapping[
     if not path.is_file():
         raise UsageError(f"there is no recipe {name!r}", f"known: {', '.join(shipped())}; or pass a .toml file")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        data = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} is not TOML ({error})", "correct that line") from error
     data.setdefault("name", path.stem)

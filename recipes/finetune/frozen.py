@@ -32,7 +32,7 @@ class Features:
         return torch.cat([self._of(lesson) for lesson in some])
 
     def _of(self, lesson: Lesson) -> torch.Tensor:
-        path = self._folder and self._folder / f"{hashlib.sha256(lesson.name.encode()).hexdigest()[:24]}.npy"
+        path = self._folder and self._folder / f"{hashlib.sha256(lesson.content().encode()).hexdigest()[:24]}.npy"
         if path is None or not path.exists():
             with torch.inference_mode():
                 # Rounded either way, so that a run does not depend on whether they are kept.

@@ -11,10 +11,11 @@ from PIL import Image
 
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.datasets import read
+from vlmexport.calibrate.samples import image_hash
 from vlmexport.demo.heldout import heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.demo.questions import Question, ask
-from vlmexport.demo.scenes import TRAIN_SEEDS, TRAINING, Scene, make_scene
+from vlmexport.demo.scenes import TRAIN_SEEDS, TRAINING, VERSION, Scene, make_scene
 from vlmexport.errors import UsageError
 
 SCENES = 1000
@@ -30,11 +31,13 @@ Turns = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Lesson:
-    """A picture; ``turns`` gives what is asked about it in an epoch. The name tells it from the others."""
+    """A picture; ``turns`` gives what is asked about it in an epoch. The name tells it from the others, and ``content``
+    from another picture of the same name."""
 
     name: str
     load: Callable[[], Image.Image] = field(repr=False)
     turns: Callable[[int], Turns] = field(repr=False)
+    content: Callable[[], str] = field(repr=False)
 
 
 def lessons(data: str, stage: str) -> list[Lesson]:
@@ -52,7 +55,7 @@ def lessons(data: str, stage: str) -> list[Lesson]:
             raise UsageError(f"--data {data} names no number of scenes", "write it like scenes:1000")
         kinds = None if stage == "instruct" else CAPTIONS
         seeds = TRAIN_SEEDS[: int(count or SCENES)]
-        return [Lesson(f"scene-{seed}", partial(_painted, seed), partial(_asked, seed, kinds)) for seed in seeds]
+        return [_scene(seed, kinds) for seed in seeds]
     found = _from_samples([sample for sample in read(Path(data)) if sample.answer])
     if not found:
         raise UsageError(f"{data} holds no question with an answer", "training needs answers or captions")
@@ -67,7 +70,13 @@ def heldout_lessons(scenes: int) -> list[tuple[Lesson, list[Question]]]:
 def _heldout(scene: Scene) -> tuple[Lesson, list[Question]]:
     questions = heldout_questions(scene, None)
     turns = [(question.text, question.answer) for question in questions]
-    return Lesson(f"heldout-{scene.seed}", partial(paint, scene), lambda _: turns), questions
+    name = f"heldout-{scene.seed}"
+    return Lesson(name, partial(paint, scene), lambda _: turns, partial(str, f"{name} {VERSION}")), questions
+
+
+def _scene(seed: int, kinds: Sequence[str] | None) -> Lesson:
+    name = f"scene-{seed}"
+    return Lesson(name, partial(_painted, seed), partial(_asked, seed, kinds), partial(str, f"{name} {VERSION}"))
 
 
 def _painted(seed: int) -> Image.Image:
@@ -85,7 +94,7 @@ def _from_samples(samples: Sequence[Sample]) -> list[Lesson]:
     for sample in samples:
         by_image.setdefault(sample.image_id, []).append(sample)
     return [
-        Lesson(name, some[0].load, partial(_answered, some[start : start + TURNS]))
+        Lesson(name, some[0].image, partial(_answered, some[start : start + TURNS]), partial(image_hash, some[0]))
         for name, some in by_image.items()
         for start in range(0, len(some), TURNS)
     ]

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.onnx_bundles import picture
+from vlmexport.calibrate import Sample
 from vlmexport.calibrate.datasets import read
 from vlmexport.calibrate.datasets.folder import DESCRIBE
 from vlmexport.calibrate.datasets.images import CAPTION_PROMPT
@@ -111,6 +113,9 @@ def test_questions_about_an_image_stay_together(images: Path) -> None:
         ("x.json", '{"images": [{"id": 1}], "annotations": [{"image_id": 1}]}', "looks like COCO's captions, but"),
         ("x.json", '[{"image": "a.jpg", "conversations": []}]', "looks like LLaVA's JSON, but"),
         ("x.jsonl", '{"image": "no.jpg", "question": "?"}', "image no.jpg of .* is in none of"),
+        ("x.json", '[{"image": "a.jpg", "question": "Is it?", "answer": true}]', "True is no text"),
+        ("x.json", '[{"image": "a.jpg", "question": "Is it?", "answers": ["a", null]}]', "None is no text"),
+        ("x.json", '[{"image": "a.jpg", "question": ["Is it?"]}]', "is no text"),
         ("questions.jsonl", '{"image": 1', "neither JSON nor JSON Lines"),
     ],
 )
@@ -125,3 +130,23 @@ def test_nothing_there(tmp_path: Path) -> None:
         read(tmp_path)
     with pytest.raises(UsageError, match="does not exist"):
         read(tmp_path / "no")
+
+
+def test_what_an_editor_puts_before_a_text(images: Path) -> None:
+    """A byte order mark is no part of a caption, nor of a document."""
+    (images / "a.txt").write_text("A cat.", encoding="utf-8-sig")
+    assert {sample.image_id: sample.answers for sample in read(images)}["a.jpg"] == ("A cat.",)
+    entry = json.dumps({"image": "a.jpg", "question": "What?", "answer": 2})
+    (images / "q.jsonl").write_text(f"{entry}\n{entry}", encoding="utf-8-sig")
+    assert [sample.answers for sample in read(images / "q.jsonl")] == [("2",), ("2",)]
+    (images / "a.txt").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"a\.txt is no UTF-8"):
+        read(images)
+
+
+def test_an_image_is_rgb_whatever_is_loaded() -> None:
+    grey = Image.new("LA", (2, 1), (0, 0))
+    assert Sample("a", "a", "?", lambda: grey).image().getpixel((0, 0)) == (255, 255, 255)
+    depth = Image.new("F", (2, 1), 0.5)
+    with pytest.raises(UsageError, match="image a holds floats"):
+        Sample("a", "a", "?", lambda: depth).image()

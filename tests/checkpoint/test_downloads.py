@@ -171,6 +171,7 @@ def test_a_snapshot_has_its_repositorys_name(snapshot: Path, tmp_path: Path, mon
         ("config.json", {"hidden_size": 256.5}, r"hidden_size \(256\.5 is no whole number\)"),
         ("config.json", {"num_hidden_layers": True}, r"num_hidden_layers \(True is no whole number\)"),
         ("config.json", {"vocab_size": "384"}, r"vocab_size \('384' is no whole number\)"),
+        ("config.json", {"eos_token_id": "2"}, r"eos_token_id \('2' is no whole number\)"),
         ("config.json", {"tie_word_embeddings": "false"}, r"tie_word_embeddings \('false' is neither true nor false\)"),
         ("config.json", {"mm_use_im_start_end": "False"}, r"mm_use_im_start_end \('False' is neither"),
         ("preprocessor_config.json", {"do_pad": "no", "image_mean": [0, 0, 0]}, r"do_pad \('no' is neither"),

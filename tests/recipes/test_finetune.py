@@ -106,6 +106,27 @@ def test_an_int8_projector_learns_behind_its_rounding(captions: Path, tmp_path: 
         assert (after[name].float() - span).abs().max() < 0.02 * (span[1] - span[0]), name
 
 
+def test_features_are_kept_by_what_a_picture_holds(captions: Path, tmp_path: Path) -> None:
+    from frozen import Features
+    from lessons import lessons
+
+    computed: list[str] = []
+
+    def features() -> torch.Tensor:
+        kept = Features(lambda image: (computed.append("once"), torch.tensor([[float(image.size[0])]]))[1], tmp_path)
+        return kept(lessons(str(captions), "instruct"))
+
+    assert torch.equal(features(), features())
+    assert len(computed) == 3
+    before = (captions.parent / "1.png").read_bytes()
+    try:
+        picture(1, (80, 60)).save(captions.parent / "1.png")
+        assert sorted(features().flatten().tolist()) == [80.0, 300.0, 300.0]
+    finally:
+        (captions.parent / "1.png").write_bytes(before)
+    assert len(computed) == 4
+
+
 def test_several_captions_take_turns(captions: Path) -> None:
     from lessons import lessons
 

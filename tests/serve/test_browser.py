@@ -151,6 +151,16 @@ def test_the_same_pixels_as_pil(size: tuple[int, int] | None, aspect_ratio: str,
     np.testing.assert_array_equal(np.asarray(found, np.uint8).reshape(expected.shape), expected)
 
 
+def test_what_is_transparent_is_white(page: Page, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 70, 4), dtype=np.uint8)
+    pixels[..., 3] = np.where(pixels[..., 3] > 128, 255, 0)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    spec = open_model("demo").spec
+    given = [base64.b64encode((tmp_path / "picture.png").read_bytes()).decode(), preprocessor(spec)]
+    expected = np.asarray(to_size(read_image(tmp_path / "picture.png"), spec.vision))
+    np.testing.assert_array_equal(np.asarray(page.evaluate(SQUARE, given), np.uint8).reshape(expected.shape), expected)
+
+
 GIVE = """([file, kind]) => {
     const bytes = Uint8Array.from(atob(file), (letter) => letter.charCodeAt(0));
     const transfer = new DataTransfer();

@@ -16,7 +16,7 @@ from vlmexport.demo.heldout import heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import VERSION
 from vlmexport.errors import CheckpointError, UsageError
-from vlmexport.model.images import read_image
+from vlmexport.model.images import read_image, rgb
 
 Task = Literal["exact", "vqa", "yes_no", "caption"]
 """How an answer is scored."""
@@ -49,8 +49,13 @@ class Sample:
         return () if self.answer is None else (self.answer, *self.other_answers)
 
     def image(self) -> Image.Image:
-        """The RGB image."""
-        return self.load()
+        """The RGB image, upright, whatever ``load`` opens.
+
+        Raises:
+            UsageError: its numbers do not say what is white.
+        """
+        image = self.load()
+        return image if image.mode == "RGB" else rgb(image, f"image {self.image_id}")
 
 
 def image_hashes(samples: Sequence[Sample]) -> dict[str, str]:
@@ -62,11 +67,12 @@ def image_hashes(samples: Sequence[Sample]) -> dict[str, str]:
     found: dict[str, str] = {}
     for sample in samples:
         if sample.image_id not in found:
-            found[sample.image_id] = _image_hash(sample)
+            found[sample.image_id] = image_hash(sample)
     return found
 
 
-def _image_hash(sample: Sample) -> str:
+def image_hash(sample: Sample) -> str:
+    """What tells the content of one image; errors as ``image_hashes``."""
     if sample.file is not None:
         return file_hash(sample.file)
     if sample.drawn is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from vlmexport.checkpoint import layouts, sizes
 from vlmexport.checkpoint.about import About, read_about
-from vlmexport.checkpoint.documents import read_config
+from vlmexport.checkpoint.documents import read_config, whole
 from vlmexport.checkpoint.expected import check_parts
 from vlmexport.checkpoint.hashes import hash_file
 from vlmexport.checkpoint.hub import name_of
@@ -182,14 +183,22 @@ def _spec(origin: str | None, layout: str, settings: Settings, vision: VisionSpe
         projector=ProjectorSpec(settings.projector, vision.hidden_size, language.hidden_size, vision.num_patches),
         language=language,
         prompt=PromptSpec(image_start="<im_start>", image_end="<im_end>") if settings.marks else PromptSpec(),
-        bos_token_id=_id(text.get("bos_token_id"), 1),
-        eos_token_id=_id(text.get("eos_token_id"), 2),
+        bos_token_id=_id(text, "bos_token_id", 1, path),
+        eos_token_id=_id(text, "eos_token_id", 2, path),
         pad_token_id=text.get("pad_token_id") if isinstance(text.get("pad_token_id"), int) else None,
         torch_dtype=str(text.get("torch_dtype") or text.get("dtype") or "float16"),
     )
 
 
-def _id(value: Any, default: int) -> int:
-    """A token id; the first where a config lists several."""
+def _id(text: Mapping[str, Any], key: str, default: int, path: Path) -> int:
+    """A token id; the first where a config lists several, the default where it is absent or null.
+
+    Raises:
+        CheckpointError: it is no number.
+    """
+    value = text.get(key)
     first = value[0] if isinstance(value, list) and value else value
-    return first if isinstance(first, int) else default
+    try:
+        return whole({key: first}, key, default)
+    except TypeError as error:
+        raise CheckpointError(f"{path / 'config.json'} garbles {error}", "use the published config.json") from error

@@ -33,17 +33,29 @@ def read_image(path: Path) -> Image.Image:
             pages = _pages(image)
             if pages > 1:
                 raise UsageError(f"image {path} has {pages} pages", "save the one that is meant as a file of its own")
-            white = _white(image)
-            if white is None and image.mode.startswith(("I", "F")):
-                kind = "floats" if image.mode == "F" else "whole numbers of up to 32 bits"
-                raise UsageError(f"image {path} holds {kind}, and does not say which is white", _SAVE)
-            upright = ImageOps.exif_transpose(image)
-            return _rgb(upright) if white is None else _from_wide(upright, white, _is_negative(image))
+            return rgb(image, f"image {path}")
     except FileNotFoundError as error:
         raise UsageError(f"image {path} does not exist", "check the path") from error
     except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
         what, cure = substitute(path) or (f"cannot be read ({error})", "pass a PNG, JPEG or WebP file")
         raise UsageError(f"image {path} {what}", cure) from error
+
+
+def rgb(image: Image.Image, name: str) -> Image.Image:
+    """An opened image as ``read_image`` gives it.
+
+    Args:
+        name: of the image, for the message.
+
+    Raises:
+        UsageError: its numbers do not say what is white.
+    """
+    white = _white(image)
+    if white is None and image.mode.startswith(("I", "F")):
+        kind = "floats" if image.mode == "F" else "whole numbers of up to 32 bits"
+        raise UsageError(f"{name} holds {kind}, and does not say which is white", _SAVE)
+    upright = ImageOps.exif_transpose(image)
+    return _narrow(upright) if white is None else _from_wide(upright, white, _is_negative(image))
 
 
 def _white(image: Image.Image) -> int | None:
@@ -71,7 +83,7 @@ def _from_wide(image: Image.Image, white: int, negative: bool) -> Image.Image:
     return Image.fromarray(_BYTE - grey if negative else grey).convert("RGB")
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _narrow(image: Image.Image) -> Image.Image:
     """An image of 8 bits a channel as RGB, on white where it is transparent."""
     if not image.has_transparency_data:
         return image.convert("RGB")

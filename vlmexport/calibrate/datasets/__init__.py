@@ -63,7 +63,7 @@ def _of_file(path: Path) -> list[Sample]:
 def _document(path: Path) -> Any:
     """JSON, or a list of JSON Lines, whose files are often called .json too; one line alone is a list of one."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         try:
             document = json.loads(text)
         except json.JSONDecodeError:

@@ -32,7 +32,7 @@ def samples(document: Any, path: Path) -> list[Sample]:
     for entry in document:
         name = str(entry["image"])
         file = find(name, path, (path.parent, path.parent / "images"))
-        question = str(entry["question"] if "question" in entry else entry["text"])
+        question = _text(entry["question"] if "question" in entry else entry["text"])
         found.append(sample(name, turns[name], file, question, _answers(entry)))
         turns[name] += 1
     return found
@@ -41,6 +41,17 @@ def samples(document: Any, path: Path) -> list[Sample]:
 def _answers(entry: dict[str, Any]) -> list[str]:
     several = entry.get("answers")
     if several is not None:
-        return [str(answer["answer"] if isinstance(answer, dict) else answer) for answer in several]
+        return [_text(answer["answer"] if isinstance(answer, dict) else answer) for answer in several]
     one = entry.get("answer", entry.get("label"))
-    return [] if one is None else [str(one)]
+    return [] if one is None else [_text(one)]
+
+
+def _text(value: Any) -> str:
+    """A text, or a number as one.
+
+    Raises:
+        TypeError: it is neither; true is not the answer "True".
+    """
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError(f"{value!r} is no text")
+    return str(value)
