@@ -10,7 +10,7 @@ import pytest
 if TYPE_CHECKING:
     from vlmexport.checkpoint import Checkpoint
 
-FIXTURES = ("tests.onnx_bundles", "tests.transformers_js", "tests.tracing", "tests.hub")
+FIXTURES = ("tests.onnx_bundles", "tests.processors", "tests.transformers_js", "tests.tracing", "tests.hub")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -13,12 +13,17 @@ from filelock import FileLock
 from PIL import Image
 
 from tests.checkpoints import tiny_spec, write_checkpoint
+from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.onnx import export_onnx
+from vlmexport.artifact.session import open_session
 from vlmexport.calibrate import Sample, Statistics, collect
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.console import QUIET
 from vlmexport.model import load
 from vlmexport.recipe import Recipe, parse
+from vlmexport.runtime.int8_kernels import kernels_here
+from vlmexport.runtime.ort import OrtRuntime
+from vlmexport.runtime.ort_sessions import LocalSessions
 
 Bundles = Callable[[str], Path]
 
@@ -42,6 +47,18 @@ def recipe(precision: str, scheme: str = "fbgemm", **onnx: object) -> Recipe:
     target = {"fbgemm": "x86", "qnnpack": "arm64"}.get(scheme, "any") if precision == "int8" else "any"
     settings = {"vision": precision, "decoder": precision, "scheme": scheme} | onnx
     return parse({"name": f"onnx-{precision}-{scheme}", "target": target, "onnx": settings}, "test")
+
+
+class ExactSessions(LocalSessions):
+    """Int8 products as kernels compute them that add in 32 bits, whatever this machine's do."""
+
+    def open(self, name: str, path: Path, threads: int, graph: bytes | None) -> None:
+        self._open[name] = open_session(path, threads, graph, exact=kernels_here().saturates)
+
+
+def open_exact(bundle: Path) -> OrtRuntime:
+    """A bundle on them."""
+    return OrtRuntime(bundle, read_manifest(bundle), sessions=ExactSessions())
 
 
 @pytest.fixture(scope="session")

@@ -38,8 +38,11 @@ def layer_graph(layer: nn.Linear | nn.Conv2d, shape: tuple[int | str, ...]) -> i
 
 
 def gated_graph(norm: F32, gate: F32, up: F32, down: F32) -> ir.Model:
-    """x → x·norm → down(gate(x)·up(x)) → y, the shape of a SwiGLU without its sigmoid. Weights are [in, out]."""
-    source = ir.val("x", dtype=ir.DataType.FLOAT, shape=("rows", norm.size))
+    """x [batch, rows, columns] → x·norm → down(gate(x)·up(x)) → y, a SwiGLU without its sigmoid; weights are [in, out].
+
+    Of two dimensions ONNX Runtime would make a float Gemm of the second int8 term and its sum with the first.
+    """
+    source = ir.val("x", dtype=ir.DataType.FLOAT, shape=("batch", "rows", norm.size))
     graph = ir.Graph([source], [], nodes=[], opset_imports={"": 21}, name="graph")
     weights = {name: initializer(graph, f"{name}.weight", array) for name, array in
                (("norm", norm), ("gate", gate), ("up", up), ("down", down))}  # fmt: skip

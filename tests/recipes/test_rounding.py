@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 
 from tests import gguf_bundles
-from tests.onnx_bundles import Bundles, picture, recipe
+from tests.onnx_bundles import Bundles, open_exact, picture, recipe
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.gguf_language import gguf_name
 from vlmexport.artifact.gguf_rows import interleave
@@ -24,7 +24,6 @@ from vlmexport.console import QUIET
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import load
 from vlmexport.quantize import blocks, ggml
-from vlmexport.runtime.opening import open_runtime
 
 
 def test_int8_weights_and_inputs_are_the_bundles(onnx_bundle: Bundles, short: Checkpoint) -> None:
@@ -57,7 +56,7 @@ def test_int8_computes_what_onnxruntime_does(onnx_bundle: Bundles, short: Checkp
     from qat import FakeQuantization
 
     bundle, vlm = onnx_bundle("int8"), load(short, resident=True)
-    runtime = open_runtime(bundle)
+    runtime = open_exact(bundle)
     prompt = runtime.prompt("what is the image ?")
     features = torch.from_numpy(runtime.features(runtime.pixels(picture(3))))
     tokens = runtime.tokens(features.numpy())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.onnx_bundles import Bundles, picture
+from tests.onnx_bundles import Bundles, open_exact, picture
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.checkpoint import Checkpoint
@@ -59,7 +59,7 @@ def test_chained_tokens_come_from_the_whole_graph(onnx_bundle: Bundles) -> None:
 
 
 def test_int8_stages(onnx_bundle: Bundles, reference: ReferenceRuntime) -> None:
-    runtime = opened(onnx_bundle, "int8")
+    runtime = open_exact(onnx_bundle("int8"))
     pixels = runtime.pixels(picture(10))
     features = reference.features(pixels)
     for got, want in (

@@ -74,7 +74,7 @@ def _parity(parity: dict[str, Any] | None) -> list[str]:
         return ["Not checked yet: `vlmexport check` fills this in."]
     verdict = "passed" if parity["passed"] else f"**failed** at {parity['broken_stage']}"
     cores = parity.get("cores") or []
-    runtime = " and ".join(core["runtime"] for core in cores) or parity["runtime"]
+    runtime = " and ".join(map(_runtime, cores)) or _runtime(parity)
     lines = [
         f"Verdict: {verdict}, on {parity['samples']} held-out samples with {markdown(runtime)}.",
         "",
@@ -93,12 +93,18 @@ def _parity(parity: dict[str, Any] | None) -> list[str]:
     ]
 
 
+def _runtime(run: dict[str, Any]) -> str:
+    """Its name, and that of the int8 kernels that it ran on."""
+    kernels = run.get("kernels")
+    return f"{run['runtime']} (int8 by {kernels})" if kernels else str(run["runtime"])
+
+
 def _core(core: dict[str, Any]) -> str:
     """What one core of the target computes, and how much of it is what the machine of the check computes."""
     verdict = "passed" if core["passed"] else f"**failed** at {core['broken_stage']}"
     equal = core["beside"].get("answer", {}).get("equal")
     beside = "" if equal is None else f"; {equal:.0%} of its answers are token for token those of the check's machine"
-    return f"- {markdown(core['runtime'])}: {verdict}{beside}"
+    return f"- {markdown(_runtime(core))}: {verdict}{beside}"
 
 
 def _stock(stock: dict[str, Any] | None) -> list[str]:

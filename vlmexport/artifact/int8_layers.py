@@ -80,6 +80,41 @@ def int8_layers(path: Path) -> Iterator[Int8Layer]:
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Int8Products:
+    """Names of a graph's products that integer kernels compute, and of those of them that AVX2 without VNNI can compute
+    wrongly, because it adds two products of U8 and S8 in 16 bits."""
+
+    all: frozenset[str]
+    saturating: frozenset[str]
+
+
+def int8_products(path: Path) -> Int8Products:
+    """Of a graph file; convolutions of more than one pixel are none, because their output is float."""
+    found, saturating = set(), set()
+    for node in ir.load(path).graph:
+        if node.op_type == "MatMulNBits":
+            found.add(str(node.name))
+        held, back = (_dequantized(value) for value in node.inputs[1::-1]) if len(node.inputs) > 1 else (None, None)
+        if node.op_type not in ("MatMul", "Gemm") or held is None or back is None:
+            continue
+        found.add(str(node.name))
+        if back.inputs[2] is not None and back.inputs[2].dtype == ir.DataType.UINT8 and _can_saturate(held.inputs[0]):
+            saturating.add(str(node.name))
+    return Int8Products(frozenset(found), frozenset(saturating))
+
+
+def _can_saturate(weight: ir.Value | None) -> bool:
+    """Whether two U8 at most can be too much for int16; so it is assumed of weights [inputs, outputs] that the file
+    holds in another form."""
+    if not _is_constant(weight) or weight is None or weight.dtype != ir.DataType.INT8:
+        return True
+    levels = np.asarray(_constant(weight), np.int16)
+    levels = np.pad(levels, ((0, len(levels) % 2), (0, 0))).reshape(-1, 2, levels.shape[1])
+    sums = (np.maximum(levels, 0).sum(1), np.minimum(levels, 0).sum(1))
+    return any(int(np.abs(one).max(initial=0)) * 255 > 2**15 - 1 for one in sums)
+
+
 def _producer(value: ir.Value | None) -> ir.Node | None:
     return value.producer() if value is not None else None
 

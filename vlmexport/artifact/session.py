@@ -20,13 +20,17 @@ _WARNINGS = 3
 _GRAPH, _OUTPUT, _NAME, _TYPE, _TENSOR_TYPE, _ELEM_TYPE, _FLOAT = 7, 12, 1, 2, 1, 1, 1
 
 
-def open_session(path: Path, threads: int | None = None, graph: bytes | None = None) -> onnxruntime.InferenceSession:
+def open_session(
+    path: Path, threads: int | None = None, graph: bytes | None = None, exact: bool = False
+) -> onnxruntime.InferenceSession:
     """A session of a graph file.
 
     Args:
         path: the graph; external data is found beside it.
         threads: of one operator; ``operator_threads()`` where it is None.
         graph: what to open in place of the file's own graph (``with_outputs``).
+        exact: int8 products are computed in float from the values that their integers stand for, which is what the
+            graph says. Integer kernels lose sums of U8·S8 on some processors (``runtime.int8_kernels``).
 
     Raises:
         CheckpointError: the file is damaged.
@@ -40,6 +44,8 @@ def open_session(path: Path, threads: int | None = None, graph: bytes | None = N
     options.add_session_config_entry("session.force_spinning_stop", "1")
     # The default on arm64. On x86 it leaves U8 graphs as they are, and S8 graphs run their integer products here too.
     options.add_session_config_entry("session.qdqisint8allowed", "1")
+    if exact:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         if graph is None:
             return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])

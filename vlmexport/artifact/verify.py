@@ -23,7 +23,7 @@ def check(traced: Traced, path: Path) -> float:
     Raises:
         ParityFailed: names the output and the shapes at which it is off.
     """
-    session = open_session(path)
+    session = open_session(path, exact=True)  # whether a graph is right does not depend on this processor
     names = [value.name for value in session.get_inputs()]
     worst = 0.0
     for probe in traced.probes:

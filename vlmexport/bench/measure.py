@@ -16,6 +16,7 @@ from vlmexport.bench.energy import open_meter
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import UsageError
 from vlmexport.runtime.halves import decoder_alone, vision_alone
+from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
 from vlmexport.runtime.opening import open_runtime
 from vlmexport.runtime.stages import F32, Runtime, Seeing
 
@@ -46,6 +47,7 @@ class Round:
     decoder_prompt: list[float] = field(default_factory=list)
     decoder_token: list[float] = field(default_factory=list)
     joules: list[float] = field(default_factory=list)
+    kernels: Int8Kernels | None = None
 
 
 def answers(bundle: Path, request: Request) -> Round:
@@ -74,6 +76,7 @@ def answers(bundle: Path, request: Request) -> Round:
             if answer.later:
                 found.token.append(mean(answer.later))
                 found.decoder_token.append(mean(answer.decoder[1:]))
+        found.kernels = kernels_of(runtime)
     finally:
         runtime.close()
     return found

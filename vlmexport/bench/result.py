@@ -8,6 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlmexport.runtime.int8_kernels import Int8Kernels
+
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -41,6 +43,7 @@ class BundleBench(_Model):
     kind: str
     recipe: str
     runtime: str
+    kernels: Int8Kernels | None = Field(None, description="That int8 products run on here; None where none are needed.")
     threads: int
     positions: int = Field(description="Length of the prompt: text and visual tokens.")
     new_tokens: int = Field(description="Length of an answer; 1 where it is a class.")

@@ -108,6 +108,7 @@ def _result(
         kind=manifest.kind,
         recipe=manifest.recipe.name,
         runtime=found[0].runtime,
+        kernels=found[0].kernels,
         threads=operator_threads(),
         positions=found[0].positions,
         new_tokens=new_tokens if found[0].token else 1,

@@ -138,6 +138,7 @@ def _compare(
         target=manifest.recipe.target,
         reference=f"{manifest.source.name} ({run.reference})",
         runtime=run.runtime,
+        kernels=run.kernels,
         notes=_notes(run, chosen, weights),
         data=chosen.data,
         samples=run.measured.samples,
@@ -206,6 +207,7 @@ def _core(run: CoreRun, manifest: Manifest) -> CoreResult:
     return CoreResult(
         core=run.core,
         runtime=run.runtime,
+        kernels=run.kernels,
         stages=stages,
         gates=gates,
         answers=run.measured.answers["chained"],
@@ -254,6 +256,7 @@ def _summary(result: ParityResult) -> dict[str, object]:
         "broken_stage": result.broken_stage,
         "samples": result.samples,
         "runtime": result.runtime,
+        "kernels": str(result.kernels) if result.kernels else None,
         "notes": result.notes,
         "gates": [gate.model_dump() for gate in result.gates],
         "stages": {stage.stage: stage.metrics for stage in result.stages if stage.mode == "chained"},
@@ -266,6 +269,7 @@ def _core_summary(core: CoreResult) -> dict[str, object]:
     return {
         "core": core.core,
         "runtime": core.runtime,
+        "kernels": str(core.kernels) if core.kernels else None,
         "passed": core.passed,
         "broken_stage": core.broken_stage,
         "stages": {stage.stage: stage.metrics for stage in core.stages},

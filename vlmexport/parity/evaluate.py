@@ -12,8 +12,10 @@ from vlmexport.calibrate import Sample
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.parity.compare import Comparison
 from vlmexport.parity.expected import Expected, Live
+from vlmexport.parity.int8 import bundle_kernels
 from vlmexport.parity.kernels import KernelDifference
 from vlmexport.parity.measured import Measured
+from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.opening import Machine, open_cores, open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 
@@ -26,6 +28,7 @@ class CoreRun:
     runtime: str
     measured: Measured
     beside: KernelDifference
+    kernels: Int8Kernels | None = None
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Evaluation:
     stock: Measured | None = None
     """Without our repairs, of the first samples; None where the runtime has none."""
     cores: list[CoreRun] = field(default_factory=list)
+    kernels: Int8Kernels | None = None
+    """None where nothing is int8."""
 
 
 def run_samples(
@@ -78,7 +83,13 @@ def run_against(
         runtime = opened.enter_context(closing(open_runtime(bundle, manifest)))
         comparison = Comparison(expected, runtime, stock, cores)
         comparison.run(samples, advance)
-        runs = [CoreRun(name, cores[name].name, *found) for name, found in comparison.cores.items()]
-        notes = tuple(f"here: {note}" for note in runtime.notes) if cores else tuple(runtime.notes)
+        kernels = bundle_kernels(runtime, bundle, manifest)
+        runs = [
+            CoreRun(name, cores[name].name, *found, bundle_kernels(cores[name], bundle, manifest))
+            for name, found in comparison.cores.items()
+        ]
+        here = (*runtime.notes, *(kernels.notes() if kernels else ()))
+        notes = tuple(f"here: {note}" for note in here) if cores else here
         notes += tuple(dict.fromkeys(note for core in cores.values() for note in core.notes))
-        return Evaluation(comparison.measured, expected.name, runtime.name, notes, comparison.stock, runs)
+        notes += tuple(dict.fromkeys(note for run in runs if run.kernels for note in run.kernels.notes()))
+        return Evaluation(comparison.measured, expected.name, runtime.name, notes, comparison.stock, runs, kernels)

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlmexport.bench.result import Component
 from vlmexport.calibrate.samples import Task
+from vlmexport.runtime.int8_kernels import Int8Kernels
 
 Mode = Literal["local", "chained"]
 MODES: tuple[Mode, ...] = ("local", "chained")
@@ -127,6 +128,7 @@ class CoreResult(_Model):
 
     core: str
     runtime: str
+    kernels: Int8Kernels | None = None
     stages: list[StageResult]
     gates: list[GateResult]
     answers: list[Answer]
@@ -203,6 +205,7 @@ class ParityResult(_Model):
     target: str
     reference: str
     runtime: str
+    kernels: Int8Kernels | None = Field(None, description="That int8 layers ran on; None where there are none.")
     notes: list[str]
     data: str = Field("held-out scenes", description="Where the samples are from.")
     samples: int

@@ -50,7 +50,8 @@ def evaluate(
     as_is = [run.stock for run in runs if run.stock is not None]
     whole_stock = sum(as_is, Measured()).in_order(ids) if as_is else None
     notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))
-    return Evaluation(measured, runs[0].reference, names[0], notes, whole_stock)
+    kernels = max((run.kernels for run in runs if run.kernels), key=lambda one: one.layers or 0, default=None)
+    return Evaluation(measured, runs[0].reference, names[0], notes, whole_stock, kernels=kernels)
 
 
 def _shards(samples: Sequence[Sample]) -> list[list[Sample]]:

@@ -81,6 +81,7 @@ def _parity(one: BundleBench) -> str:
 
 
 _ROWS: dict[str, Callable[[BundleBench], str]] = {
+    "int8 kernels": lambda one: str(one.kernels) if one.kernels else "none",
     "files, MB": lambda one: f"{one.bytes * _MEGA:.1f}",
     "vision: files, peak memory, MB": _memory("vision"),
     "decoder: files, peak memory, MB": _memory("decoder"),

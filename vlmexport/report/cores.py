@@ -6,7 +6,7 @@ from rich.table import Table
 
 from vlmexport.artifact.card import number
 from vlmexport.parity.result import CoreResult, GateResult, ParityResult, StageResult
-from vlmexport.report.rows import SHOWN
+from vlmexport.report.rows import SHOWN, ran_on
 
 _BESIDE = {"equal": "equal to here", "max_abs": "off from here by"}
 
@@ -31,7 +31,7 @@ def cores(result: ParityResult) -> Table:
 def summary(core: CoreResult) -> str:
     """One line."""
     said = "passes" if core.passed else f"FAILS at {core.broken_stage}"
-    return f"{said} on {core.runtime}"
+    return f"{said} on {ran_on(core)}"
 
 
 def _measured(table: Table, here: StageResult, metric: str, result: ParityResult) -> None:

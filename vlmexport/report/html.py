@@ -11,7 +11,7 @@ from vlmexport.artifact.card import budget_rows
 from vlmexport.parity.result import Answer, ParityResult
 from vlmexport.report.heat import LEGEND, heats
 from vlmexport.report.histogram import histogram
-from vlmexport.report.rows import Row, rows
+from vlmexport.report.rows import Row, ran_on, rows
 from vlmexport.report.templating import environment
 from vlmexport.runtime import STAGES
 
@@ -60,6 +60,7 @@ def html(result: ParityResult, manifest: Manifest) -> str:
             different=len(different),
             components=_components(manifest),
             seconds=_seconds(result),
+            ran_on=ran_on,
             budget=budget_rows(manifest.details["budget"]) if "budget" in manifest.details else [],
         )
     )

@@ -23,6 +23,8 @@ def junit(result: ParityResult) -> str:
     )
     properties = SubElement(suite, "properties")
     about = {"recipe": result.recipe, "reference": result.reference, "runtime": result.runtime}
+    named = {"int8 kernels": result.kernels} | {f"int8 kernels of {one.core}": one.kernels for one in result.cores}
+    about |= {name: str(kernels) for name, kernels in named.items() if kernels}
     for name, value in (about | {"samples": str(result.samples)}).items():
         SubElement(properties, "property", _attributes(name=name, value=value))
     for row in cases:

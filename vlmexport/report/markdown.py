@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from vlmexport.errors import VlmExportError
 from vlmexport.parity.result import Answer, ParityResult
 from vlmexport.report.places import costs
-from vlmexport.report.rows import Row, rows
+from vlmexport.report.rows import Row, ran_on, rows
 from vlmexport.text import markdown as escaped
 
 _ANSWERS_SHOWN = 20
@@ -20,7 +20,7 @@ def markdown(result: ParityResult) -> str:
     lines = [
         f"## {escaped(result.bundle)} {verdict}",
         "",
-        f"{escaped(result.recipe)} for {result.target}, {escaped(result.runtime)} against "
+        f"{escaped(result.recipe)} for {result.target}, {escaped(ran_on(result))} against "
         f"{escaped(result.reference)}: {result.samples} samples of {result.images} images ({escaped(result.data)}), "
         f"{result.seconds:.0f} s.",
         "",
@@ -31,6 +31,7 @@ def markdown(result: ParityResult) -> str:
     lines += [f"- **{row.stage}** ({escaped(row.side)}): {escaped(text)}" for row, text in failures]
     lines += _answers([answer for answer in result.answers if not answer.equal], len(result.answers))
     lines += [f"- {escaped(text)}" for text in (costs(result.bisect) if result.bisect else ())]
+    lines += [f"- {escaped(core.core)}: {escaped(ran_on(core))}" for core in result.cores]
     lines += [f"- {escaped(note)}" for note in result.notes]
     return "\n".join(lines) + "\n"
 

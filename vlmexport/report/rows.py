@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from vlmexport.artifact.card import number
-from vlmexport.parity.result import MODES, BaselineResult, Change, GateResult, ParityResult, StageResult
+from vlmexport.parity.result import MODES, BaselineResult, Change, CoreResult, GateResult, ParityResult, StageResult
 from vlmexport.parity.weights import WRONG
 from vlmexport.report.places import places
 from vlmexport.runtime import STAGES
@@ -100,6 +100,11 @@ def rows(result: ParityResult) -> list[Row]:
         stages, gates, counts = result.stock.stages, result.stock.gates, result.strict_stock
         found += [row for stage in STAGES for row in _row(stage, "stock", stages, gates, counts)]
     return found
+
+
+def ran_on(result: ParityResult | CoreResult) -> str:
+    """The runtime, and the int8 kernels that it ran."""
+    return f"{result.runtime}, int8 by {result.kernels}" if result.kernels else result.runtime
 
 
 def sentence(gate: GateResult) -> str:

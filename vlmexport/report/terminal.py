@@ -11,7 +11,7 @@ from rich.text import Text
 from vlmexport.parity.result import Answer, ParityResult, StockResult
 from vlmexport.report.cores import cores, summary
 from vlmexport.report.places import costs
-from vlmexport.report.rows import rows, sentence
+from vlmexport.report.rows import ran_on, rows, sentence
 from vlmexport.text import one_line
 
 _DIFFERENT_SHOWN = 3
@@ -55,7 +55,7 @@ def _different(answers: list[Answer], where: str = "") -> list[Text]:
 
 def verdict(result: ParityResult) -> Text:
     """One line."""
-    runtime = " and ".join(core.core for core in result.cores) or result.runtime
+    runtime = " and ".join(core.core for core in result.cores) or ran_on(result)
     where = f"{result.bundle}: {result.samples} samples, {runtime}, {result.seconds:.0f} s"
     if result.passed:
         return Text(f"PASS  {where}", style="bold green")

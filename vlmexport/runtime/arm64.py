@@ -45,8 +45,7 @@ class Arm64Sessions(WorkerSessions):
     def __init__(self, core: str) -> None:
         root = root_folder()
         super().__init__(WorkerProcess(f"onnxruntime on {core}", command(root), environment(root, core), _CURE))
-        instructions = self.facts["instructions"]
-        has = f" ({', '.join(instructions)})" if instructions else ""
+        has = f" ({', '.join(self.instructions)})" if self.instructions else ""
         where = "" if native() else f" under {_qemu(root)}"
         self.name = f"{self.name} on arm64 {core}{has}{where}"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.llamacpp import LlamaCppDecoder
 from vlmexport.runtime.ort_vision import OrtVision
 from vlmexport.runtime.stages import F32, Token
@@ -66,6 +68,13 @@ class HybridRuntime:
     def decode(self, ids: list[int]) -> str:
         """Text of token ids."""
         return self._decoder.decode(ids)
+
+    def kernels(self) -> Int8Kernels:
+        """Of both halves; those of one where they are the same, or the other needs none."""
+        vision, decoder = self._vision.kernels(), self._decoder.kernels()
+        if decoder is None or vision.name == decoder.name:
+            return vision
+        return replace(vision, name=f"{vision.name} (llama.cpp: {decoder.name})")
 
     def close(self) -> None:
         """Release the sessions, end the worker."""

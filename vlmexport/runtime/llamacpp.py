@@ -16,11 +16,13 @@ from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.model.pixels import square
 from vlmexport.quantize.ggml import library_path
 from vlmexport.runtime.chat import ChatTemplate
+from vlmexport.runtime.int8_kernels import Int8Kernels, compiled_kernels
 from vlmexport.runtime.llamacpp_probe import probe
 from vlmexport.runtime.llamacpp_process import Process
 from vlmexport.runtime.stages import F32, Runtime, Token
 from vlmexport.threads import operator_threads
 
+_FLOATS = ("f32", "f16", "bf16")
 _MARKER = "<__media__>"
 _PRECISION = "llama.cpp on the CPU with an F32 cache and without flash attention"
 _PIXELS = "pixels are libmtmd's own; a picture that is not square is {}"
@@ -59,6 +61,12 @@ class LlamaCppDecoder:
         self.context: int = facts["context"]
         self.eos_token_id: int = facts["eos_token_id"]
         self.notes: tuple[str, ...] = (_PRECISION,)
+        self._is_float = manifest.recipe.gguf.type in _FLOATS
+        self._features: str = facts["features"]
+
+    def kernels(self) -> Int8Kernels | None:
+        """Those that llama.cpp was compiled with, of which none saturates; None where the decoder is float."""
+        return None if self._is_float else Int8Kernels(compiled_kernels(self._features))
 
     def _check_end(self, found: int, expected: int, path: str) -> None:
         if found != expected:

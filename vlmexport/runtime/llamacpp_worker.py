@@ -48,12 +48,13 @@ class Worker:
     def do_open(self, language: str, threads: int, watched: bool = False) -> Message:
         """Load the language model; ``watched`` for ``do_language_layers``."""
         self._silence()
-        from llama_cpp import __version__
+        from llama_cpp import __version__, llama_print_system_info
 
         self.language = Language(Path(language), threads, watched)
         return Message(
             {
                 "version": __version__,
+                "features": llama_print_system_info().decode(),
                 "eos_token_id": self.language.eos_token_id,
                 "context": self.language.limit,
                 "chat_template": self.language.chat_template,

@@ -10,10 +10,13 @@ import numpy.typing as npt
 import onnxruntime
 
 from vlmexport.artifact.session import open_session, run
+from vlmexport.runtime.instructions import instructions
 from vlmexport.runtime.ort_cache import open_cache
 from vlmexport.runtime.stages import F32
 
 Array = npt.NDArray[Any]
+MACHINES = {"x86": ("x86_64", "amd64", "i386", "i686"), "arm64": ("arm64", "aarch64")}
+"""Target → what ``platform.machine()`` calls it."""
 
 
 class Cache(Protocol):
@@ -31,6 +34,9 @@ class Sessions(Protocol):
 
     machine: str
     """What ``platform.machine()`` says there."""
+
+    instructions: list[str]
+    """Of those that int8 kernels differ by, what the processor there has."""
 
     def open(self, name: str, path: Path, threads: int, graph: bytes | None) -> None:
         """Open a graph file under a name; ``graph`` as in ``open_session``."""
@@ -50,6 +56,7 @@ class LocalSessions:
 
     def __init__(self) -> None:
         self.name, self.machine = f"onnxruntime {onnxruntime.__version__}", platform.machine().lower()
+        self.instructions = instructions()
         self._open: dict[str, onnxruntime.InferenceSession] = {}
 
     def open(self, name: str, path: Path, threads: int, graph: bytes | None) -> None:

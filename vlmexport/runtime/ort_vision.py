@@ -11,11 +11,10 @@ from vlmexport.artifact.session import with_outputs
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.model.pixels import pixel_values
 from vlmexport.runtime.image_processor import vision_spec
-from vlmexport.runtime.ort_sessions import Array, LocalSessions, Sessions
+from vlmexport.runtime.int8_kernels import Int8Kernels, find_kernels
+from vlmexport.runtime.ort_sessions import MACHINES, Array, LocalSessions, Sessions
 from vlmexport.runtime.stages import F32
 from vlmexport.threads import operator_threads
-
-_MACHINES = {"x86": ("x86_64", "amd64", "i386", "i686"), "arm64": ("arm64", "aarch64")}
 
 
 class OrtVision:
@@ -57,6 +56,10 @@ class OrtVision:
             return self._last[1]
         return self.run("projector", {"features": features})["image_features"][None]
 
+    def kernels(self) -> Int8Kernels:
+        """Those that ONNX Runtime has where the sessions run."""
+        return find_kernels(self.sessions)
+
     def close(self) -> None:
         """Release the sessions."""
         self._open.clear()
@@ -78,7 +81,7 @@ class OrtVision:
 
 def _notes(manifest: Manifest, machine: str) -> tuple[str, ...]:
     target = manifest.recipe.target
-    if target in _MACHINES and machine not in _MACHINES[target]:
-        here = next((name for name, machines in _MACHINES.items() if machine in machines), machine)
+    if target in MACHINES and machine not in MACHINES[target]:
+        here = next((name for name, machines in MACHINES.items() if machine in machines), machine)
         return (f"{target} bundle run with {here} kernels",)
     return ()

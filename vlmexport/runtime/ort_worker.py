@@ -5,18 +5,12 @@ Run as ``python -m vlmexport.runtime.ort_worker``; requests on stdin, replies on
 
 from __future__ import annotations
 
-import platform
-import struct
 from pathlib import Path
 
 from vlmexport.errors import VlmExportError
 from vlmexport.runtime.memory import peak_bytes
 from vlmexport.runtime.ort_sessions import Array, Cache, LocalSessions
 from vlmexport.runtime.wire import Message, serve
-
-_AUXILIARY = Path("/proc/self/auxv")
-_INSTRUCTIONS = {"dot product": (16, 20), "i8mm": (26, 13)}
-"""Entry of the auxiliary vector (AT_HWCAP, AT_HWCAP2) and bit in it; Linux, arch/arm64/include/uapi/asm/hwcap.h."""
 
 
 class Worker:
@@ -36,7 +30,8 @@ class Worker:
 
     def do_start(self) -> Message:
         """What runs here, and which of the instructions that int8 kernels differ by this core has."""
-        return Message({"name": self._sessions.name, "machine": self._sessions.machine, "instructions": instructions()})
+        here = self._sessions
+        return Message({"name": here.name, "machine": here.machine, "instructions": here.instructions})
 
     def do_peak(self) -> Message:
         """The most memory that this process has held."""
@@ -63,14 +58,6 @@ class Worker:
         if turn != self._turn or self._cache is None:
             raise VlmExportError("the cache of this answer is gone", "finish an answer before you begin another")
         return Message({}, [self._cache.step(embeds, last)])
-
-
-def instructions() -> list[str]:
-    """Of those in ``_INSTRUCTIONS``, what this core has; none where no Linux on arm64 can tell."""
-    if platform.machine() != "aarch64" or not _AUXILIARY.is_file():
-        return []
-    entries = dict(struct.iter_unpack("<QQ", _AUXILIARY.read_bytes()))
-    return [name for name, (entry, bit) in _INSTRUCTIONS.items() if entries.get(entry, 0) >> bit & 1]
 
 
 if __name__ == "__main__":

@@ -21,17 +21,14 @@ def own_worker() -> WorkerProcess:
 
 
 class WorkerSessions:
-    """``ort_sessions.Sessions`` in a worker.
-
-    Attributes:
-        facts: what the worker said of itself when it started.
-    """
+    """``ort_sessions.Sessions`` in a worker."""
 
     def __init__(self, worker: WorkerProcess) -> None:
         self.worker = worker
-        self.facts = worker.ask({"op": "start"}, "starting").body
-        self.name: str = self.facts["name"]
-        self.machine: str = self.facts["machine"]
+        facts = worker.ask({"op": "start"}, "starting").body
+        self.name: str = facts["name"]
+        self.machine: str = facts["machine"]
+        self.instructions: list[str] = facts["instructions"]
 
     def open(self, name: str, path: Path, threads: int, graph: bytes | None) -> None:
         """Open a graph file under a name."""

@@ -1,0 +1,21 @@
+"""The int8 kernels that a bundle ran on, and how many of its layers can lose something by them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vlmexport.artifact.bundle import Manifest
+from vlmexport.artifact.int8_layers import int8_products
+from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
+
+
+def bundle_kernels(runtime: object, bundle: Path, manifest: Manifest) -> Int8Kernels | None:
+    """Those of a runtime that has this bundle open; None where nothing in it is int8."""
+    kernels = kernels_of(runtime)
+    graphs = [int8_products(bundle / path) for path in sorted(set(manifest.details.get("graphs", {}).values()))]
+    if kernels is None or (manifest.kind == "onnx" and not any(graph.all for graph in graphs)):
+        return None
+    if not kernels.saturates:
+        return kernels
+    return replace(kernels, layers=len(frozenset[str]().union(*(graph.saturating for graph in graphs))))
