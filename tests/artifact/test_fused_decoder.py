@@ -14,7 +14,7 @@ from tests.onnx_bundles import picture
 from vlmexport.artifact import fused_decoder
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import empty_cache, open_session, run
+from vlmexport.artifact.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import VLM, load
@@ -49,7 +49,8 @@ def through_the_cache(path: Path, embeds: torch.Tensor) -> np.ndarray:
     cache, parts = empty_cache(session), []
     for start, stop in ((0, 7), (7, 8), (8, len(IDS))):
         mask = np.ones((1, stop), np.int64)
-        outputs = run(session, {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask, **cache})
+        given = {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask}
+        outputs = run(session, given | rows_to_keep(session, 0) | cache)
         parts.append(outputs.pop("logits"))
         cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
     return np.concatenate(parts, 1)

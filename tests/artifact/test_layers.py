@@ -12,6 +12,7 @@ import pytest
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.artifact import layers, trace, verify, weights
 from vlmexport.artifact.graph import save
+from vlmexport.artifact.session import NUM_LOGITS
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import Unsupported
 from vlmexport.model import load
@@ -56,7 +57,7 @@ def test_decoder(tmp_path: Path) -> None:
     assert verify.check_cache(load(found), tmp_path / "decoder.onnx") < 1e-5
     names = [f"present.{layer}.{part}" for layer in range(TOTAL) for part in ("key", "value")]
     assert [value.name for value in traced.model.graph.outputs] == ["logits", *names]
-    inputs = [value.name for value in traced.model.graph.inputs]
+    inputs = [value.name for value in traced.model.graph.inputs if value.name != NUM_LOGITS]
     assert inputs[3:] == [name.replace("present", "past_key_values") for name in names]
     shapes = {value.name: [str(size) for size in value.shape or ()] for value in traced.model.graph.outputs}
     assert shapes["present.4.key"] == ["batch_size", "2", "total_sequence_length", "64"]

@@ -22,9 +22,10 @@ from vlmexport.errors import UsageError
 pytestmark = pytest.mark.slow
 
 FILES = {
-    "components/projector.onnx", "config.json", "embedding.onnx", "genai_config.json", "generation_config.json",
-    "onnx/decoder_model_merged.onnx", "onnx/embed_tokens.onnx", "onnx/vision_encoder.onnx", "preprocessor_config.json",
-    "processor_config.json", "tokenizer.json", "tokenizer_config.json",
+    "components/projector.onnx", "config.json", "decoder.onnx", "embedding.onnx", "genai_config.json",
+    "generation_config.json", "onnx/decoder_model_merged.onnx", "onnx/decoder_model_merged.onnx_data",
+    "onnx/embed_tokens.onnx", "onnx/vision_encoder.onnx", "preprocessor_config.json", "processor_config.json",
+    "tokenizer.json", "tokenizer_config.json",
 }  # fmt: skip
 
 
@@ -34,8 +35,9 @@ def test_files(onnx_bundle: Bundles) -> None:
     verify(onnx_bundle("fp32"), manifest)
     assert manifest.tensors == {}
     quantized = {file.path for file in read_manifest(onnx_bundle("int8")).files}
-    parts = ("components/projector", "onnx/decoder_model_merged", "onnx/vision_encoder")
-    assert quantized ^ FILES == {f"{part}{suffix}.onnx" for part in parts for suffix in ("", "_int8")}
+    parts = ("components/projector.onnx", "decoder.onnx", "onnx/decoder_model_merged.onnx",
+             "onnx/decoder_model_merged.onnx_data", "onnx/vision_encoder.onnx")  # fmt: skip
+    assert quantized ^ FILES == {part.replace(".onnx", f"{suffix}.onnx") for part in parts for suffix in ("", "_int8")}
 
 
 def test_configuration(onnx_bundle: Bundles) -> None:

@@ -24,7 +24,7 @@ from vlmexport import pipeline
 from vlmexport.artifact import fused_decoder, trace, verify
 from vlmexport.artifact.gguf_language import gguf_name, importance_names
 from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import empty_cache, open_session, run
+from vlmexport.artifact.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.artifact.trace import Inputs
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.design import Design, create, language_of, specify
@@ -147,18 +147,18 @@ def test_the_float_model_holds_no_attention_weights(text: str, opened: Opened) -
 
 
 def decoder_inputs(vlm: VLM, seed: int, length: int, past: int) -> Inputs:
-    """Two sequences: embeddings of tokens, mask, positions and a cache."""
+    """Two sequences: embeddings of tokens, mask, positions and a cache; logits of all positions."""
     random, spec = torch.Generator().manual_seed(seed), vlm.spec.language
     embeds = vlm.embed(torch.randint(3, 64, (2 * length,), generator=random).tolist()).reshape(2, length, -1)
     shape = (2, spec.num_kv_heads, past, spec.head_dim)
     held = [tuple(torch.randn(shape, generator=random) for _ in range(2)) for _ in range(spec.num_layers)]
     mask, positions = torch.ones(2, past + length, dtype=torch.long), torch.arange(past, past + length).repeat(2, 1)
-    return embeds, mask, positions, held  # type: ignore[return-value]
+    return embeds, mask, positions, held, torch.tensor(0)  # type: ignore[return-value]
 
 
 def whole_prompts(vlm: VLM, seed: int, length: int) -> Inputs:
     """The same for a language model that reads them at once."""
-    embeds, mask, positions, _ = decoder_inputs(vlm, seed, length, 0)
+    embeds, mask, positions, *_ = decoder_inputs(vlm, seed, length, 0)
     return embeds, mask, positions
 
 
@@ -206,7 +206,8 @@ def through_the_cache(path: Path, embeds: torch.Tensor) -> np.ndarray:
     cache, parts = empty_cache(session), []
     for start, stop in ((0, 7), (7, len(IDS))):
         mask = np.ones((1, stop), np.int64)
-        outputs = run(session, {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask, **cache})
+        given = {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask}
+        outputs = run(session, given | rows_to_keep(session, 0) | cache)
         parts.append(outputs.pop("logits"))
         cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
     return np.concatenate(parts, 1)

@@ -14,7 +14,7 @@ from tests.gguf_bundles import export
 from tests.onnx_bundles import picture
 from vlmexport.artifact import fused_decoder
 from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import empty_cache, open_session, run
+from vlmexport.artifact.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.checkpoint import open_checkpoint
 from vlmexport.checkpoint.rope import RopeScaling
 from vlmexport.design import language_of
@@ -57,7 +57,8 @@ def test_every_runtime_computes_it(scaling: RopeScaling, tmp_path: Path) -> None
     save(fused_decoder.build(found, fused_decoder.HALF), tmp_path / "decoder.onnx")
     session, embeds = open_session(tmp_path / "decoder.onnx"), load(found).prompt_embeds(prompt, torch.tensor(tokens))
     mask = np.ones(embeds.shape[:2], np.int64)
-    got = run(session, {"inputs_embeds": embeds.numpy(), "attention_mask": mask, **empty_cache(session)})["logits"]
+    given = {"inputs_embeds": embeds.numpy(), "attention_mask": mask}
+    got = run(session, given | rows_to_keep(session, 0) | empty_cache(session))["logits"]
     assert apart(got, expected) < 1e-5
 
     export(found, tmp_path / "bundle", type="f32", mmproj_type="f32")

@@ -25,12 +25,17 @@ from vlmexport.parity.bisect import bisect
 Array = npt.NDArray[Any]
 
 
+def link(source: str, destination: str) -> None:
+    """A hard link where nothing objects to one: the onnx package reads no external data through it."""
+    (shutil.copy if source.endswith("_data") else os.link)(source, destination)
+
+
 class Mutant:
     """A bundle whose files can be changed one by one; those that are not are links to the right ones."""
 
     def __init__(self, right: Path, folder: Path, samples: Sequence[Sample], recording: Path) -> None:
         self.folder, self._samples, self._recording = folder, list(samples), recording
-        shutil.copytree(right, folder, copy_function=os.link)
+        shutil.copytree(right, folder, copy_function=link)
         for name in ("vlmexport.json", "README.md", "parity.json"):  # which a check replaces
             if (folder / name).exists():
                 self._own(folder / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from tests.mutations.copies import link
 from tests.onnx_bundles import Bundles
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.int8_layers import int8_layers
@@ -33,7 +33,7 @@ def compared(bundle: Path, checkpoint: Checkpoint) -> WeightsResult:
 
 def damaged(bundle: Path, folder: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> Path:
     """A copy with other initializers in the decoder."""
-    shutil.copytree(bundle, folder, copy_function=os.link)
+    shutil.copytree(bundle, folder, copy_function=link)
     path = folder / read_manifest(bundle).details["graphs"][DECODER]
     model = onnx.load(path)
     for tensor in model.graph.initializer:

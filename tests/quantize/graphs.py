@@ -69,7 +69,7 @@ def fused(graph: Path, scratch: Path) -> list[str]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(scratch / "optimised.onnx")
     onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    return [node.op_type for node in onnx.load(scratch / "optimised.onnx").graph.node]
+    return [node.op_type for node in onnx.load(scratch / "optimised.onnx", load_external_data=False).graph.node]
 
 
 def observed(rows: F32) -> LayerStatistics:

@@ -18,7 +18,7 @@ def assert_rows_are_those_that_are_asked_for(side: Decoding, prompt: Prompt, tok
     assert whole.shape[1] == len(prompt.before) + tokens.shape[1] + len(prompt.after)
     few = side.logits(prompt, tokens, 3)
     assert few.shape == (1, 3, whole.shape[2])
-    assert few.base is None or few.base.nbytes <= 2 * few.nbytes
+    assert getattr(few.base, "nbytes", 0) <= few.nbytes
     np.testing.assert_allclose(few, whole[:, -3:], atol=rounding)
     steps = list(side.steps(prompt, tokens, 3, ignore_eos=True))
     assert [rows.shape for _, rows in steps] == [(1, whole.shape[2])] * 3

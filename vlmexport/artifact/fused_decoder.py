@@ -16,6 +16,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir import tape
 
+from vlmexport.artifact import kept_rows
 from vlmexport.artifact.half_weights import half_weight
 from vlmexport.artifact.trace import OPSET
 from vlmexport.artifact.weights import find, read, read_raw
@@ -95,12 +96,14 @@ class _Builder:
         final, _ = self._norm("language.model.norm", hidden, skip)
         logits = self._product(["language.lm_head"], final, self.weights.head_bits)
         self._end_layer()
-        _set(logits, "logits", ("batch_size", "sequence_length", spec.vocab_size))
+        _set(logits, "logits", ("batch_size", kept_rows.ROWS, spec.vocab_size))
         graph = ir.Graph(
             inputs, [logits, *outputs], nodes=self.op.nodes, initializers=self.initializers,
             opset_imports={"": OPSET, _MS: 1}, name="graph",
         )  # fmt: skip
-        return ir.Model(graph, ir_version=10, producer_name="vlmexport")
+        model = ir.Model(graph, ir_version=10, producer_name="vlmexport")
+        kept_rows.add_input(model, final)
+        return model
 
     def _layer(
         self, layer: int, hidden: ir.Value, skip: ir.Value | None, past: Sequence[ir.Value], shared: Sequence[ir.Value]

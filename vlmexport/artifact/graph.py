@@ -74,19 +74,20 @@ def _own(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
             yield name, value.const_value
 
 
-def save(model: ir.Model, path: Path, advance: Advance = no_advance) -> int:
+def save(model: ir.Model, path: Path, advance: Advance = no_advance, outside: int | None = None) -> int:
     """Write a graph, its weights beside it from ``EXTERNAL_FROM`` on. Shape constants stay inside (1 KiB).
 
     Lazy weights are made and written one after the other, by as many threads as there are processors.
 
     Args:
         advance: told of the bytes of weights that are written.
+        outside: bytes from which on weights are beside it; ``EXTERNAL_FROM`` where it is None.
 
     Returns:
         Number of external data files: ``<name>.onnx_data``, ``<name>.onnx_data_1`` …
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if weight_bytes(model) < EXTERNAL_FROM:
+    if weight_bytes(model) < (EXTERNAL_FROM if outside is None else outside):
         total = weight_bytes(model)
         _write(model, path)
         advance(total)

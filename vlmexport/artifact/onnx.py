@@ -90,7 +90,8 @@ def export_onnx(
             files=list_files(folder, components, written.hashes),
             tensors=written.float_layers,
             details={
-                "graphs": written.files,
+                # What we run; onnxruntime-genai's decoder is the same over the same weights.
+                "graphs": {name: file for name, file in written.files.items() if name != "decoder"},
                 "features": trace.FEATURES,
                 "image_token_id": image_token,
                 "tokenizer": TOKENIZER,

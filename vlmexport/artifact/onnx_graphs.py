@@ -18,7 +18,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from vlmexport.artifact import batch_norm, embedding, fused_decoder, layers, trace, verify, weights
+from vlmexport.artifact import batch_norm, embedding, fused_decoder, kept_rows, layers, trace, verify, weights
 from vlmexport.artifact.bundle import sha256
 from vlmexport.artifact.fuse import fuse
 from vlmexport.artifact.fused_decoder import NEAREST, Rounding
@@ -40,10 +40,11 @@ from vlmexport.recipe import Onnx
 COMPONENT_OF = {
     "vision_encoder": "vision+projector", "embed_tokens": "embedding", "decoder_model_merged": "decoder",
     "projector": "projector (for parity)", "embedding": "embedding (for onnxruntime-genai)",
+    "decoder": "decoder (for onnxruntime-genai)",
 }  # fmt: skip
 _FOLDERS = {
     "vision_encoder": "onnx/", "embed_tokens": "onnx/", "decoder_model_merged": "onnx/", "projector": "components/",
-    "embedding": "",
+    "embedding": "", "decoder": "",
 }  # fmt: skip
 _SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
 
@@ -212,7 +213,7 @@ class _Graphs:
         settings = self.settings
         int4 = fused_decoder.Weights(settings.block, head_bits=settings.head_bits)
         held = fused_decoder.HALF if settings.decoder == "fp16" else int4
-        self._save("decoder_model_merged", fused_decoder.build(self.checkpoint, held, rounding), settings.decoder)
+        self._save_decoder(fused_decoder.build(self.checkpoint, held, rounding), settings.decoder, {})
 
     def _finish(self, part: str, precision: str, count: int = 0) -> None:
         """Put in the checkpoint's weights and all ``count`` layers of a stack, quantize, save."""
@@ -234,11 +235,25 @@ class _Graphs:
             self.written.float_layers |= _float_layers(coverage)
         if part == "vision" and self.settings.fuse:
             report["fused"] = fuse(traced.model)
-        self._save(traced.name, traced.model, precision, report)
+        if part == "language" and spec.language.generates:
+            self._save_decoder(traced.model, precision, report)
+        else:
+            self._save(traced.name, traced.model, precision, report)
 
-    def _save(self, name: str, model: ir.Model, precision: str, report: dict[str, Any] | None = None) -> None:
+    def _save_decoder(self, model: ir.Model, precision: str, report: dict[str, Any]) -> None:
+        """With its weights outside, and again over these weights as onnxruntime-genai runs it."""
+        name, alone = "decoder_model_merged", "decoder"
+        self._save(name, model, precision, report, outside=0)
+        kept_rows.last_alone(model)
+        share(model, *(self._path(graph, _SUFFIXES[precision]) for graph in (alone, name)))
+        self._save(alone, model, precision)
+
+    def _save(
+        self, name: str, model: ir.Model, precision: str, report: dict[str, Any] | None = None,
+        outside: int | None = None,
+    ) -> None:  # fmt: skip
         path = self._path(name, _SUFFIXES[precision])
-        external = save(model, path, self._advance(COMPONENT_OF[name]))
+        external = save(model, path, self._advance(COMPONENT_OF[name]), outside)
         written = self.written
         written.files[name] = path.relative_to(self.folder).as_posix()
         written.suffixes[name] = _SUFFIXES[precision]

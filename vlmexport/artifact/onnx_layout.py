@@ -246,7 +246,7 @@ def genai(layout: Layout) -> dict[str, Any]:
                 "outputs": {"inputs_embeds": "inputs_embeds"}, **options,
             },
             "decoder": {
-                "filename": f"onnx/decoder_model_merged{suffixes['decoder_model_merged']}.onnx",
+                "filename": f"decoder{suffixes['decoder']}.onnx",
                 "head_size": language.head_dim, "hidden_size": language.hidden_size,
                 "num_attention_heads": language.num_heads, "num_key_value_heads": language.num_kv_heads,
                 "num_hidden_layers": language.num_layers, "inputs": decoder_in, "outputs": decoder_out, **options,

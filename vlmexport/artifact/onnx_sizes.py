@@ -46,6 +46,8 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
         language_bytes = _graph(decoder, settings.decoder) + positions
     merged = {"embedding": embeddings if embeddings < EXTERNAL_FROM else 0} if spec.language.generates else {}
     decoder_bytes = language_bytes + spec.language.num_layers * _NODES[settings.decoder]
+    if spec.language.generates:
+        merged["decoder"] = spec.language.num_layers * _NODES[settings.decoder]
     text = {"embed_tokens": embeddings} | merged | {"decoder_model_merged": decoder_bytes}
     return vision_sizes(checkpoint, settings) | text
 

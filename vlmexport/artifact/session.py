@@ -12,6 +12,9 @@ import onnxruntime
 from vlmexport.errors import CheckpointError, MissingDependency
 from vlmexport.threads import operator_threads
 
+NUM_LOGITS = "num_logits_to_keep"
+"""Input of a decoder: how many of the last positions it gives logits of."""
+
 _WARNINGS = 3
 """Log errors alone: ONNX Runtime writes its warnings straight to the terminal."""
 
@@ -97,8 +100,15 @@ def _field(number: int, content: bytes) -> bytes:
 def run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     """All outputs by name; inputs become contiguous."""
     names = [output.name for output in session.get_outputs()]
-    given = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+    given = {name: np.asarray(value, order="C") for name, value in inputs.items()}
     return dict(zip(names, session.run(names, given), strict=True))
+
+
+def rows_to_keep(session: onnxruntime.InferenceSession, last: int) -> dict[str, np.ndarray[Any, Any]]:
+    """The input of a decoder that asks for the logits of its last positions, of all where ``last`` is 0; none where the
+    graph has no such input, because it is older or a classifier's: it gives what it always gives."""
+    names = {value.name for value in session.get_inputs()}
+    return {NUM_LOGITS: np.array(last, np.int64)} if NUM_LOGITS in names else {}
 
 
 def empty_cache(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray[Any, Any]]:

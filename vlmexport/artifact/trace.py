@@ -20,6 +20,7 @@ from onnxscript import optimizer
 from torch import nn
 from transformers import DynamicCache
 
+from vlmexport.artifact import kept_rows
 from vlmexport.artifact.graph import clean, rename_dimensions
 from vlmexport.errors import Unsupported, first_line
 from vlmexport.model import VLM, plugins
@@ -76,8 +77,9 @@ class _Decoder(nn.Module):
         self.language = vlm.language
 
     def forward(
-        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: list[Any]
-    ) -> tuple[torch.Tensor, ...]:
+        self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: list[Any],
+        num_logits_to_keep: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
         length, total = inputs_embeds.shape[1], attention_mask.shape[1]
         key = torch.arange(total)[None]
         query = torch.arange(length)[:, None] + (total - length)
@@ -88,7 +90,7 @@ class _Decoder(nn.Module):
             cache.update(keys, values, layer)
         logits = self.language(
             inputs_embeds=inputs_embeds, attention_mask=mask, position_ids=position_ids, cache=cache,
-            use_cache=True,
+            use_cache=True, logits_to_keep=0 if num_logits_to_keep is None else int(num_logits_to_keep),
         ).logits  # fmt: skip
         return (logits, *(part for layer in cache.layers for part in (layer.keys, layer.values)))
 
@@ -139,8 +141,8 @@ def _tolerance(vlm: VLM) -> float:
 
 
 def trace_decoder(vlm: VLM) -> Traced:
-    """Embeddings, mask, positions and key/value cache → ``logits`` and the longer cache; of a classifier, without the
-    cache."""
+    """Embeddings, mask, positions, key/value cache and ``num_logits_to_keep`` → ``logits`` and the longer cache; of a
+    classifier, without the last two."""
     language = vlm.spec.language
     if not language.generates:
         return _trace_classifier(vlm)
@@ -154,13 +156,15 @@ def trace_decoder(vlm: VLM) -> Traced:
         {0: "batch_size", 1: "sequence_length"}, {0: "batch_size", 1: "total_sequence_length"},
         {0: "batch_size", 1: "sequence_length"}, [(dict(cache), dict(cache)) for _ in pairs],
     )  # fmt: skip
-    example, *probes = (_decoder_inputs(vlm, *sizes) for sizes in ((2, 3, 5), (1, 4, 0), (2, 1, 7)))
+    example, *probes = (_decoder_inputs(vlm, *sizes) for sizes in ((2, 3, 5), (1, 4, 0), (2, 4, 7), (2, 1, 7)))
     model = trace_module(module, example, axes, names, outputs)
+    kept_rows.add_to_traced(model)
     heads = (language.num_kv_heads, "total_sequence_length", language.head_dim)
     shapes: dict[str, tuple[str | int, ...]] = dict.fromkeys(outputs[1:], ("batch_size", *heads))
     rename_dimensions(model, shapes)
     name_logits(model, language.vocab_size)
-    return Traced("decoder_model_merged", model, module, tuple(probes))
+    kept = [(*probe, torch.tensor(count)) for probe, count in zip(probes, (0, 2, 1), strict=True)]
+    return Traced("decoder_model_merged", model, module, tuple(kept))
 
 
 def _trace_classifier(vlm: VLM) -> Traced:
@@ -179,7 +183,7 @@ PARTS = {"vision": trace_vision, "projector": trace_projector, "language": trace
 
 def name_logits(model: ir.Model, vocabulary: int) -> None:
     """Set the shape that the output ``logits`` of a decoder shows."""
-    rename_dimensions(model, {"logits": ("batch_size", "sequence_length", vocabulary)})
+    rename_dimensions(model, {"logits": ("batch_size", kept_rows.ROWS, vocabulary)})
 
 
 def _classifier_inputs(vlm: VLM, batch: int, length: int, padded: int) -> Inputs:

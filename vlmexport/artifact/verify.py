@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlmexport.artifact.session import empty_cache, open_session, run
+from vlmexport.artifact.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.artifact.trace import Traced
 from vlmexport.errors import ParityFailed
 from vlmexport.model import VLM
@@ -52,12 +52,12 @@ def check_cache(vlm: VLM, path: Path) -> float:
         expected = vlm.logits(embeds).numpy()
     session = open_session(path)
     cache: dict[str, Any] = empty_cache(session)
-    parts = []
+    parts, kept = [], rows_to_keep(session, 0)
     pieces = ((0, 6), (6, 7), (7, len(ids))) if vlm.spec.language.generates else ((0, len(ids)),)
     for start, stop in pieces:
         outputs = run(session, {
             "inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": np.ones((1, stop), np.int64),
-            "position_ids": np.arange(start, stop)[None], **cache,
+            "position_ids": np.arange(start, stop)[None], **kept, **cache,
         })  # fmt: skip
         parts.append(outputs.pop("logits"))
         cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnxruntime
 
-from vlmexport.artifact.session import empty_cache, run
+from vlmexport.artifact.session import empty_cache, rows_to_keep, run
 from vlmexport.runtime.stages import F32
 
 _PAST = "past_key_values"
@@ -33,7 +33,7 @@ class GrowingCache:
             "inputs_embeds": _value(np.ascontiguousarray(embeds)),
             "attention_mask": _value(np.ones((1, total), np.int64)),
             "position_ids": _value(np.arange(self._past, total)[None]),
-        }
+        } | {name: _value(count) for name, count in rows_to_keep(self._session, last).items()}
         found = self._session.run_with_ort_values(self._names, given | self._cache)
         outputs = dict(zip(self._names, found, strict=True))
         logits: F32 = outputs.pop("logits").numpy()
@@ -65,6 +65,8 @@ class FixedCache:
         assert self._done <= self._length
         self._binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds))
         self._binding.bind_cpu_input("attention_mask", np.ones((1, self._done), np.int64))
+        for name, count in rows_to_keep(self._session, last).items():
+            self._binding.bind_cpu_input(name, count)
         self._binding.bind_output("logits")  # anew: what a run has put there has that run's shape
         self._session.run_with_iobinding(self._binding)
         logits: F32 = self._binding.get_outputs()[-1].numpy()

@@ -11,7 +11,7 @@ import onnxruntime
 from vlmexport.artifact.boundaries import Boundary, boundaries
 from vlmexport.artifact.bundle import Manifest
 from vlmexport.artifact.int8_layers import int8_layers
-from vlmexport.artifact.session import empty_cache, open_session, run, with_outputs
+from vlmexport.artifact.session import empty_cache, open_session, rows_to_keep, run, with_outputs
 from vlmexport.runtime.layers import Component
 from vlmexport.runtime.stages import F32
 
@@ -74,6 +74,9 @@ def _inputs(session: onnxruntime.InferenceSession, component: Component, given: 
     if component != "language":
         return inputs
     length = given.shape[1]
-    more = {"attention_mask": np.ones((1, length), np.int64), "position_ids": np.arange(length)[None]}
+    more: dict[str, np.ndarray] = {
+        "attention_mask": np.ones((1, length), np.int64), "position_ids": np.arange(length)[None]
+    }  # fmt: skip
     taken = {value.name for value in session.get_inputs()}
-    return inputs | {name: value for name, value in more.items() if name in taken} | empty_cache(session)
+    inputs |= {name: value for name, value in more.items() if name in taken}
+    return inputs | rows_to_keep(session, 0) | empty_cache(session)
