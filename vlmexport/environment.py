@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping
 from difflib import get_close_matches
 
-OURS = ("VLMEXPORT_CACHE", "VLMEXPORT_CACHE_DAYS", "VLMEXPORT_CACHE_SIZE", "VLMEXPORT_DEBUG")
+OURS = (
+    "VLMEXPORT_CACHE", "VLMEXPORT_CACHE_DAYS", "VLMEXPORT_CACHE_SIZE", "VLMEXPORT_DEBUG", "VLMEXPORT_WORKER_SECONDS",
+)  # fmt: skip
 _PREFIX, _OF_TESTS = "VLMEXPORT_", "VLMEXPORT_TEST_"
 
 

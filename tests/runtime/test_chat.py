@@ -32,7 +32,7 @@ def test_a_second_image() -> None:
     ("source", "said"),
     [
         (None, "x.gguf holds no chat template"),
-        ("{% if %}", "a chat template that is none"),
+        ("{% if %}", "it is no template"),
         ("{{ messages[0]['content'] }}", "leaves the image out"),
         ("{{ raise_exception('no') }}", "cannot be rendered"),
     ],

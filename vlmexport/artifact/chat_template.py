@@ -24,9 +24,9 @@ def chat_template(prompt: PromptSpec, end: str = "</s>") -> str:
     Args:
         end: the text of the end-of-sequence token, which closes an answer.
     """
-    user, assistant = _quoted(f"{prompt.user}: "), _quoted(f"{prompt.assistant}: ")
+    user, assistant = quoted(f"{prompt.user}: "), quoted(f"{prompt.assistant}: ")
     return (
-        _written_macro(_quoted(prompt.image_start + _OPEN), _quoted(_CLOSE + prompt.image_end + "\n"))
+        _written_macro(quoted(prompt.image_start + _OPEN), quoted(_CLOSE + prompt.image_end + "\n"))
         + _JOINED_MACRO
         + "{%- macro content(value) -%}"
         "{%- if value is string -%}{{- written(value) -}}"
@@ -34,15 +34,15 @@ def chat_template(prompt: PromptSpec, end: str = "</s>") -> str:
         "{%- endmacro -%}"
         "{%- if messages[0]['role'] == 'system' -%}"
         "{{- content(messages[0]['content']) + ' ' -}}"
-        f"{{%- else -%}}{{{{- {_quoted(prompt.system + ' ')} -}}}}{{%- endif -%}}"
+        f"{{%- else -%}}{{{{- {quoted(prompt.system + ' ')} -}}}}{{%- endif -%}}"
         "{%- for message in messages -%}"
         "{%- if message['role'] == 'user' -%}"
         f"{{{{- {user} + content(message['content']) + ' ' -}}}}"
         "{%- elif message['role'] == 'assistant' -%}"
-        f"{{{{- {assistant} + (content(message['content']) | trim) + {_quoted(end)} -}}}}"
+        f"{{{{- {assistant} + (content(message['content']) | trim) + {quoted(end)} -}}}}"
         "{%- endif -%}"
         "{%- endfor -%}"
-        f"{{%- if add_generation_prompt -%}}{{{{- {_quoted(prompt.assistant + ':')} -}}}}{{%- endif -%}}"
+        f"{{%- if add_generation_prompt -%}}{{{{- {quoted(prompt.assistant + ':')} -}}}}{{%- endif -%}}"
     )
 
 
@@ -90,6 +90,6 @@ _JOINED_MACRO = (
 of its own, of whatever type."""
 
 
-def _quoted(text: str) -> str:
-    """A Jinja string."""
+def quoted(text: str) -> str:
+    """A Jinja string, whatever is in the text."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

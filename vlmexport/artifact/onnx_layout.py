@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
+from vlmexport.artifact.chat_template import quoted
 from vlmexport.checkpoint import Spec, VisionSpec
 from vlmexport.checkpoint.layouts import design
 from vlmexport.errors import Unsupported
@@ -205,12 +206,16 @@ def chat_template(spec: Spec) -> str:
     )
     content = "{% if message['content'] is string %}{{ message['content'] }}{% else %}" + text + "{% endif %}"
     return (
-        "{% if messages[0]['role'] != 'system' %}{{ '" + prompt.system.replace("'", "\\'") + " ' }}{% endif %}"
+        "{% if messages[0]['role'] != 'system' %}{{ " + quoted(f"{prompt.system} ") + " }}{% endif %}"
         "{% for message in messages %}"
-        "{% if message['role'] == 'user' %}{{ '" + prompt.user + ": ' }}" + content + "{{ ' ' }}"
-        "{% elif message['role'] == 'assistant' %}{{ '" + prompt.assistant + ": ' }}" + content + "{{ eos_token }}"
+        "{% if message['role'] == 'user' %}{{ " + quoted(f"{prompt.user}: ") + " }}" + content + "{{ ' ' }}"
+        "{% elif message['role'] == 'assistant' %}{{ "
+        + quoted(f"{prompt.assistant}: ")
+        + " }}"
+        + content
+        + "{{ eos_token }}"
         "{% else %}" + content + "{{ ' ' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '" + prompt.assistant + ":' }}{% endif %}"
+        "{% if add_generation_prompt %}{{ " + quoted(f"{prompt.assistant}:") + " }}{% endif %}"
     )
 
 

@@ -12,6 +12,7 @@ import onnxruntime
 import vlmexport
 from vlmexport.cache import cache_folder
 from vlmexport.errors import MissingDependency
+from vlmexport.runtime.worker_process import own_python
 
 CORES = ("cortex-a76", "max")
 """QEMU's names. Int8 kernels differ: cortex-a76 has dot products (phones since 2018), max has i8mm too (since 2021)."""
@@ -20,7 +21,7 @@ PYTHON = "3.13"
 """Of the Debian release that is unpacked (``arm64_install``)."""
 
 _MACHINES = ("arm64", "aarch64")
-_WORKER = ("-m", "vlmexport.runtime.ort_worker")
+_WORKER = "vlmexport.runtime.ort_worker"
 
 
 def native() -> bool:
@@ -51,9 +52,9 @@ def cores() -> tuple[str, ...]:
 
 def command(root: Path, *arguments: str) -> list[str]:
     """Python of arm64 with arguments; the worker where there are none."""
-    arguments = arguments or _WORKER
     if native():
-        return [sys.executable, *arguments]
+        return [sys.executable, "-P", *arguments] if arguments else own_python(_WORKER)
+    arguments = arguments or ("-m", _WORKER)
     debian = root / "debian"
     python = debian / "usr" / "bin" / f"python{PYTHON}"
     return [str(root / "qemu-aarch64"), "-L", str(debian), str(python), "-P", "-s", *arguments]

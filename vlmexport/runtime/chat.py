@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from vlmexport.checkpoint.tokenizer import IMAGE_MARKER, split_prompt
 from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.runtime import template_process
 
-_CURE = "export the bundle again"
+_CURE = "export the bundle again; if a stranger made it, do not trust it"
 
 
 class ChatTemplate:
-    """A Jinja template, rendered with the settings of transformers, transformers.js and llama.cpp.
+    """A Jinja template, rendered as transformers, transformers.js and llama.cpp do, in a process of its own.
 
     Args:
         source: the template.
@@ -20,17 +18,14 @@ class ChatTemplate:
         where: the file that holds it, for messages.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: there is none.
     """
 
-    def __init__(self, source: str | None, marker: str, where: str) -> None:
-        if not source:
+    def __init__(self, source: object, marker: str, where: str) -> None:
+        if not isinstance(source, str) or not source:
             raise CheckpointError(f"{where} holds no chat template", _CURE)
-        self._marker, self._where = marker, where
-        try:
-            self._template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
-        except TemplateError as error:
-            raise CheckpointError(f"{where} holds a chat template that is none ({error})", _CURE) from error
+        self._source, self._marker, self._where = source, marker, where
+        template_process.start()
 
     def prompt(self, question: str) -> tuple[str, str, str]:
         """The prompt of one question about one image, with ``<image>`` where its tokens go; and the texts around it.
@@ -45,12 +40,9 @@ class ChatTemplate:
                 f"the question holds {marker}, and there is only one image",
                 f"leave {marker} out: the prompt puts it before the question",
             )
-        content = [{"type": "image"}, {"type": "text", "text": question}]
         try:
-            text = self._template.render(
-                messages=[{"role": "user", "content": content}], add_generation_prompt=True, bos_token="", eos_token=""
-            )
-        except TemplateError as error:
+            text = template_process.rendered(self._source, question)
+        except ValueError as error:
             raise CheckpointError(f"the chat template of {self._where} cannot be rendered ({error})", _CURE) from error
         if self._marker not in text:
             raise CheckpointError(f"the chat template of {self._where} leaves the image out", _CURE)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 
-from vlmexport.runtime.worker_process import WorkerProcess
+from vlmexport.runtime.worker_process import WorkerProcess, own_python
 
 
 class Process(WorkerProcess):
@@ -15,7 +14,7 @@ class Process(WorkerProcess):
         environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
         if "LLAMA_CPP_LIB_PATH" in environment:
             environment.setdefault("MTMD_CPP_LIB", environment["LLAMA_CPP_LIB_PATH"])
-        command = [sys.executable, "-m", "vlmexport.runtime.llamacpp_worker"]
+        command = own_python("vlmexport.runtime.llamacpp_worker")
         cure = "nothing else was harmed; try again with more memory, or use an ONNX bundle"
         super().__init__("llama.cpp", command, environment, cure)
 

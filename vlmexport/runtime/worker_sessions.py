@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ import numpy as np
 
 from vlmexport.runtime.ort_sessions import Array
 from vlmexport.runtime.stages import F32
-from vlmexport.runtime.worker_process import WorkerProcess
+from vlmexport.runtime.worker_process import WorkerProcess, own_python
 
 
 def own_worker() -> WorkerProcess:
     """A worker of this interpreter, on this machine."""
-    command = [sys.executable, "-m", "vlmexport.runtime.ort_worker"]
+    command = own_python("vlmexport.runtime.ort_worker")
     return WorkerProcess("onnxruntime", command, os.environ, "try again with more memory")
 
 
