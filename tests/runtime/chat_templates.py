@@ -97,6 +97,7 @@ Be helpful.<|im_end|>
 {%- if not image_ns.has_images %}
     {{- "<|start_header_id|>system<|end_header_id|>\\n\\nToday: " + date_string + "<|eot_id|>" }}
 {%- endif %}
+{%- if tools is not none %}{{- "Environment: ipython\\n" }}{%- endif %}
 {%- for message in messages %}
     {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
     {%- if message['content'] is string %}

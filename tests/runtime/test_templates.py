@@ -68,8 +68,6 @@ def theirs(source: str, values: dict[str, Any]) -> str:
 
 def ours(source: str, values: dict[str, Any]) -> str:
     given = {"tools": None, "documents": None, "add_generation_prompt": False} | values
-    if given["tools"] is None:
-        given["tools"] = []  # as transformers has it
     try:
         return compiled(source).render(given)
     except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:

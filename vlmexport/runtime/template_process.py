@@ -27,7 +27,7 @@ def rendered(source: str, question: str) -> str:
     """
     content = [{"type": "image"}, {"type": "text", "text": question}]
     values = {
-        "messages": [{"role": "user", "content": content}], "add_generation_prompt": True, "tools": [],
+        "messages": [{"role": "user", "content": content}], "add_generation_prompt": True, "tools": None,
         "documents": None, "bos_token": "", "eos_token": "",
     }  # fmt: skip
     return render(source, values)
