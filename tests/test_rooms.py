@@ -12,9 +12,9 @@ import vlmexport
 PACKAGE = Path(vlmexport.__file__).parent
 # demo holds scenes and weights and imports nothing, so it stands first.
 ROOMS = (
-    "errors", "text", "extras", "threads", "units", "console", "cache", "compiled", "demo", "recipe", "environment",
-    "flags", "checkpoint", "model", "calibrate", "quantize", "artifact", "design", "runtime", "serve", "bench",
-    "parity", "plan", "costs", "report", "pipeline", "cli", "pytest_plugin", "__init__", "__main__",
+    "errors", "text", "extras", "threads", "units", "console", "cache", "files", "compiled", "demo", "recipe",
+    "environment", "flags", "checkpoint", "model", "calibrate", "quantize", "artifact", "design", "runtime", "serve",
+    "bench", "parity", "plan", "costs", "report", "pipeline", "cli", "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

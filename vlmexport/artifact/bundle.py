@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from vlmexport import files
 from vlmexport.artifact.card import card
 from vlmexport.artifact.inside import InnerPath, refuse_links
 from vlmexport.artifact.staging import MANIFEST as MANIFEST
@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 _MANIFEST_BYTES = 64 << 20
+_LOCK = ".vlmexport.lock"
+_PATIENCE = 60.0
+"""Seconds to wait for another check's result, which is written within one."""
+
 _SPEC = TypeAdapter(Spec)
 
 
@@ -164,12 +168,28 @@ def _component(name: str, components: dict[str, str]) -> str | None:
     return components.get(re.sub(r"\.onnx_data(_\d+)?$", ".onnx", name))
 
 
+def store_result(folder: Path, checked: Manifest, name: str, result: str, parity: dict[str, Any]) -> None:
+    """Write what a check found: the file ``name``, the manifest and the card, all three by one check at a time.
+
+    Args:
+        checked: the manifest of the bundle that was checked.
+        parity: what the manifest says of it.
+
+    Raises:
+        UsageError: meanwhile another bundle took its place, or another check does not end; nothing is written.
+    """
+    busy = UsageError(f"another check of {folder} is writing its result", "check it again")
+    with files.locked(folder / _LOCK, busy, _PATIENCE):
+        if read_manifest(folder).model_copy(update={"parity": None}) != checked.model_copy(update={"parity": None}):
+            raise UsageError(f"{folder} was exported again while it was checked", "check it again")
+        files.write(folder / name, result)
+        write_manifest(folder, checked.model_copy(update={"parity": parity}))
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``vlmexport.json`` and the model card; neither is ever half there."""
     for name, text in ((CARD, card(manifest)), (MANIFEST, manifest.model_dump_json(indent=2) + "\n")):
-        temporary = folder / f".{name}.partial"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, folder / name)
+        files.write(folder / name, text)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -25,6 +25,7 @@ from vlmexport.artifact.fused_decoder import NEAREST, Rounding
 from vlmexport.artifact.graph import save, share
 from vlmexport.artifact.int8 import Int8
 from vlmexport.artifact.onnx_sizes import sizes, vision_sizes
+from vlmexport.artifact.silent import SILENT
 from vlmexport.artifact.simplify import simplify
 from vlmexport.artifact.trace import Traced
 from vlmexport.artifact.traces import Part, Traces, pack, unpack
@@ -92,7 +93,7 @@ def write_graphs(
     with console.bars(totals) as bars:
         graphs = _Graphs(checkpoint, settings, int8, folder, bars)
         fused = settings.fused_decoder
-        with TemporaryDirectory(dir=folder) as scratch, ThreadPoolExecutor(2) as pool, graphs.stopping():
+        with TemporaryDirectory(dir=folder) as scratch, SILENT, ThreadPoolExecutor(2) as pool, graphs.stopping():
             # Tracing holds the interpreter; what else there is to do mostly does not, and runs beside it.
             beside = [pool.submit(graphs.fused_decoder, rounding)] if fused else []
             graphs.trace_parts(("vision", "projector") if fused else COMPONENTS, Path(scratch))

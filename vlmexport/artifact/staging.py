@@ -10,12 +10,12 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from vlmexport.errors import UsageError
+from vlmexport.files import locked, replace
 
 MANIFEST = "vlmexport.json"
 _MARK = ".vlmexport"
@@ -35,8 +35,8 @@ def staged(destination: Path, force: bool, needed: int = 0, mark: str = MANIFEST
         mark: the file that tells a folder of ours from others.
 
     Raises:
-        UsageError: the destination exists and ``force`` is not set, another export to it is running, or the disk is
-            full, beforehand or on the way.
+        UsageError: the destination exists and ``force`` is not set, another export to it is running, the disk is
+            full, beforehand or on the way, or a program uses the old bundle and the system does not let it be moved.
     """
     with _locked(destination) as root:
         _refuse(destination, force, mark)
@@ -50,8 +50,8 @@ def staged(destination: Path, force: bool, needed: int = 0, mark: str = MANIFEST
                 raise UsageError(f"no space left for {destination} ({error.strerror})", _ROOM) from error
             raise
         if destination.exists():
-            os.replace(destination, root / _OLD)
-        os.replace(new, destination)
+            replace(destination, root / _OLD)
+        replace(new, destination)
 
 
 def refuse_destination(destination: Path, force: bool, mark: str = MANIFEST) -> None:
@@ -101,45 +101,21 @@ def _locked(destination: Path) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     if not (root / _MARK).exists() and any(root.iterdir()):
         raise UsageError(f"{root} is in the way, and not vlmexport's", "move it, or pass another --output")
-    with (root / _MARK).open("w") as mark:
-        if not _lock(mark.fileno(), root / _MARK):
-            raise UsageError(f"another export to {destination} is running", "wait for it")
-        try:
-            _clear(root, destination)
-            yield root
-        finally:
-            _clear(root, destination)
-            mark.close()  # Windows does not remove open files
-            shutil.rmtree(root, ignore_errors=True)
+    try:
+        with locked(root / _MARK, UsageError(f"another export to {destination} is running", "wait for it")):
+            try:
+                _clear(root, destination)
+                yield root
+            finally:
+                _clear(root, destination)
+    finally:
+        with suppress(OSError):  # another export is in it
+            root.rmdir()
 
 
 def _clear(root: Path, destination: Path) -> None:
     """Between the two renames of a swap there is no bundle at the destination: then the old one goes back."""
     if (root / _OLD).exists() and not destination.exists():
-        os.replace(root / _OLD, destination)
+        replace(root / _OLD, destination)
     for name in (_NEW, _OLD):
         shutil.rmtree(root / name, ignore_errors=True)
-
-
-def _lock(descriptor: int, path: Path) -> bool:
-    """Whether the mark is ours now. The operating system lets go of it when a process ends, however it ends."""
-    try:
-        _try_lock(descriptor)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:
-        return True  # a file system that knows no locks
-    # Another run may have ended, and removed the file, after this one opened it.
-    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _try_lock(descriptor: int) -> None:
-        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-else:
-    import fcntl
-
-    def _try_lock(descriptor: int) -> None:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

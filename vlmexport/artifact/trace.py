@@ -5,23 +5,20 @@ Every graph is compared with the PyTorch module at once, on shapes that it was n
 
 from __future__ import annotations
 
-import io
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import initializer_deduplication
 from onnxscript import optimizer
 from torch import nn
 from transformers import DynamicCache
 
 from vlmexport.artifact import kept_rows
 from vlmexport.artifact.graph import clean, rename_dimensions
+from vlmexport.artifact.silent import SILENT
 from vlmexport.errors import Unsupported, first_line
 from vlmexport.model import VLM, plugins
 
@@ -224,10 +221,7 @@ def trace_module(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str]
         Unsupported: the module cannot be traced.
     """
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-            warnings.filterwarnings("ignore", message="# The axis name", category=UserWarning)
-            warnings.filterwarnings("ignore", category=DeprecationWarning)
-            warnings.filterwarnings("ignore", category=FutureWarning)
+        with SILENT:
             program = torch.onnx.export(
                 module.eval(), inputs, dynamo=True, dynamic_shapes=axes, input_names=names, output_names=outputs,
                 opset_version=OPSET, verbose=False, optimize=False,
@@ -243,25 +237,21 @@ def trace_module(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str]
         """Constants of the graph, but nothing that depends on a weight: weights are put in later."""
         return False if any(value is not None and value.name in parameters for value in node.inputs) else None
 
-    with _batch_norms_kept(program.model.graph):
+    with SILENT, _batch_norms_kept(program.model.graph):
         optimizer.optimize_ir(program.model, should_fold=should_fold)
     return clean(program.model)
 
 
 @contextmanager
 def _batch_norms_kept(graph: ir.Graph) -> Iterator[None]:
-    """The optimiser folds batch norms into convolutions unless their weights are inputs: it would fold random ones.
-
-    It warns of every initializer that is an input and so not shared with an equal one; here that is meant.
-    """
+    """The optimiser folds batch norms into convolutions unless their weights are inputs: it would fold random ones."""
     norms = [node for node in graph if node.op_type == "BatchNormalization"]
-    count, logger = len(graph.inputs), logging.getLogger(initializer_deduplication.__name__)
-    level = logger.level
+    count = len(graph.inputs)
     graph.inputs.extend(value for node in norms for value in node.inputs[1:] if value is not None)
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
-    del graph.inputs[count:]
+    try:
+        yield
+    finally:
+        del graph.inputs[count:]
 
 
 def _set_tokens(model: ir.Model, vlm: VLM) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 
-from vlmexport.artifact.bundle import Manifest, read_manifest, tool_versions, verify, write_manifest
+from vlmexport.artifact.bundle import Manifest, read_manifest, store_result, tool_versions, verify
 from vlmexport.bench import Request, halves
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.samples import image_hashes
@@ -112,10 +111,7 @@ def check(
         result = _with_memory(result, bundle, manifest, chosen)
     if old:
         result = compared(result, old, SLACK if slack is None else slack)
-    temporary = bundle / f".{RESULT}.partial"
-    temporary.write_text(result.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, bundle / RESULT)
-    write_manifest(bundle, manifest.model_copy(update={"parity": _summary(result)}))
+    store_result(bundle, manifest, RESULT, result.model_dump_json(indent=2) + "\n", _summary(result))
     return result
 
 

@@ -8,7 +8,6 @@ does not grow with their number.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.files import beside, whole
 from vlmexport.parity.expected import Expected, ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
 from vlmexport.parity.same import other_model, other_samples
@@ -42,7 +42,7 @@ class Recorder:
             "inputs": inputs.model_copy(update={"files": {}}).model_dump(),
         }  # fmt: skip
         self._header: dict[str, Any] = {}
-        self._partial = path.with_name(f".{path.name}.partial")
+        self._partial = beside(path)
         self._data = self._partial.open("wb")
 
     def image(self, sample: Sample) -> ImageValues:
@@ -76,11 +76,10 @@ class Recorder:
         """Put the header before the data."""
         self._data.close()
         header = json.dumps({"__metadata__": {_KEY: json.dumps(self._about)}, **self._header}).encode()
-        whole = self._path.with_name(f".{self._path.name}.whole")
-        with whole.open("wb") as file, self._partial.open("rb") as data:
+        with whole(self._path) as temporary, temporary.open("wb") as file, self._partial.open("rb") as data:
             file.write(len(header).to_bytes(8, "little") + header)
             shutil.copyfileobj(data, file)
-        os.replace(whole, self._path)
+            file.close()  # Windows does not rename open files
         self.close()
 
     def close(self) -> None:

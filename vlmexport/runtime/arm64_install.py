@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import numpy as np
 import onnxruntime
 
 from vlmexport.console import Console
-from vlmexport.errors import MissingDependency, VlmExportError
+from vlmexport.errors import MissingDependency, UsageError, VlmExportError
+from vlmexport.files import locked
 from vlmexport.runtime.arm64_root import CORES, PYTHON, command, environment, native, root_folder
 
 _RELEASE = "trixie"
@@ -38,6 +41,7 @@ def install(console: Console) -> Path:
 
     Raises:
         MissingDependency: a tool is missing, a server cannot be reached, or what came does not run.
+        UsageError: another process is setting it up.
     """
     root = root_folder()
     if root.is_dir():
@@ -47,6 +51,14 @@ def install(console: Console) -> Path:
             raise MissingDependency(f"{tool} is not here, and QEMU comes as a Debian package", "use Debian")
     if not _KEYRING.is_file():
         raise MissingDependency(f"{_KEYRING} is missing", "apt-get install debian-archive-keyring")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    busy = UsageError(f"another process is setting up {root}", "wait for it")
+    with locked(root.with_name(f".{root.name}.lock"), busy):
+        _install(root, console)
+    return root
+
+
+def _install(root: Path, console: Console) -> None:
     partial = root.with_name(f".{root.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -62,7 +74,6 @@ def install(console: Console) -> Path:
         os.replace(partial, root)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return root
 
 
 def _debian(downloads: Path, root: Path) -> None:
@@ -100,13 +111,19 @@ def _options(folder: Path) -> list[str]:
 
 def _unpack(package: Path, name: str, file: Path) -> None:
     """One file of a package that unpacks to half a gigabyte."""
-    with (
-        subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as process,
-        tarfile.open(fileobj=process.stdout, mode="r|") as archive,
-    ):
-        for member in archive:
-            if member.name == name and (content := archive.extractfile(member)):
-                file.write_bytes(content.read())
+    command = ["dpkg-deb", "--fsys-tarfile", str(package)]
+    with TemporaryFile() as log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log) as process:
+        assert process.stdout is not None
+        with suppress(tarfile.TarError), tarfile.open(fileobj=process.stdout, mode="r|") as archive:
+            for member in archive:
+                if member.name == name and (content := archive.extractfile(member)):
+                    file.write_bytes(content.read())
+        process.stdout.read()  # a pipe that is closed early would end it with an error
+        if process.wait():
+            log.seek(0)
+            raise _failed(command, process.returncode, log.read().decode(errors="replace"))
+    if not file.is_file():
+        raise MissingDependency(f"{package.name} holds no {name}", "try again, with a network")
     file.chmod(0o755)
 
 
@@ -130,11 +147,15 @@ def _run(command: list[str], folder: Path | None = None, environment: Mapping[st
     """What a command prints."""
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        said = next((line for line in lines if line.startswith(("E:", "ERROR:"))), lines[-1])
-        name = Path(command[0]).name
-        raise MissingDependency(f"{name} failed while setting up arm64 ({said})", "try again, with a network")
+        raise _failed(command, done.returncode, done.stderr)
     return done.stdout
+
+
+def _failed(command: list[str], status: int, said: str) -> MissingDependency:
+    lines = said.strip().splitlines() or [f"exit code {status}"]
+    reason = next((line for line in lines if line.startswith(("E:", "ERROR:"))), lines[-1])
+    name = Path(command[0]).name
+    return MissingDependency(f"{name} failed while setting up arm64 ({reason})", "try again, with a network")
 
 
 def main() -> int:
