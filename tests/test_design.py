@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ from tests.onnx_bundles import picture
 from tests.test_cli import assert_one_line_error
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.calibrate import calibration_samples
-from vlmexport.checkpoint import open_checkpoint
+from vlmexport.checkpoint import VisionSpec, open_checkpoint
 from vlmexport.checkpoint.locate import demo_folder
 from vlmexport.design import MARK, Design, create, specify, write
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
@@ -159,6 +159,14 @@ def test_a_garbled_config_is_one_clear_error(
 
 
 @pytest.mark.slow
+def test_fields_whose_annotations_are_types(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python 3.14 has them where a module does without `from __future__ import annotations`."""
+    hints = get_type_hints(VisionSpec)
+    for field in fields(VisionSpec):
+        monkeypatch.setattr(field, "type", hints[field.name])
+    assert open_checkpoint(folder).spec.vision == specify(TINY).vision
+
+
 def test_the_command_shows_what_it_made(tmp_path: Path) -> None:
     chosen = ("--vision", "clip:tiny", "--image-size", "168", "--projector", "pool_max")
     made = vlmexport("new", *chosen, "-o", tmp_path / "made", "--json")

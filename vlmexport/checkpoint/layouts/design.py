@@ -5,9 +5,9 @@ Tensors lie under ``vision.``, ``projector.`` and ``language.`` with their canon
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from vlmexport.checkpoint import sizes
 from vlmexport.checkpoint.documents import section
@@ -59,12 +59,12 @@ def settings(config: dict[str, Any], path: Path) -> Settings:
 
 
 def _encoder(vision: dict[str, Any], path: Path) -> VisionSpec:
-    known = {field.name: field for field in fields(VisionSpec)}
+    known = get_type_hints(VisionSpec)
     unknown = sorted(set(vision) - set(known))
     if unknown:
         raise CheckpointError(f"{path}: vision_config.{unknown[0]} is unknown", f"known: {', '.join(known)}")
     try:
-        values = {key: _typed(str(known[key].type), value) for key, value in vision.items()}
+        values = {key: _typed(known[key], value) for key, value in vision.items()}
         spec = VisionSpec(**values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: vision_config is garbled ({error})", _CURE) from error
@@ -74,14 +74,13 @@ def _encoder(vision: dict[str, Any], path: Path) -> VisionSpec:
     return spec
 
 
-def _typed(kind: str, value: Any) -> Any:
+def _typed(kind: Any, value: Any) -> Any:
     """A value of a JSON document as the type of a field of ``VisionSpec``."""
-    if kind.startswith("tuple"):
+    if get_origin(kind) is tuple:
         red, green, blue = (float(part) for part in value)
         return red, green, blue
-    known: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,)}
-    if isinstance(value, bool) or not isinstance(value, known[kind]):
-        raise TypeError(f"{value!r} is no {kind}")
+    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+        raise TypeError(f"{value!r} is no {kind.__name__}")
     return value
 
 
