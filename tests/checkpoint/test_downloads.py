@@ -135,6 +135,13 @@ def test_no_weights_but_something_else(name: str, what: str, cure: str, folder: 
     assert cure in error.cure
 
 
+def test_a_file_of_the_checkpoint(folder: Path) -> None:
+    error = refused(folder / WEIGHTS)
+    assert (error.what, error.cure) == (
+        f"{folder / WEIGHTS} is a file, not the folder of a checkpoint", f"pass {folder}"
+    )  # fmt: skip
+
+
 def test_a_folder_around_the_checkpoint(folder: Path) -> None:
     error = refused(folder.parent)
     assert error.cure == f"pass a folder inside, such as {folder}"

@@ -56,6 +56,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.exists():
         raise CheckpointError(f"{folder} does not exist", "pass the folder of a checkpoint, or `demo`")
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file, not the folder of a checkpoint", f"pass {folder.parent}")
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(
             f"{folder} is a LoRA adapter, not a model",

@@ -25,7 +25,7 @@ def pictures(measured: Measured, samples: Sequence[Sample], spec: VisionSpec) ->
     if not known:
         return []
     order = sorted(known, key=lambda image: float(list(known[image].values())[-1].mean()))
-    loads = {sample.image_id: sample.load for sample in samples}
+    loads = {sample.image_id: sample.image for sample in samples}
 
     def picture(image: str, rank: Literal["worst", "median"]) -> Picture:
         rows = {stage: [float(f"{value:.7g}") for value in cosines] for stage, cosines in known[image].items()}
