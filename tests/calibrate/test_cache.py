@@ -151,7 +151,7 @@ def test_the_code_that_counts(tiny: Checkpoint) -> None:
     everywhere = {
         "model.vlm", "model.pixels", "model.images", "model.weights", "model.vision.clip", "model.projector.ldpnetv2",
         "calibrate.collect", "calibrate.recorder", "calibrate.statistics", "checkpoint.tensors", "checkpoint.spec",
-        "checkpoint.tokenizer",
+        "checkpoint.tokenizer", "checkpoint.rope", "checkpoint.layouts.original",
     }  # fmt: skip
     assert everywhere <= tower < collects < feels
     assert collects - tower == {"model.language.llama"}

@@ -12,25 +12,24 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from pkgutil import iter_modules
 
 import vlmexport
-from vlmexport.checkpoint import Spec
+from vlmexport.checkpoint import Spec, layouts
 from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.model import plugins
 
 _ROOT = Path(vlmexport.__file__).parent
 _COUNTING = (
     "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics", "model",
-    "checkpoint.json_tokenizer", "checkpoint.layouts", "checkpoint.spec", "checkpoint.tensors", "checkpoint.tokenizer",
+    "checkpoint.json_tokenizer", "checkpoint.layouts", "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors",
+    "checkpoint.tokenizer",
 )  # fmt: skip
 """Modules and rooms that imports are followed into. What the others find out is in the key already: the Spec, the bytes
 of tokenizer and images."""
 
-_ALWAYS = (
-    "model.images", "model.vlm", "checkpoint.json_tokenizer", "checkpoint.layouts.design",
-    "checkpoint.layouts.llava_hf", "checkpoint.layouts.original",
-)  # fmt: skip
-"""Modules that no import of a measurement names."""
+_ALWAYS = ("model.images", "model.vlm", "checkpoint.json_tokenizer")
+"""Modules that no import of a measurement names; nor does one name the layouts."""
 
 _TOOLS = ("torch", "transformers", "timm", "pillow", "sentencepiece", "tokenizers")
 
@@ -48,7 +47,8 @@ def code(spec: Spec, measurement: str, components: tuple[str, ...] = COMPONENTS)
 def modules(spec: Spec, measurement: str, components: tuple[str, ...]) -> set[str]:
     """Names, without ``vlmexport.``, of the modules that count."""
     found: set[str] = set()
-    todo = [measurement, *_ALWAYS, *(name for component in components for name in _kinds(spec, component))]
+    todo = [measurement, *_ALWAYS, *(f"checkpoint.layouts.{info.name}" for info in iter_modules(layouts.__path__))]
+    todo += [name for component in components for name in _kinds(spec, component)]
     while todo:
         name = todo.pop()
         if name not in found:
