@@ -15,6 +15,7 @@ from tests.command import vlmexport
 from tests.gguf_bundles import export
 from tests.onnx_bundles import Bundles, picture
 from vlmexport.artifact.bundle import read_manifest
+from vlmexport.bench.measure import Request, decoder_peak
 from vlmexport.calibrate import Sample, collect
 from vlmexport.calibrate.sensitivity import sequence
 from vlmexport.checkpoint import Checkpoint, open_checkpoint
@@ -83,6 +84,13 @@ def test_one_line_and_one_exit_code(short: Checkpoint, gguf: Path, onnx_bundle: 
     assert len({one.stderr for one in done}) == 1
     assert f"{VISUAL} of the image), the model's context is {CONTEXT}" in done[0].stderr
     assert done[0].stdout == ""
+
+
+@pytest.mark.slow
+def test_a_bench_is_refused_alike(gguf: Path) -> None:
+    request = Request(picture(0), "what is it? " * 500, 2)
+    with pytest.raises(UsageError, match=rf"gguf: the prompt is \d+ tokens long .* context is {CONTEXT}"):
+        decoder_peak(gguf, read_manifest(gguf), request, TOKENS)
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from functools import cache
 from pathlib import Path
 
 from vlmexport.cache import cache_folder, goes_on_without, is_held, used
@@ -18,6 +17,9 @@ VERSION = "4.3.1"
 """Of transformers.js: the one that the tests run."""
 
 _TRANSFORMERS, _ONNXRUNTIME = "@huggingface/transformers", "onnxruntime-web"
+_own: dict[Path, tempfile.TemporaryDirectory[str]] = {}
+"""Place in a cache that cannot be written → a folder in its place, which is removed when this process ends."""
+
 _FILES = {
     "transformers.min.js": _TRANSFORMERS,
     "ort-wasm-simd-threaded.mjs": _ONNXRUNTIME,
@@ -38,6 +40,8 @@ def client_files(folder: Path | None, console: Console) -> dict[str, Path]:
     if folder is not None:
         return _installed(folder)
     cached = cache_folder() / f"transformers.js-{VERSION}"
+    if cached in _own:
+        cached = Path(_own[cached].name) / cached.name
     found = cached if is_held(cached) else _fetch(cached, console)
     used(found)
     return {name: found / name for name in _FILES}
@@ -50,12 +54,6 @@ def _installed(folder: Path) -> dict[str, Path]:
             install = f"npm install --ignore-scripts --prefix {folder} {_TRANSFORMERS}@{VERSION}"
             raise MissingDependency(f"{folder} does not hold transformers.js ({path} is missing)", install)
     return found
-
-
-@cache
-def _own_folder() -> tempfile.TemporaryDirectory[str]:
-    """For a cache that cannot be written; it is removed when this process ends."""
-    return tempfile.TemporaryDirectory(prefix="transformers.js-")
 
 
 def _fetch(cached: Path, console: Console) -> Path:
@@ -72,7 +70,8 @@ def _fetch(cached: Path, console: Console) -> Path:
         folder = tempfile.TemporaryDirectory(prefix=".transformers.js-", suffix=".partial", dir=cached.parent)
     except OSError as error:
         goes_on_without(error)
-        cached = Path(_own_folder().name) / cached.name
+        own = _own[cached] = tempfile.TemporaryDirectory(prefix="transformers.js-")
+        cached = Path(own.name) / cached.name
         folder = tempfile.TemporaryDirectory(dir=cached.parent)
     with folder as name:
         work = Path(name)
