@@ -9,29 +9,41 @@
 PYTHON ?= python3.11
 VENV := .venv
 
-.PHONY: demo test quick thorough rotating parity baselines optimum arm64 bench lint clean
+.PHONY: demo announce test quick thorough rotating parity baselines optimum arm64 bench lint clean
+
+# `make demo` says which of its five steps it is at. Other goals share them, without the numbers.
+step = $(if $(filter demo,$(MAKECMDGOALS)),[$(1)/5] )
 
 $(VENV)/ready: pyproject.toml
-	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip
-	$(VENV)/bin/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python recipes/demo/step.py --log $(VENV)/install.log \
+	    '$(call step,1)Python packages into $(VENV), once: some minutes, and six more for llama.cpp, which is compiled' \
+	    -- sh -c '$(VENV)/bin/python -m pip install --upgrade pip && \
+	    $(VENV)/bin/python -m pip install --progress-bar off --editable ".[dev]"'
+	@touch $@
 
 # A bundle is exported again when anything that made it is newer.
 SOURCES := $(shell find vlmexport recipes/*.toml calibration -type f ! -path '*/__pycache__/*')
 BUNDLES := out/demo-x86 out/demo-arm64 out/demo-gguf
 
 out/demo-x86/vlmexport.json: $(VENV)/ready $(SOURCES)
-	$(VENV)/bin/vlmexport onnx demo --target x86 --output out/demo-x86 --force
+	@echo '$(call step,2)ONNX int8 for x86: calibration on 72 pictures, then the graphs; about a minute'
+	@$(VENV)/bin/vlmexport onnx demo --target x86 --output out/demo-x86 --force
 
 out/demo-arm64/vlmexport.json: $(VENV)/ready $(SOURCES)
-	$(VENV)/bin/vlmexport onnx demo --target arm64 --output out/demo-arm64 --force
+	@echo '$(call step,3)ONNX int8 for arm64: the same statistics, other kernels'
+	@$(VENV)/bin/vlmexport onnx demo --target arm64 --output out/demo-arm64 --force
 
 out/demo-gguf/vlmexport.json: $(VENV)/ready $(SOURCES)
-	$(VENV)/bin/vlmexport gguf demo --bits 4 --output out/demo-gguf --force
+	@echo '$(call step,4)GGUF in 4 bits for llama.cpp: an importance matrix of the same statistics, and the mmproj'
+	@$(VENV)/bin/vlmexport gguf demo --bits 4 --output out/demo-gguf --force
 
-demo: $(BUNDLES:=/vlmexport.json)
-	$(VENV)/bin/python recipes/demo/tour.py $(BUNDLES)
+demo: announce $(BUNDLES:=/vlmexport.json)
+	@echo '$(call step,5)three bundles against the float model, stage by stage, and what they answer; about a minute'
+	@$(VENV)/bin/python recipes/demo/tour.py $(BUNDLES)
+
+announce:
+	@echo 'make demo: Python packages, three exports of the demo model, a check of each. What is there already is not made again.'
 
 # Two processes, one for each core; a file's tests stay together, because they share what they export, and files with
 # slow tests come first (tests/conftest.py). One thread each, ONNX Runtime's and llama.cpp's too: four on two cores would
@@ -55,7 +67,7 @@ rotating: $(VENV)/ready
 
 # The demo's bundles against what was reached before (baselines/). Half of the losses may be added: another machine has other kernels.
 parity: $(BUNDLES:=/vlmexport.json)
-	for bundle in $(BUNDLES); do \
+	@for bundle in $(BUNDLES); do \
 	    $(VENV)/bin/vlmexport check $$bundle --baseline baselines/$$(basename $$bundle).json --slack 0.5 || exit 1; \
 	done
 

@@ -9,7 +9,9 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import isfinite
+from threading import Event, Thread
 from time import monotonic
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -55,7 +57,7 @@ _COLUMNS: dict[str, Callable[[], list[ProgressColumn]]] = {
 
 Unit = Literal["steps", "bytes"]
 
-_HEARTBEAT = 30.0
+HEARTBEAT = 30.0
 """Seconds between lines about what takes long, where there is no terminal."""
 
 
@@ -106,7 +108,7 @@ class Console:
         if self.as_json:
             self._document(data)
         else:
-            self._out.print(human)
+            self._out.print(human, soft_wrap=not self._out.is_terminal)  # a terminal breaks lines within words
 
     def stream(self, text: str) -> None:
         """A piece of a result that grows (an answer being decoded)."""
@@ -148,9 +150,8 @@ class Console:
             yield dict.fromkeys(totals, no_advance)
             return
         if not self._err.is_terminal:
-            for label, total in totals.items():
-                self.note(label if unit == "steps" else f"{label}, {decimal(total)}")
-            yield {label: _Heartbeat(self, label, total, unit) for label, total in totals.items()}
+            with _Heartbeat(self, totals, unit) as advance:
+                yield advance
             return
         columns = [TextColumn("{task.description}", markup=False), BarColumn(), *_COLUMNS[unit]()]
         with Progress(*columns, console=self._err, transient=True) as progress:
@@ -159,20 +160,33 @@ class Console:
 
 
 class _Heartbeat:
-    """Says how far something is, at most every half a minute, and nothing of what is done sooner."""
+    """What is under way where there is no terminal: says every half a minute how far it is, until it is done."""
 
-    def __init__(self, console: Console, label: str, total: int, unit: Unit) -> None:
-        self._console, self._label, self._total, self._unit = console, label, total, unit
-        self._done, self._start = 0, monotonic()
-        self._said = self._start
+    def __init__(self, console: Console, totals: Mapping[str, int], unit: Unit) -> None:
+        self._console, self._totals, self._unit = console, totals, unit
+        self._done, self._start, self._over = dict.fromkeys(totals, 0), monotonic(), Event()
 
-    def __call__(self, amount: int = 1, /) -> None:
-        self._done += amount
-        now = monotonic()
-        if now - self._said >= _HEARTBEAT and self._done < self._total:
-            self._said = now
-            done, total = (str(n) if self._unit == "steps" else decimal(n) for n in (self._done, self._total))
-            self._console.note(f"{self._label}: {done} of {total}, after {now - self._start:.0f} s")
+    def __enter__(self) -> dict[str, Advance]:
+        for label, total in self._totals.items():
+            self._console.note(label if self._unit == "steps" else f"{label}, {decimal(total)}")
+        Thread(target=self._beat, daemon=True).start()
+        return {label: partial(self._advance, label) for label in self._totals}
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+
+    def _advance(self, label: str, amount: int = 1, /) -> None:
+        self._done[label] += amount
+
+    def _beat(self) -> None:
+        while not self._over.wait(HEARTBEAT):
+            for label, total in self._totals.items():
+                if self._done[label] < total:
+                    self._console.note(f"{label}: {self._far(label, total)}")
+
+    def _far(self, label: str, total: int) -> str:
+        done, whole = (str(n) if self._unit == "steps" else decimal(n) for n in (self._done[label], total))
+        return f"{done} of {whole}, after {monotonic() - self._start:.0f} s"
 
 
 def _json(data: Any, encoding: str) -> str:
@@ -199,10 +213,11 @@ def _advancing(progress: Progress, task: TaskID) -> Advance:
 
 
 class _Rate(ProgressColumn):
-    """Seconds a step, once one is done."""
+    """Seconds a step, once one is done: the mean, for steps may end many at a time."""
 
     def render(self, task: Task) -> Text:
-        return Text("" if not task.speed else f"{1 / task.speed:.1f} s each", style="dim")
+        known = task.completed and task.elapsed
+        return Text(f"{task.elapsed / task.completed:.1f} s each" if known else "", style="dim")
 
 
 QUIET = Console(quiet=True)

@@ -13,13 +13,12 @@ import sys
 import time
 from pathlib import Path
 
-from rich.console import Console as RichConsole
 from rich.table import Table
 
 from vlmexport import ask, check
 from vlmexport.artifact.card import number
 from vlmexport.calibrate.samples import calibration_folder
-from vlmexport.console import Console
+from vlmexport.console import Console, Screen
 from vlmexport.parity import ParityResult
 
 ROWS = {
@@ -29,6 +28,9 @@ ROWS = {
     "logits": ("kld", "agreement"),
     "answer": ("agreement", "equal", "accuracy"),
 }
+WIDTH = 130
+"""Columns of the picture and of a log; a terminal has its own."""
+
 QUESTIONS = {
     "images/scene-4000000.jpg": "Describe the picture.",
     "images/scene-4000001.jpg": "How many objects are there?",
@@ -73,20 +75,25 @@ def main() -> int:
     start = time.monotonic()
     folders = {folder.name.removeprefix("demo-"): folder for folder in arguments.bundles}
     results = {name: check(folder, samples=arguments.samples, console=console) for name, folder in folders.items()}
+    models = {name: str(folder) for name, folder in folders.items()} | {"float": "demo"}
     answers: dict[str, dict[str, str]] = {}
-    for image, question in QUESTIONS.items():
-        path = calibration_folder() / image
-        row = f"{Path(image).stem}: {question}"
-        models = {name: str(folder) for name, folder in folders.items()} | {"float": "demo"}
-        answers[row] = {name: "".join(ask(model, path, question, 64)) for name, model in models.items()}
+    with console.progress(
+        "asking them, and the float model, about three pictures", len(QUESTIONS) * len(models)
+    ) as done:
+        for image, question in QUESTIONS.items():
+            given = answers[f"{Path(image).stem}: {question}"] = {}
+            for name, model in models.items():
+                given[name] = "".join(ask(model, calibration_folder() / image, question, 64))
+                done()
     sizes = {name: size_of(folder) for name, folder in folders.items()}
     sizes["float"] = (Path(sys.modules["vlmexport"].__path__[0]) / "demo/model/model.safetensors").stat().st_size
-    screen = RichConsole(width=130, highlight=False, record=arguments.picture is not None)
-    screen.print(table(results, sizes, answers))
+    drawn = arguments.picture is not None
+    screen = Screen(width=WIDTH if drawn or not sys.stdout.isatty() else None, record=drawn)
+    screen.print(table(results, sizes, answers), soft_wrap=False)
     if arguments.picture:
         # rich's fonts lie on a server: the picture shall need none.
-        drawn = re.sub(r"@font-face {.*?}", "", screen.export_svg(title="make demo"), flags=re.DOTALL)
-        arguments.picture.write_text(drawn, encoding="utf-8")
+        svg = re.sub(r"@font-face {.*?}", "", screen.export_svg(title="make demo"), flags=re.DOTALL)
+        arguments.picture.write_text(svg, encoding="utf-8")
     console.note(f"checked in {time.monotonic() - start:.0f} s; the whole verdict: vlmexport check BUNDLE")
     return 0 if all(result.passed for result in results.values()) else 1
 

@@ -53,7 +53,7 @@ def check(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare a bundle with its float model, stage by stage; exit 1 when a gate fails."""
+    """Compare a bundle with its float model, stage by stage. The exit code is 1 when a gate fails."""
     from vlmexport.parity.check import check as run_check
     from vlmexport.report.annotations import workflow_commands
     from vlmexport.report.destinations import Destinations, step_summary
@@ -123,7 +123,7 @@ def bench(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure bundles side by side: image, first token, tokens a second, memory, size, energy."""
+    """Measure bundles side by side: time, memory, size, energy."""
     from vlmexport.bench import bench as measure
     from vlmexport.model.images import read_image
     from vlmexport.report import bench as report
@@ -151,7 +151,7 @@ def serve(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask a bundle in the browser, which runs it: pictures, questions, answers as they grow."""
+    """Ask a bundle in the browser, which runs it. Pictures, questions, and answers as they grow."""
     from vlmexport.serve.server import open_server
 
     console = Console(as_json, quiet)

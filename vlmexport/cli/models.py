@@ -54,7 +54,7 @@ def plan(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say what exports would write and take: bytes, memory, operations, times on phones. Reads no weights."""
+    """Tell the bytes, memory and times on phones of an export. Reads no weights."""
     from vlmexport.checkpoint.locate import open_model
     from vlmexport.costs import choose_phones, estimate
     from vlmexport.flags import budget_flags
@@ -80,7 +80,7 @@ def compare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Put what designs would cost beside each other: parameters, operations, bytes, times. Reads no weights."""
+    """Compare what designs would cost before they are trained. Parameters, operations, bytes, times; no weights."""
     from vlmexport.checkpoint.locate import open_model
     from vlmexport.costs import choose_phones, estimate
     from vlmexport.recipe import resolve
@@ -116,7 +116,7 @@ def new(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a checkpoint of any design, random or with parts of a trained model, that every other command takes."""
+    """Make a checkpoint of any design, which every command takes. Random, or with parts of a trained model."""
     from vlmexport.design import Design, create
     from vlmexport.report.inspection import describe
 
@@ -141,7 +141,7 @@ def onnx(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export to ONNX: each component traced, static int8 from the calibration set."""
+    """Export to ONNX: each component traced, in static int8."""
     base = "onnx-fp32" if precision is Precision.fp32 else f"onnx-{target}"
     name = recipe or (f"{base}-{decoder}" if decoder in (Decoder.int4, Decoder.fp16) else base)
     flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples}
@@ -174,7 +174,7 @@ def gguf(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Export to GGUF for llama.cpp: quantized decoder, importance matrix from images, mmproj."""
+    """Export to GGUF for llama.cpp: quantized decoder and mmproj. Its importance matrix has seen images."""
     from vlmexport.flags import budget_flags, gguf_recipe, gguf_type, vision_flags
 
     flags: dict[str, Any] = {
