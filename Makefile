@@ -17,8 +17,8 @@ step = $(if $(filter demo,$(MAKECMDGOALS)),[$(1)/5] )
 $(VENV)/ready: pyproject.toml
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python recipes/demo/step.py --log $(VENV)/install.log \
-	    '$(call step,1)Python packages into $(VENV), once: some minutes, and six more for llama.cpp, which is compiled' \
-	    -- sh -c '$(VENV)/bin/python -m pip install --upgrade pip && \
+	    '$(call step,1)Python packages into $(VENV), once: a few minutes, and six more where llama.cpp is compiled' \
+	    -- sh -c '$(VENV)/bin/python -m pip install --quiet --upgrade pip && \
 	    $(VENV)/bin/python -m pip install --progress-bar off --editable ".[dev]"'
 	@touch $@
 

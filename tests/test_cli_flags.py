@@ -111,6 +111,26 @@ def test_an_error_after_the_result_is_no_second_document(monkeypatch: pytest.Mon
     assert "components" in document(found.stdout)
 
 
+@pytest.mark.parametrize("breaks", [False, True])
+def test_an_answer_grows_for_people_alone(breaks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --json there is one document: the whole answer, or why there is none."""
+
+    def answer(*_: object) -> Iterator[str]:
+        yield "a [red] "
+        if breaks:
+            raise UsageError("the context is full", "ask for a shorter answer")
+        yield "cube :cat:"
+
+    monkeypatch.setattr("vlmexport.runtime.ask.ask", answer)
+    arguments = ("run", "demo", "what?", "-i", "x.png")
+    human, machine = vlmexport(*arguments), vlmexport(*arguments, "--json")
+    assert human.returncode == machine.returncode == (2 if breaks else 0)
+    assert human.stdout == ("a [red] " if breaks else "a [red] cube :cat:\n")
+    said = document(machine.stdout)
+    assert said.get("answer") == (None if breaks else "a [red] cube :cat:")
+    assert said.get("error") == ("the context is full" if breaks else None)
+
+
 def test_numbers_that_json_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
     Console(as_json=True).result("", {"a": [float("nan"), float("-inf"), 1.5], "name": "caf\udce9 é"})
     assert document(capsys.readouterr().out) == {"a": [None, None, 1.5], "name": "caf\udce9 é"}

@@ -28,7 +28,6 @@ PHASES = {
     r"Building wheel for llama[-_]cpp[-_]python.*": "compiling llama.cpp, about six minutes on two cores",
     r"Building wheel for (\S+).*started": "building {}",
     r"Installing collected packages: (.*)": "installing the packages",
-    r"Successfully installed (.*)": "installed",
 }
 """What pip says → what it does."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -82,7 +83,7 @@ def check(
     console.stream(workflow_commands(result))
     console.result(parity(result), result.model_dump(mode="json"))
     if not result.passed and not bisect and replay is None:
-        console.note(f"next: vlmexport check {bundle} --bisect names the layer")
+        console.note(f"next: vlmexport check {quote(str(bundle))} --bisect names the layer")
     raise typer.Exit(0 if result.passed else 1)
 
 

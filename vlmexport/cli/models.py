@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -124,7 +125,7 @@ def new(
     design = Design(vision, projector, language, image_size, seed, origin)
     create(design, output, force=force, console=console)
     console.result(*describe(str(output)))
-    console.note(f"next: vlmexport plan {output}")
+    console.note(f"next: vlmexport plan {quote(str(output))}")
 
 
 def onnx(
@@ -206,7 +207,7 @@ def _export(
     folder = export(model, chosen, output, vision_tower=vision_tower, force=force, console=console, dask=dask)
     shown = facts(folder, read_manifest(folder))
     console.result(table(shown), shown)
-    console.note(f"next: vlmexport check {folder}")
+    console.note(f"next: vlmexport check {quote(str(folder))}")
 
 
 def calibrate(
