@@ -177,9 +177,9 @@ def test_calibrate_replaces_nothing_without_force(tmp_path: Path) -> None:
 def test_unknown_variables_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert unknown_variables({variable(key): "" for key in keys()} | dict.fromkeys(OURS, "")) == []
     assert unknown_variables({"VLMEXPORT_TEST_ALL": "1", "PATH": "", "VLMEXPORTS": ""}) == []
-    found = unknown_variables({"VLMEXPORT_GUF_TYPE": "", "VLMEXPORT_CACHE_DIR": "", "VLMEXPORT_XYZZY": ""})
+    found = unknown_variables({"VLMEXPORT_GUF_TYPE": "", "VLMEXPORT_CASHE": "", "VLMEXPORT_XYZZY": ""})
     assert found == [
-        "VLMEXPORT_CACHE_DIR sets nothing: did you mean VLMEXPORT_CACHE?",
+        "VLMEXPORT_CASHE sets nothing: did you mean VLMEXPORT_CACHE?",
         "VLMEXPORT_GUF_TYPE sets nothing: did you mean VLMEXPORT_GGUF_TYPE?",
         "VLMEXPORT_XYZZY sets nothing",
     ]
