@@ -216,8 +216,8 @@ class _Rate(ProgressColumn):
     """Seconds a step, once one is done: the mean, for steps may end many at a time."""
 
     def render(self, task: Task) -> Text:
-        known = task.completed and task.elapsed
-        return Text(f"{task.elapsed / task.completed:.1f} s each" if known else "", style="dim")
+        elapsed = task.elapsed if task.completed else None
+        return Text("" if elapsed is None else f"{elapsed / task.completed:.1f} s each", style="dim")
 
 
 QUIET = Console(quiet=True)
