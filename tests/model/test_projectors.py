@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from vlmexport.artifact import trace
 from vlmexport.artifact.graph import save
+from vlmexport.artifact.int8_layers import int8_products
 from vlmexport.artifact.session import open_session, run
 from vlmexport.checkpoint import ProjectorSpec
 from vlmexport.design import Design, specify
@@ -180,6 +181,8 @@ def test_quantized_is_torchs_static_int8_within_one_step(engine: str, tmp_path: 
     traced = trace.trace_projector(vlm)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in traced.model.graph}
     save(traced.model, tmp_path / "projector.onnx")
+    (product,) = int8_products(tmp_path / "projector.onnx")
+    assert product.can_saturate()
     session = open_session(tmp_path / "projector.onnx", exact=kernels_here().saturates)
     onnx = run(session, {"features": x.numpy()})["image_features"]
     for got in (vlm.tokens(x), torch.from_numpy(onnx).view(expected.shape)):

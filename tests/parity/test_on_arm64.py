@@ -72,11 +72,14 @@ def test_they_compute_what_is_computed_here(result: ParityResult) -> None:
 def test_all_three_are_reported(result: ParityResult, bundle: Path) -> None:
     written = json.loads((bundle / "parity.json").read_text())
     assert [core["core"] for core in written["cores"]] == list(CORES)
+    named = [(core["kernels"]["name"], core["kernels"]["saturates"]) for core in written["cores"]]
+    assert named == [("dot product", False), ("i8mm", False)]
     manifest, page = read_manifest(bundle), (bundle / "README.md").read_text()
     assert manifest.parity is not None
     assert [core["passed"] for core in manifest.parity["cores"]] == [True, True]
     assert "measured on cortex-a76" in page
     assert "on arm64 max (dot product, i8mm) under QEMU 10." in page
+    assert "int8 by i8mm" in page
     out = io.StringIO()
     Console(file=out, width=160).print(parity(result))
     assert "PASS  demo-arm64: 2 samples, cortex-a76 and max" in out.getvalue()

@@ -81,42 +81,52 @@ def int8_layers(path: Path) -> Iterator[Int8Layer]:
 
 
 @dataclass(frozen=True)
-class Int8Products:
-    """Names of a graph's products that integer kernels compute, and of those of them that AVX2 without VNNI can compute
-    wrongly, because it adds two products of U8 and S8 in 16 bits."""
+class Int8Product:
+    """A product that integer kernels compute.
 
-    all: frozenset[str]
-    saturating: frozenset[str]
+    Attributes:
+        weight: i8 [inputs, outputs], where its input is U8 and the file holds it in this form.
+        is_unsigned: its input is U8.
+    """
+
+    name: str
+    is_unsigned: bool
+    weight: ir.Value | None
+
+    def can_saturate(self) -> bool:
+        """Whether AVX2 without VNNI, which adds two products of U8 and S8 in 16 bits, can compute something else. So it
+        is assumed where the file does not hold the weight as integers."""
+        if not self.is_unsigned or self.weight is None:
+            return self.is_unsigned
+        levels = np.asarray(_constant(self.weight), np.int16)
+        pairs = np.pad(levels, ((0, len(levels) % 2), (0, 0))).reshape(-1, 2, levels.shape[1])
+        sums = (np.maximum(pairs, 0).sum(1), np.minimum(pairs, 0).sum(1))
+        return any(int(np.abs(one).max(initial=0)) * 255 > 2**15 - 1 for one in sums)
 
 
-def int8_products(path: Path) -> Int8Products:
-    """Of a graph file; convolutions of more than one pixel are none, because their output is float."""
-    found, saturating = set(), set()
+def int8_products(path: Path) -> Iterator[Int8Product]:
+    """Of a graph file; weights are read when they are asked for. Convolutions of more than one pixel are none, because
+    ONNX Runtime computes those with float output in float."""
     for node in ir.load(path).graph:
-        if node.op_type == "MatMulNBits":
-            found.add(str(node.name))
-        held, back = (_dequantized(value) for value in node.inputs[1::-1]) if len(node.inputs) > 1 else (None, None)
-        if node.op_type not in ("MatMul", "Gemm") or held is None or back is None:
+        name = str(node.name)
+        if node.op_type == "MatMulNBits":  # rounds its input to S8 itself
+            yield Int8Product(name, False, None)
+        if node.op_type not in ("MatMul", "Gemm"):
             continue
-        found.add(str(node.name))
-        if back.inputs[2] is not None and back.inputs[2].dtype == ir.DataType.UINT8 and _can_saturate(held.inputs[0]):
-            saturating.add(str(node.name))
-    return Int8Products(frozenset(found), frozenset(saturating))
-
-
-def _can_saturate(weight: ir.Value | None) -> bool:
-    """Whether two U8 at most can be too much for int16; so it is assumed of weights [inputs, outputs] that the file
-    holds in another form."""
-    if not _is_constant(weight) or weight is None or weight.dtype != ir.DataType.INT8:
-        return True
-    levels = np.asarray(_constant(weight), np.int16)
-    levels = np.pad(levels, ((0, len(levels) % 2), (0, 0))).reshape(-1, 2, levels.shape[1])
-    sums = (np.maximum(levels, 0).sum(1), np.minimum(levels, 0).sum(1))
-    return any(int(np.abs(one).max(initial=0)) * 255 > 2**15 - 1 for one in sums)
+        back, held = (_dequantized(_untransposed(value)) for value in node.inputs[:2])
+        if back is not None and held is not None and back.inputs[2] is not None:
+            is_held = _is_constant(held.inputs[0]) and held is _dequantized(node.inputs[1])
+            weight = held.inputs[0] if is_held else None
+            yield Int8Product(name, back.inputs[2].dtype == ir.DataType.UINT8, weight)
 
 
 def _producer(value: ir.Value | None) -> ir.Node | None:
     return value.producer() if value is not None else None
+
+
+def _untransposed(value: ir.Value | None) -> ir.Value | None:
+    node = _producer(value)
+    return node.inputs[0] if node is not None and node.op_type == "Transpose" else value
 
 
 def _is_constant(value: ir.Value | None) -> bool:

@@ -88,8 +88,9 @@ def run_against(
             CoreRun(name, cores[name].name, *found, bundle_kernels(cores[name], bundle, manifest))
             for name, found in comparison.cores.items()
         ]
-        here = (*runtime.notes, *(kernels.notes() if kernels else ()))
+        is_bounded = manifest.recipe.onnx.saturation == "avx2"
+        here = (*runtime.notes, *(kernels.notes(is_bounded) if kernels else ()))
         notes = tuple(f"here: {note}" for note in here) if cores else here
         notes += tuple(dict.fromkeys(note for core in cores.values() for note in core.notes))
-        notes += tuple(dict.fromkeys(note for run in runs if run.kernels for note in run.kernels.notes()))
+        notes += tuple(dict.fromkeys(note for run in runs if run.kernels for note in run.kernels.notes(is_bounded)))
         return Evaluation(comparison.measured, expected.name, runtime.name, notes, comparison.stock, runs, kernels)

@@ -13,9 +13,10 @@ from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
 def bundle_kernels(runtime: object, bundle: Path, manifest: Manifest) -> Int8Kernels | None:
     """Those of a runtime that has this bundle open; None where nothing in it is int8."""
     kernels = kernels_of(runtime)
-    graphs = [int8_products(bundle / path) for path in sorted(set(manifest.details.get("graphs", {}).values()))]
-    if kernels is None or (manifest.kind == "onnx" and not any(graph.all for graph in graphs)):
+    paths = sorted(set(manifest.details.get("graphs", {}).values()))
+    products = {product.name: product for path in paths for product in int8_products(bundle / path)}
+    if kernels is None or (manifest.kind == "onnx" and not products):
         return None
     if not kernels.saturates:
         return kernels
-    return replace(kernels, layers=len(frozenset[str]().union(*(graph.saturating for graph in graphs))))
+    return replace(kernels, layers=sum(product.can_saturate() for product in products.values()))

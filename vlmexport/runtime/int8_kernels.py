@@ -52,17 +52,21 @@ class Int8Kernels:
         if not self.saturates:
             return self.name
         if self.layers == 0:
-            return f"{self.name} (no layer saturates)"
-        return f"{self.name}, which saturates{'' if self.layers is None else f' ({self.layers} layers)'}"
+            return f"{self.name} (no layer can saturate)"
+        return f"{self.name}, which can saturate{'' if self.layers is None else f' in {self.layers} layers'}"
 
-    def notes(self) -> tuple[str, ...]:
-        """What a verdict must say; nothing where nothing is lost."""
+    def notes(self, is_bounded: bool) -> tuple[str, ...]:
+        """What a verdict must say; nothing where nothing is lost.
+
+        Args:
+            is_bounded: the bundle was made for such kernels, too (``saturation = "avx2"``).
+        """
         if not self.layers:
             return ()
+        cure = "" if is_bounded else '; an export with `saturation = "avx2"` is made for both'
         return (
-            f"the int8 kernels that this ran on ({self.name}) add two products of U8 and S8 in 16 bits, which is too "
-            f"little for {self.layers} layers of this bundle: on VNNI and on arm64 it computes something else; with "
-            '`saturation = "avx2"` an export computes the same everywhere',
+            f"the int8 kernels that this ran on ({self.name}) add two products of U8 and S8 in 16 bits and stop at the "
+            f"ends, so {self.layers} layers of this bundle can give something else on VNNI and on arm64{cure}",
         )
 
 
