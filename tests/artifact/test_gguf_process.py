@@ -23,7 +23,7 @@ from vlmexport.artifact import gguf_rows
 from vlmexport.cli import main
 encode = gguf_rows.Block.encode
 def slowly(block, buffers):
-    time.sleep(0.1)
+    time.sleep(0.5)
     return encode(block, buffers)
 gguf_rows.Block.encode = slowly
 main()

@@ -16,6 +16,7 @@ from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
 from vlmexport.runtime.arm64 import Arm64Sessions, open_cores
 from vlmexport.runtime.arm64_root import CORES, cores, native
+from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.ort import OrtRuntime
 
 
@@ -105,6 +106,8 @@ def test_cores_have_the_instructions_that_they_stand_for(core: OrtRuntime) -> No
     assert wanted[name] in core.name
     assert "under QEMU 10." in core.name
     assert core.sessions.machine == "aarch64" != platform.machine()
+    best = {"cortex-a76": "dot product", "max": "i8mm"}
+    assert core.kernels() == Int8Kernels(best[name], saturates=False)
 
 
 @pytest.mark.slow
