@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,15 @@ class Trainer:
             layer.train()  # ranges follow what is learned
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0, foreach=True)
 
+    @cached_property
+    def facts(self) -> str:
+        """What makes two runs one: settings, the model that is trained, the pictures and what is asked about them."""
+        data = hashlib.sha256()
+        for lesson in self.lessons:
+            data.update(repr([lesson.name, lesson.content(), lesson.turns(0)]).encode())
+        model = [self.checkpoint.fingerprints, self.checkpoint.spec, self.checkpoint.tokenizer.fingerprint]
+        return repr([self.settings.facts(), model, data.hexdigest()])
+
     def advance(self) -> dict[str, float]:
         """One step; its losses by name."""
         settings = self.settings
@@ -117,7 +128,7 @@ class Trainer:
     def save(self, path: Path) -> None:
         """Write beside, then rename."""
         state = {
-            "facts": repr(self.settings.facts()), "step": self.step, "optimizer": self.optimizer.state_dict(),
+            "facts": self.facts, "step": self.step, "optimizer": self.optimizer.state_dict(),
             "learned": [parameter.data for parameter in self._learned()],
         }  # fmt: skip
         partial = path.with_name(f"{path.name}.new")
@@ -126,14 +137,17 @@ class Trainer:
         partial.replace(path)
 
     def resume(self, path: Path) -> None:
-        """Go on where a run with the same settings ended.
+        """Go on where a run with the same settings, model and data ended.
 
         Raises:
             UsageError: the state is of another run.
         """
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        if state["facts"] != repr(self.settings.facts()):
-            raise UsageError(f"{path} is of a run with other settings", "remove it, or pass another --output")
+        if state["facts"] != self.facts:
+            raise UsageError(
+                f"{path} is of a run with other settings, another model or other data",
+                "remove it, or pass another --output",
+            )
         for parameter, value in zip(self._learned(), state["learned"], strict=True):
             parameter.data.copy_(value)
         self.optimizer.load_state_dict(state["optimizer"])

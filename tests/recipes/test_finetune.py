@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -246,8 +247,32 @@ def test_a_state_of_another_run_is_not_taken(tiny_folder: Path, captions: Path, 
 
     chosen = settings(tiny_folder, captions, tmp_path)
     Trainer(chosen).save(state_path(chosen.output))
-    with pytest.raises(UsageError, match="other settings"):
+    with pytest.raises(UsageError, match="other settings, another model or other data"):
         trained(settings(tiny_folder, captions, tmp_path, rate=2e-3))
+
+
+@pytest.mark.parametrize("change", ["config.json", "model.safetensors", "1.png", "captions.json"])
+def test_a_state_of_another_model_or_other_data_under_the_same_names(
+    change: str, tiny_folder: Path, captions: Path, tmp_path: Path
+) -> None:
+    from training import Trainer, state_path
+
+    model, data = shutil.copytree(tiny_folder, tmp_path / "model"), shutil.copytree(captions.parent, tmp_path / "data")
+    chosen = settings(model, data / captions.name, tmp_path)
+    first = Trainer(chosen)
+    first.save(state_path(chosen.output))
+    Trainer(chosen).resume(state_path(chosen.output))
+    if change == "config.json":
+        config = json.loads((model / change).read_text())
+        (model / change).write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    elif change == "model.safetensors":
+        write_checkpoint(model, tiny_spec("ldpnetv2"), seed=5)
+    elif change == "1.png":
+        picture(9).save(data / change)
+    else:
+        (data / change).write_text((data / change).read_text().replace("polite", "short"))
+    with pytest.raises(UsageError, match="another model or other data"):
+        Trainer(chosen).resume(state_path(chosen.output))
 
 
 def test_features_that_are_kept_change_nothing(tiny_folder: Path, captions: Path, tmp_path: Path) -> None:
