@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vlmexport.cli.options import (
+    Client,
     Dask,
     Json,
     Machine,
@@ -50,6 +51,10 @@ def check(
         Machine | None,
         typer.Option(help="Run an ONNX bundle on that machine's kernels, too (`make arm64`).", show_default=False),
     ] = None,
+    client: Annotated[
+        Client | None,
+        typer.Option(help="Measure the pixels of transformers.js under Node, too.", show_default=False),
+    ] = None,
     dask: Dask = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -76,6 +81,7 @@ def check(
             baseline=baseline,
             slack=slack,
             on=on.value if on else None,
+            client=client.value if client else None,
             bisect=bisect,
             memory=html is not None,
         )

@@ -39,6 +39,12 @@ class Machine(StrEnum):
     arm64 = "arm64"
 
 
+class Client(StrEnum):
+    """A client whose pixels a check can measure."""
+
+    node = "node"
+
+
 Model = Annotated[str, typer.Argument(help="A checkpoint folder, a Hub id, or `demo`.", show_default=False)]
 Tower = Annotated[
     str | None,

@@ -13,6 +13,7 @@ from vlmexport.checkpoint.hub import is_hub_id
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.parity.clients import More
 from vlmexport.parity.evaluate import Evaluation, run_against, run_samples
 from vlmexport.parity.expected import Live
 from vlmexport.parity.recording import Recorder, Recording
@@ -34,6 +35,7 @@ class Against:
         replay: recording to take its place.
         machine: on whose cores bundles run too.
         console: where downloads are told of.
+        client: whose pixels are measured too.
 
     Raises:
         UsageError: these exclude each other, or the recording is none or of other samples.
@@ -52,6 +54,7 @@ class Against:
         replay: Path | None = None,
         machine: Machine | None = None,
         console: Console = QUIET,
+        client: More | None = None,
     ) -> None:
         if replay and (reference or vision_tower or dask or record):
             raise UsageError(
@@ -61,7 +64,8 @@ class Against:
             raise UsageError("--record and --dask exclude each other", "record in one process")
         if record and not record.absolute().parent.is_dir():
             raise UsageError(f"{record} cannot be written", "name a file in a folder that exists")
-        self._inputs, self._dask, self._record, self._machine = inputs, dask, record, machine
+        self._inputs, self._dask, self._record = inputs, dask, record
+        self._machine, self._client = machine, client
         if replay:
             recording = Recording(replay)
             recording.refuse_other(inputs)
@@ -81,16 +85,18 @@ class Against:
             stock: samples to run without our repairs too.
         """
         if isinstance(self._source, Recording):
-            return run_against(bundle, self._source, samples, advance, stock, self._machine)
+            return run_against(bundle, self._source, samples, advance, stock, self._machine, self._client)
         if self._dask is not None:
             from vlmexport.parity.spread import evaluate
 
             return evaluate(bundle, self._source, samples, self._dask, advance, stock)
         if self._record is None:
-            return run_samples(bundle, self._source, samples, advance, stock=stock, machine=self._machine)
+            return run_samples(
+                bundle, self._source, samples, advance, stock=stock, machine=self._machine, client=self._client
+            )
         recorder = Recorder(Live(ReferenceRuntime(self._source)), self._record, self._inputs)
         try:
-            run = run_against(bundle, recorder, samples, advance, stock, self._machine)
+            run = run_against(bundle, recorder, samples, advance, stock, self._machine, self._client)
             recorder.finish()
         finally:
             recorder.close()

@@ -19,6 +19,7 @@ from vlmexport.parity.baseline import SLACK, compared, read_baseline, refuse_bas
 from vlmexport.parity.bisect import bisect as layer_by_layer
 from vlmexport.parity.bisect import worst
 from vlmexport.parity.chosen import Chosen, choose
+from vlmexport.parity.clients import More, client_gates
 from vlmexport.parity.evaluate import CoreRun, Evaluation
 from vlmexport.parity.gates import broken_stage, earliest, judge
 from vlmexport.parity.measured import Measured
@@ -59,6 +60,7 @@ def check(
     baseline: Path | None = None,
     slack: float | None = None,
     on: Machine | None = None,
+    client: More | None = None,
     bisect: bool = False,
     memory: bool = False,
 ) -> ParityResult:
@@ -76,6 +78,7 @@ def check(
         baseline: an earlier ``parity.json``; what got worse fails.
         slack: how much worse is none, as a share of the baseline's losses; 0.1 where it is None.
         on: a machine whose cores the bundle runs on as well; then the verdict is theirs.
+        client: one whose pixels are measured too: transformers.js under Node.
         bisect: find the first layer that diverges, and rank int8 layers, on the sample that suffers most.
         memory: measure the peak memory of vision and decoder, on the first sample.
 
@@ -89,6 +92,8 @@ def check(
     """
     if on is not None and dask is not None:
         raise UsageError(f"--on {on} does not run on Dask's workers", "leave out --dask or --on")
+    if client is not None and dask is not None:
+        raise UsageError(f"--client {client} does not run on Dask's workers", "leave out --dask or --client")
     if bisect and replay is not None:
         raise UsageError("--bisect runs the float model, which --replay does without", "leave out one of them")
     old = read_baseline(baseline) if baseline else None
@@ -100,7 +105,7 @@ def check(
         refuse_baseline(baseline, old, manifest, inputs)
     against = Against(
         manifest, inputs, reference=reference, vision_tower=vision_tower, dask=dask, record=record, replay=replay,
-        machine=on, console=console,
+        machine=on, console=console, client=client,
     )  # fmt: skip
     result = _compare(bundle, manifest, against, chosen, inputs, console)
     if strict_stock:
@@ -124,7 +129,8 @@ def _compare(
     stages = run.measured.stages()
     weights = compare_weights(bundle, manifest, against.checkpoint) if against.checkpoint else None
     of_weights = weight_gates(weights) if weights else []
-    gates = judge(manifest.recipe.gates, stages, of_weights)
+    of_clients = client_gates(stages, VisionSpec(**manifest.source.spec["vision"]))
+    gates = judge(manifest.recipe.gates, stages, [*of_clients, *of_weights])
     cores = [_core(core, manifest) for core in run.cores]
     passed, broken = _verdict(gates, cores, of_weights)
     return ParityResult(

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+from PIL import Image
+
 from vlmexport.calibrate import Sample
+from vlmexport.checkpoint import VisionSpec
+from vlmexport.model.pixels import pixel_values
+from vlmexport.parity.clients import SIZES, Client
 from vlmexport.parity.expected import Expected
 from vlmexport.parity.kernels import KernelDifference
 from vlmexport.parity.measured import Measured
@@ -22,15 +28,24 @@ class Comparison:
         stock: of this many samples, the first ones, also what the bundle's library computes without our repairs,
             chained; where that makes no difference nothing is run twice.
         cores: the same bundle on other machines' kernels, by name; chained too.
+        clients: who makes pixels of it; the cores are fed by the first alone.
+        spec: the float model's encoder, to hold the pixels of pictures of all ``SIZES`` against it; none where it is
+            None.
     """
 
     def __init__(
-        self, expected: Expected, bundle: Runtime, stock: int = 0, cores: Mapping[str, Runtime] | None = None
+        self,
+        expected: Expected,
+        bundle: Runtime,
+        stock: int = 0,
+        cores: Mapping[str, Runtime] | None = None,
+        clients: Sequence[Client] = (),
+        spec: VisionSpec | None = None,
     ) -> None:
-        self.expected = expected
-        self._bundle, self._first = Side(bundle), stock
+        self.expected, self._spec = expected, spec
+        self._bundle, self._first = Side(bundle, clients=clients), stock
         self._stock: Side | None = None
-        self._cores = {name: Side(runtime, ("chained",)) for name, runtime in (cores or {}).items()}
+        self._cores = {name: Side(runtime, ("chained",), clients[:1]) for name, runtime in (cores or {}).items()}
         self._beside = {name: KernelDifference() for name in self._cores}
         self._tokens: dict[str, F32] = {}
 
@@ -54,6 +69,8 @@ class Comparison:
         until the last of these samples, so neighbours should share them."""
         left = Counter(sample.image_id for sample in samples)
         self._open_stock(samples[: self._first])
+        if self._spec is not None and samples:
+            self._sizes(samples[0].image(), self._spec)
         for number, sample in enumerate(samples):
             sides = [self._bundle, *self._cores.values()]
             if self._stock is not None and number < self._first:
@@ -65,6 +82,11 @@ class Comparison:
             if not left[sample.image_id]:
                 self._forget(sample.image_id)
             advance()
+
+    def _sizes(self, image: Image.Image, spec: VisionSpec) -> None:
+        for size in SIZES:
+            picture = image.resize(size)
+            self._bundle.pixels(picture, np.asarray(pixel_values(picture, spec)))
 
     def _open_stock(self, samples: Sequence[Sample]) -> None:
         runtime = self._bundle.runtime

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.checkpoint import Checkpoint, VisionSpec
+from vlmexport.parity.clients import More, open_clients
 from vlmexport.parity.compare import Comparison
 from vlmexport.parity.expected import Expected, Live
 from vlmexport.parity.int8 import bundle_kernels
@@ -54,6 +55,7 @@ def run_samples(
     share: float = 0.5,
     stock: int = 0,
     machine: Machine | None = None,
+    client: More | None = None,
 ) -> Evaluation:
     """Compare a bundle with its float model over samples.
 
@@ -61,9 +63,10 @@ def run_samples(
         share: of the available memory that the float model may take, as in ``model.load``.
         stock: samples to run without our repairs too.
         machine: on whose cores the bundle runs too.
+        client: whose pixels are measured too.
     """
     expected = Live(ReferenceRuntime(checkpoint, share=share))
-    return run_against(bundle, expected, samples, advance, stock, machine)
+    return run_against(bundle, expected, samples, advance, stock, machine, client)
 
 
 def run_against(
@@ -73,6 +76,7 @@ def run_against(
     advance: Callable[[], None] = lambda: None,
     stock: int = 0,
     machine: Machine | None = None,
+    client: More | None = None,
 ) -> Evaluation:
     """The same with the float model's values from wherever they are."""
     with ExitStack() as opened:
@@ -81,7 +85,11 @@ def run_against(
         for core in cores.values():
             opened.callback(core.close)
         runtime = opened.enter_context(closing(open_runtime(bundle, manifest)))
-        comparison = Comparison(expected, runtime, stock, cores)
+        clients = open_clients(bundle, manifest, client)
+        for one in clients:
+            opened.callback(one.close)
+        spec = VisionSpec(**manifest.source.spec["vision"])
+        comparison = Comparison(expected, runtime, stock, cores, clients, spec)
         comparison.run(samples, advance)
         kernels = bundle_kernels(runtime, bundle, manifest)
         runs = [

@@ -22,6 +22,7 @@ class Measured:
     Attributes:
         images: image → stage → cosine of each of its rows, chained; without rows where ``SHOWN`` others have them.
         seconds: of each run of a stage by itself.
+        clients: of the pixels that each client makes, by its name.
     """
 
     arrays: dict[tuple[str, Mode], ArrayMeasure] = field(default_factory=dict)
@@ -31,6 +32,7 @@ class Measured:
     images: dict[str, dict[str, F64]] = field(default_factory=dict)
     samples: int = 0
     seconds: dict[tuple[str, Mode], list[float]] = field(default_factory=dict)
+    clients: dict[str, ArrayMeasure] = field(default_factory=dict)
 
     def __add__(self, other: Measured) -> Measured:
         """Of both sample sets; an error of either is one of the whole."""
@@ -48,6 +50,10 @@ class Measured:
             self.images | other.images,
             self.samples + other.samples,
             {key: self.seconds.get(key, []) + other.seconds.get(key, []) for key in {**self.seconds, **other.seconds}},
+            {
+                name: self.clients.get(name, ArrayMeasure()) + other.clients.get(name, ArrayMeasure())
+                for name in {**self.clients, **other.clients}
+            },
         )
         both._forget_rows()
         return both
@@ -80,6 +86,8 @@ class Measured:
                 measure, error = self.arrays.get((stage, mode)), self.errors.get((stage, mode))
                 if measure is not None or error is not None:
                     metrics = measure.metrics() if measure is not None and measure.cosines.count else {}
+                    if (stage, mode) == ("pixels", "chained"):
+                        metrics |= {f"{name}_max_abs": one.max_abs for name, one in self.clients.items()}
                     results.append(self._result(stage, mode, metrics, error))
         for mode in MODES:
             logits, error = self.logits.get(mode), self.errors.get(("logits", mode))

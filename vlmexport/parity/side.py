@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import VlmExportError
+from vlmexport.parity.clients import Client
 from vlmexport.parity.expected import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.measured import Measured
 from vlmexport.parity.metrics import F64, ArrayMeasure, LogitsMeasure, ShapeDiffersError, preference
@@ -21,19 +22,24 @@ from vlmexport.parity.result import MODES, Answer, Mode
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32
 
+_SAME = 1e-6
+"""Difference of normalised pixels that is the same picture: float32 rounds otherwise. A level of 255 is 0.015."""
+
 
 class Side:
     """A stage that raises is recorded as an error of that stage and mode, once.
 
     Args:
         modes: in which stages are run; without ``local``, only what users get.
+        clients: who makes pixels of it, too; chained stages are fed by the first. Where there are none, the runtime is
+            what clients run.
 
     Attributes:
         values: what the last image or question gave, chained: stage → array (of ``answer``, the token ids).
     """
 
-    def __init__(self, runtime: Runtime, modes: tuple[Mode, ...] = MODES) -> None:
-        self.runtime = runtime
+    def __init__(self, runtime: Runtime, modes: tuple[Mode, ...] = MODES, clients: Sequence[Client] = ()) -> None:
+        self.runtime, self._clients = runtime, clients
         self.measured = Measured()
         self.values: dict[str, npt.NDArray[Any]] = {}
         self._modes = modes
@@ -71,16 +77,36 @@ class Side:
             self.measured.errors.setdefault(("logits", "chained"), other)
         self._answer(sample, "chained", own, own_tokens, expected)
 
+    def pixels(self, image: Image.Image, expected: F32) -> F32 | None:
+        """Run the first stage alone: the pixels that the others are fed. What the runtime makes of the image and what
+        its first client does are one measure; every client has one of its own, too."""
+        made = self._try("pixels", "chained", lambda: self.runtime.pixels(image), expected)
+        first: F32 | None = None
+        for client in self._clients:
+            try:
+                found = client.pixels(image)
+                self.measured.clients.setdefault(client.name, ArrayMeasure()).add(expected, found)
+            except (VlmExportError, ShapeDiffersError) as error:
+                self.measured.errors.setdefault(("pixels", "chained"), str(error))
+                return None
+            first = found if first is None else first
+        if first is None:
+            return made
+        value = first
+        return self._try("pixels", "chained", lambda: value, expected, is_run=False)
+
     def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, F64]) -> F32 | None:
         """The visual tokens that the bundle itself makes of an image; ``cosines`` get those of each row, by stage."""
         local, runtime = None, self.runtime
         if "local" in self._modes:
             local = self._try("features", "local", lambda: runtime.features(expected.pixels), expected.features)
             self._try("tokens", "local", lambda: runtime.tokens(expected.features), expected.tokens)
-        pixels = self._try("pixels", "chained", lambda: runtime.pixels(image), expected.pixels)
+        pixels = self.pixels(image, expected.pixels)
         if pixels is None:
             return None
-        if local is not None and np.array_equal(pixels, expected.pixels):  # the same input once more
+        if np.allclose(pixels, expected.pixels, rtol=0, atol=_SAME):
+            pixels = expected.pixels
+        if local is not None and pixels is expected.pixels:  # the same input once more
             features = self._try("features", "chained", lambda: local, expected.features, is_run=False)
         else:
             features = self._try("features", "chained", lambda: runtime.features(pixels), expected.features)

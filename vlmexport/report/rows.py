@@ -20,7 +20,7 @@ FED: dict[Side, str] = {"local": "reference", "chained": "itself", "stock": "its
 """What a stage was fed, by its side."""
 
 SHOWN = {
-    "pixels": ("max_abs", "cosine"),
+    "pixels": ("max_abs", "cosine", "torchvision_max_abs", "transformers_js_max_abs"),
     "features": ("cosine", "cosine_p1", "sqnr_db"),
     "tokens": ("cosine", "cosine_p1", "sqnr_db"),
     "logits": ("kld", "agreement", "top1", "max_abs"),
