@@ -12,7 +12,7 @@ import vlmexport
 PACKAGE = Path(vlmexport.__file__).parent
 # demo holds scenes and weights and imports nothing, so it stands first.
 ROOMS = (
-    "errors", "text", "extras", "threads", "units", "console", "cache", "files", "compiled", "demo", "recipe",
+    "errors", "text", "extras", "threads", "units", "console", "files", "cache", "compiled", "demo", "recipe",
     "environment", "flags", "checkpoint", "model", "calibrate", "quantize", "artifact", "design", "runtime", "serve",
     "bench", "parity", "plan", "costs", "report", "pipeline", "cli", "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip

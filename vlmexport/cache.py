@@ -15,11 +15,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from pathlib import Path
-from uuid import uuid4
 
 from platformdirs import user_cache_path
 
 from vlmexport.errors import UsageError
+from vlmexport.files import whole
 from vlmexport.units import parse_size
 
 DAYS, SIZE = 90, "5GB"
@@ -61,17 +61,15 @@ def keep(path: Path, write: Callable[[Path], object]) -> bool:
     Raises:
         UsageError: a limit is none.
     """
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            write(temporary)
+    except UsageError:  # Windows, where another process reads what is there
+        return is_held(path)
     except OSError as error:
         goes_on_without(error)
         return False
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
     prune(limits(), in_use=_IN_USE)
     return True
 
