@@ -125,6 +125,17 @@ def test_errors(images: Path, name: str, text: str, words: str) -> None:
         read(images if name == "questions.jsonl" else images / name)
 
 
+@pytest.mark.parametrize("key", ["question", "answer"])
+def test_texts_that_are_no_utf8(images: Path, key: str) -> None:
+    """Half characters: JSON can spell them, nothing can write them; file names of older systems hold them."""
+    entry = {"image": "a.jpg", "question": "What?", "answer": "a cat", key: "half \ud800"}
+    with pytest.raises(UsageError, match=r"'half \\ud800' is no UTF-8"):
+        read(written(images / "q.json", [entry]))
+    (images / "a.jpg").rename(images / "caf\udce9.jpg")
+    with pytest.raises(UsageError, match=r"'caf\\udce9.jpg' is no UTF-8: rename"):
+        read(images)
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no images"):
         read(tmp_path)

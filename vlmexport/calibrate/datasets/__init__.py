@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from vlmexport.calibrate.datasets import coco, folder, llava, questions
 from vlmexport.calibrate.samples import Sample
 from vlmexport.errors import UsageError
+from vlmexport.text import is_utf8
 
 QUESTIONS = "questions.jsonl"
 _KNOWN = "a folder of images, JSON Lines of questions, LLaVA's JSON or COCO's captions (docs/parity.md)"
@@ -32,7 +33,7 @@ def read(path: Path) -> list[Sample]:
     that any first part of them is fair.
 
     Raises:
-        UsageError: there is nothing, or it is of no known form, or an image is missing.
+        UsageError: there is nothing, it is of no known form, an image is missing, or a name or a text is no UTF-8.
     """
     if not path.exists():
         raise UsageError(f"data {path} does not exist", f"pass {_KNOWN}")
@@ -41,6 +42,10 @@ def read(path: Path) -> list[Sample]:
     samples = folder.samples(path) if path.is_dir() else _of_file(path)
     if not samples:
         raise UsageError(f"{path} holds no images", f"pass {_KNOWN}")
+    for sample in samples:
+        for text in (sample.image_id, sample.id, sample.question, *sample.answers):
+            if not is_utf8(text):
+                raise UsageError(f"{path}: {text!a} is no UTF-8", "rename the image, or write the file in UTF-8")
     return sorted(samples, key=lambda sample: (_random(sample.image_id), _random(sample.id)))
 
 
