@@ -24,8 +24,9 @@ def avx2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if compiler is None:
         pytest.skip("there is no C compiler")
     library = tmp_path_factory.mktemp("avx2") / "avx2.so"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE], check=True)
-    environment = os.environ | {"LD_PRELOAD": str(library)}
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, SOURCE], env=environment, check=True)
+    environment["LD_PRELOAD"] = str(library)
     tried = subprocess.run(["/bin/true"], env=environment, capture_output=True, text=True)
     if tried.returncode == _UNAVAILABLE:
         pytest.skip(tried.stderr.strip())
