@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,16 @@ def test_mapped_weights_compute_the_same(stored: Checkpoint) -> None:
     for expected, found in zip(stages(resident, stored), stages(mapped, stored), strict=True):
         assert found.dtype == torch.float32
         assert torch.equal(found, expected)
+
+
+def test_a_large_head_is_converted_in_parts(stored: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[MappedLinear.__module__], "AT_ONCE", 50_000)
+    resident, mapped = load(stored, resident=True), load(stored, resident=False)
+    head = mapped.language.lm_head
+    assert isinstance(head, MappedLinear)
+    assert head.scratch.numel() <= 50_000 < head.weight.numel()
+    for expected, found in zip(stages(resident, stored), stages(mapped, stored), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_mapped_matrices_are_the_file(tiny: Checkpoint) -> None:
