@@ -17,7 +17,7 @@ step = $(if $(filter demo,$(MAKECMDGOALS)),[$(1)/5] )
 $(VENV)/ready: pyproject.toml
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/python recipes/demo/step.py --log $(VENV)/install.log \
-	    '$(call step,1)Python packages into $(VENV), once: a few minutes, and six more where llama.cpp is compiled' \
+	    '$(call step,1)Python packages, once: minutes, and six more if llama.cpp is compiled' \
 	    -- sh -c '$(VENV)/bin/python -m pip install --quiet --upgrade pip && \
 	    $(VENV)/bin/python -m pip install --progress-bar off --editable ".[dev]"'
 	@touch $@
@@ -27,7 +27,7 @@ SOURCES := $(shell find vlmexport recipes/*.toml calibration -type f ! -path '*/
 BUNDLES := out/demo-x86 out/demo-arm64 out/demo-gguf
 
 out/demo-x86/vlmexport.json: $(VENV)/ready $(SOURCES)
-	@echo '$(call step,2)ONNX int8 for x86: calibration on 72 pictures, then the graphs; about a minute'
+	@echo '$(call step,2)ONNX int8 for x86, calibrated on 72 pictures: a minute or more'
 	@$(VENV)/bin/vlmexport onnx demo --target x86 --output out/demo-x86 --force
 
 out/demo-arm64/vlmexport.json: $(VENV)/ready $(SOURCES)
@@ -35,15 +35,15 @@ out/demo-arm64/vlmexport.json: $(VENV)/ready $(SOURCES)
 	@$(VENV)/bin/vlmexport onnx demo --target arm64 --output out/demo-arm64 --force
 
 out/demo-gguf/vlmexport.json: $(VENV)/ready $(SOURCES)
-	@echo '$(call step,4)GGUF in 4 bits for llama.cpp: an importance matrix of the same statistics, and the mmproj'
+	@echo '$(call step,4)GGUF in 4 bits for llama.cpp: decoder and vision encoder'
 	@$(VENV)/bin/vlmexport gguf demo --bits 4 --output out/demo-gguf --force
 
 demo: announce $(BUNDLES:=/vlmexport.json)
-	@echo '$(call step,5)three bundles against the float model, stage by stage, and what they answer; about a minute'
+	@echo '$(call step,5)a check of each, stage by stage, and their answers: some minutes'
 	@$(VENV)/bin/python recipes/demo/tour.py $(BUNDLES)
 
 announce:
-	@echo 'make demo: Python packages, three exports of the demo model, a check of each. What is there already is not made again.'
+	@echo 'make demo: five steps; what is there already is not made again'
 
 # Two processes, one for each core; a file's tests stay together, because they share what they export, and files with
 # slow tests come first (tests/conftest.py). One thread each, ONNX Runtime's and llama.cpp's too: four on two cores would
