@@ -56,6 +56,11 @@ def clean(model: ir.Model) -> ir.Model:
     return model
 
 
+def names_modules(model: ir.Model) -> bool:
+    """Whether the exporter wrote down around a node, before ``clean``, which modules it comes from."""
+    return any(_SCOPES in node.metadata_props for node in model.graph)
+
+
 def rename_dimensions(model: ir.Model, names: dict[str, tuple[str | int, ...]]) -> None:
     """Set the shapes that inputs and outputs show."""
     for value in [*model.graph.inputs, *model.graph.outputs]:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from vlmexport.artifact import kept_rows
-from vlmexport.artifact.graph import clean, module_of, rename_dimensions
+from vlmexport.artifact.graph import clean, names_modules, rename_dimensions
 from vlmexport.artifact.silent import SILENT
 from vlmexport.errors import Unsupported, first_line
 from vlmexport.model import VLM, plugins
@@ -239,13 +239,12 @@ def trace_module(module: nn.Module, inputs: Any, axes: Any, names: Sequence[str]
 
     with SILENT, _batch_norms_kept(program.model.graph):
         optimizer.optimize_ir(program.model, should_fold=should_fold)
-    model = clean(program.model)
-    if parameters and not any(map(module_of, model.graph)):
+    if not names_modules(program.model):
         raise Unsupported(
             f"torch {torch.__version__} does not say which module a node of a graph comes from",
             "install the version that vlmexport names, or export to GGUF",
         )
-    return model
+    return clean(program.model)
 
 
 @contextmanager
