@@ -119,7 +119,6 @@ def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
     from vlmexport.calibrate.collect import LARGE
     from vlmexport.model import load
     from vlmexport.parity.fallback import Fallback
-    from vlmexport.quantize.schemes import find_scheme
 
     components = recipe.int8_components
     if sum(checkpoint.parameters(component) for component in components) >= LARGE:
@@ -128,7 +127,7 @@ def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
     samples = calibration_samples(recipe.calibration.samples)
     return Fallback(
         lambda: (load(checkpoint, components=needed, resident=True), checkpoint.tokenizer),
-        samples, recipe.gates, find_scheme(recipe.onnx.scheme),
+        samples, recipe.gates,
     )  # fmt: skip
 
 

@@ -75,9 +75,10 @@ class Onnx(_Frozen):
     bias_correction: bool = Field(
         False, description="Take the shift that int8 weights give to a layer's mean output out of its bias."
     )
-    saturation: Literal["none", "avx2"] = Field(
-        "none",
-        description="avx2: half the levels for inputs of layers that would lose more on processors without VNNI.",
+    saturation: Literal["avx2", "none"] = Field(
+        "avx2",
+        description="avx2: larger steps for weights whose products would saturate on x86 processors without VNNI; "
+        "none: for processors with VNNI alone.",
     )
     twice_below_db: float = Field(
         32.0, description="Layers whose predicted signal to noise ratio is lower read their input as two int8 terms."

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,8 +96,8 @@ def _in_blocks(bits: int, block: int, weight: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(blocks.dequantize(*blocks.quantize(raw, "f32", columns, bits, block), bits, columns))
 
 
-def _int8(path: Path, report: dict[str, dict[str, str]], checkpoint: Checkpoint, settings: Onnx) -> Rounds:
-    scheme = find_scheme(settings.scheme)
+def _int8(path: Path, report: dict[str, Any], checkpoint: Checkpoint, settings: Onnx) -> Rounds:
+    plain, bounds = find_scheme(settings.scheme), report.get("pair_max", {})
     layers: dict[str, Unfolded] = {}
     for found in unfolded(path, set(report.get("smoothed", ())), checkpoint):
         if isinstance(found, str):
@@ -105,10 +106,10 @@ def _int8(path: Path, report: dict[str, dict[str, str]], checkpoint: Checkpoint,
     weights: dict[str, Round] = {}
     inputs: dict[str, Round] = {}
     for name, found in layers.items():
-        scales = _scales(found, layers.get(found.layer.maker or ""), scheme)
-        of_input = scheme.reduced() if name in report.get("narrow", {}) else scheme
+        scheme, maker = plain.with_pairs(bounds.get(name)), found.layer.maker or ""
+        scales = _scales(found, layers.get(maker), plain.with_pairs(bounds.get(maker)))
         weights[f"{name}.weight"] = partial(_by_scheme, scheme, _factor(found, scales, scheme))
-        inputs[name] = partial(_input, found.layer.read, found.layer.terms, scales, of_input)
+        inputs[name] = partial(_input, found.layer.read, found.layer.terms, scales, scheme)
     return weights, inputs
 
 
@@ -155,8 +156,7 @@ def _input(
     """As QuantizeLinear and DequantizeLinear do it; gradients pass where nothing is clipped."""
     scales = None if divisor is None else torch.from_numpy(divisor)
     x = x.float() if scales is None else x.float() / scales
-    # QuantizeLinear stops at the ends of the type, which a scheme of half the levels does not fill.
-    low, high = (-128, 127) if scheme.signed else (0, 255)
+    low, high = scheme.activation_min, scheme.activation_max
     found = torch.fake_quantize_per_tensor_affine(x, *parameters, low, high)
     if terms == 2:
         half = parameters[0] / 2

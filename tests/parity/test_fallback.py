@@ -49,7 +49,7 @@ def of(component: str, choices: dict[str, Choice]) -> dict[str, Choice]:
 def test_a_ruined_layer_goes_back_alone(component: str, opened: Opened) -> None:
     vlm, tokenizer, samples, choices = opened
     mine = of(component, choices)
-    fallback = Fallback(lambda: (vlm, tokenizer), samples, GATES, SCHEME)
+    fallback = Fallback(lambda: (vlm, tokenizer), samples, GATES)
     assert fallback(Decisions(mine)) == {}
     assert fallback.losses == {}  # nothing was ranked: all of it passes
     wide = mine[RUINED[component]].span
@@ -64,7 +64,7 @@ def test_the_model_is_as_it_was_afterwards(opened: Opened) -> None:
     vlm, _, samples, choices = opened
     pixels = vlm.pixels(samples[0].image())
     before = vlm.features(pixels)
-    with int8_layers(vlm, choices, SCHEME, list(of("vision", choices))):
+    with int8_layers(vlm, choices, list(of("vision", choices))):
         within = vlm.features(pixels)
     assert not torch.equal(before, within)
     assert torch.equal(before, vlm.features(pixels))
@@ -74,4 +74,4 @@ def test_nothing_is_opened_for_a_graph_without_int8_layers() -> None:
     def never() -> tuple[VLM, Tokenizer]:
         raise AssertionError
 
-    assert Fallback(never, [], GATES, SCHEME)(Decisions()) == {}
+    assert Fallback(never, [], GATES)(Decisions()) == {}

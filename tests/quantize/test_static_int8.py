@@ -123,7 +123,7 @@ def test_no_range_is_an_error() -> None:
 
 
 def test_left_float_unasked_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmexport.quantize.static_int8._Pairs.quantize_weight", lambda self, product: None)
+    monkeypatch.setattr("vlmexport.quantize.static_int8._Pairs.quantize_weight", lambda *_: None)
     with pytest.raises(VlmExportError, match="1 layers stayed in float unasked: layer"):
         quantize(layer_graph(nn.Linear(8, 8), (1, 8)), {"layer": Range(-1, 1)}, find_scheme("fbgemm"))
 

@@ -135,7 +135,7 @@ def test_a_bundles_kernels(onnx_bundle: Bundles) -> None:
 
 @pytest.mark.slow
 def test_a_bundles_features_on_avx2(onnx_bundle: Bundles, avx2: dict[str, str], tmp_path: Path) -> None:
-    """They are what the graph says, unless it says that some product can saturate."""
+    """Nearly what the graph says, because the export chose weights for such kernels."""
     bundle, image, file = onnx_bundle("int8"), tmp_path / "image.png", tmp_path / "features.npy"
     picture(3).save(image)
     layers = int(run_there(avx2, SEE, bundle, image, file))
@@ -143,7 +143,7 @@ def test_a_bundles_features_on_avx2(onnx_bundle: Bundles, avx2: dict[str, str], 
     exact = runtime.features(runtime.pixels(picture(3)))
     near = decibels(float(np.square(exact).mean()), float(np.square(there - exact).mean()))
     assert layers == len(saturating(bundle))
-    assert near > 45 or layers
+    assert near > 40
 
 
 def saturating(bundle: Path) -> set[str]:

@@ -11,12 +11,12 @@ import onnx_ir as ir
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.errors import NotEnoughData
 from vlmexport.quantize.bias import correct
-from vlmexport.quantize.choice import Choice, Limits, choose, choose_for_avx2
+from vlmexport.quantize.choice import Choice, Limits, choose, for_avx2
 from vlmexport.quantize.observers import activation_range
 from vlmexport.quantize.products import Product, products
-from vlmexport.quantize.ranges import Range
+from vlmexport.quantize.ranges import F32, Range
 from vlmexport.quantize.schemes import find_scheme
-from vlmexport.quantize.smooth import Group, fold, groups
+from vlmexport.quantize.smooth import Group, array, fold, groups
 from vlmexport.quantize.static_int8 import Coverage, kept_by_kind, quantize
 from vlmexport.recipe import Onnx
 
@@ -53,7 +53,6 @@ class Int8:
         """
         settings, found = self._settings, Decisions()
         limits = Limits(settings.twice_below_db, settings.float_below_db)
-        pick = choose_for_avx2 if settings.saturation == "avx2" else choose
         wanted = [product.path for product in products(model) if not self._asked(product)]
         found.kept = {product.path: reason for product in products(model) if (reason := self._asked(product))}
         for path in wanted:
@@ -65,15 +64,24 @@ class Int8:
         for group in found.groups:
             paths = [member.path for member in group.members]
             foldable = settings.smooth and bool(group.makers)
-            choice = pick(group.weights, self._layers[paths[0]], self._range(paths[0]), self.scheme, foldable, limits)
-            if choice is not None:
-                found.choices |= dict.fromkeys(paths, choice)
-            else:
+            weights, span = group.weights, self._range(paths[0])
+            choice = choose(weights, self._layers[paths[0]], span, self.scheme, foldable, limits)
+            if choice is None:
                 found.kept |= dict.fromkeys(paths, "its signal would drown in int8")
-        for path in wanted:  # convolutions, which stand in no group
-            if path not in found.choices and path not in found.kept:
-                found.choices[path] = Choice(self._range(path), None, 1, 0.0, self.scheme)
+                continue
+            for path, weight in zip(paths, weights, strict=True):
+                found.choices[path] = self._bounded(choice, path, weight)
+        for product in products(model):  # convolutions, which stand in no group
+            if product.path not in found.choices and product.path not in found.kept:
+                choice = Choice(self._range(product.path), None, 1, 0.0, self.scheme)
+                if product.is_pointwise:
+                    choice = self._bounded(choice, product.path, array(product.weight).reshape(product.shape[:2]).T)
+                found.choices[product.path] = choice
         return found
+
+    def _bounded(self, choice: Choice, path: str, weight: F32) -> Choice:
+        """A choice for one layer, weight f32 [columns, outputs], on processors that saturate."""
+        return for_avx2(choice, weight, self._layers[path]) if self._settings.saturation == "avx2" else choice
 
     def measure(self, decisions: Decisions) -> None:
         """Let the fallback look at the decisions about a graph; ``apply`` heeds it, in this graph and the next ones."""
@@ -94,13 +102,15 @@ class Int8:
                 done["smoothed"] += paths
             for member in group.members if self._settings.bias_correction else ():
                 mean = self._layers[member.path].mean
-                if member.path in choices and correct(member, mean if scales is None else mean / scales, self.scheme):
+                if member.path in choices and correct(
+                    member, mean if scales is None else mean / scales, choices[member.path].scheme
+                ):
                     done["bias_corrected"].append(member.path)
         return quantize(
             model, {path: choice.span for path, choice in choices.items()}, self.scheme,
             lambda product: kept.get(product.path),
             {path: f"predicted {c.ratio:.1f} dB" for path, c in choices.items() if c.terms == 2},
-            {path: f"{c.saturates:.2%} of pairs saturate" for path, c in choices.items() if c.saturates},
+            {path: c.scheme.pair_max for path, c in choices.items() if c.scheme.pair_max is not None},
         ), done  # fmt: skip
 
     def quantize(self, model: ir.Model) -> Coverage:

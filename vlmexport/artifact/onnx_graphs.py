@@ -231,7 +231,7 @@ class _Graphs:
                 if part != "projector":  # the tower's graph holds it too
                     self.int8.measure(decisions)
                 coverage, done = self.int8.apply(traced.model, decisions)
-                report |= {"two_terms": coverage.twice, "narrow": coverage.narrow, **done}
+                report |= {"two_terms": coverage.twice, "pair_max": coverage.pair_max, **done}
             report |= {"scheme": self.int8.scheme.name, "int8_share": round(coverage.share, 6)}
             self.written.float_layers |= _float_layers(coverage)
         if part == "vision" and self.settings.fuse:

@@ -19,7 +19,6 @@ from vlmexport.model import VLM
 from vlmexport.parity.gates import holds
 from vlmexport.parity.metrics import F32, ArrayMeasure, LogitsMeasure
 from vlmexport.parity.simulated import int8_layers
-from vlmexport.quantize.schemes import Scheme
 from vlmexport.recipe import Gates
 
 SAMPLES = 24
@@ -41,10 +40,9 @@ class Fallback:
         open_model: Callable[[], tuple[VLM, Tokenizer]],
         samples: Sequence[Sample],
         gates: Gates,
-        scheme: Scheme,
         advance: Advance = lambda: None,
     ) -> None:
-        self._open, self._samples, self._gates, self._scheme = open_model, samples[:SAMPLES], gates, scheme
+        self._open, self._samples, self._gates = open_model, samples[:SAMPLES], gates
         self._advance = advance
         self._model: tuple[VLM, Tokenizer] | None = None
         self.losses: dict[str, float] = {}
@@ -61,7 +59,7 @@ class Fallback:
 
         def loss(groups: Sequence[Sequence[str]]) -> tuple[float, bool]:
             """With the groups in int8, and whether the gates hold."""
-            with int8_layers(vlm, decisions.choices, self._scheme, [path for group in groups for path in group]):
+            with int8_layers(vlm, decisions.choices, [path for group in groups for path in group]):
                 metrics = measured.metrics()
             self._advance()
             return metrics[stage.loss], holds(self._gates, stage.name, metrics)

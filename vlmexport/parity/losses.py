@@ -37,7 +37,7 @@ def int8_losses(
     with console.progress("ranking int8 layers", len(layers)) as advance:
         for path, (choice, weight) in layers.items():
             measure = logits if stage_of(path) == logits.name else tokens
-            with int8_layers(vlm, {path: choice}, choice.scheme, [path], {path: weight}):
+            with int8_layers(vlm, {path: choice}, [path], {path: weight}):
                 loss = measure.metrics()[measure.loss]
             found.append(LayerLoss(layer=path, stage=stage_of(path), metric=measure.loss, loss=loss))
             advance()
@@ -52,9 +52,8 @@ def _held(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> dict[str,
         for one in unfolded(bundle / file, set(report.get("smoothed", ())), checkpoint):
             if isinstance(one, str) or one.layer.path in found:
                 continue
-            levels = scheme.reduced() if one.layer.path in report.get("narrow", ()) else scheme
             scales = None if one.scales is None else one.scales.astype(np.float64)
-            choice = Choice(_span(one.layer, levels), scales, one.layer.terms, 0.0, levels)
+            choice = Choice(_span(one.layer, scheme), scales, one.layer.terms, 0.0, scheme)
             found[one.layer.path] = choice, torch.from_numpy(one.held)
     return found
 

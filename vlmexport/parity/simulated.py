@@ -23,14 +23,12 @@ from vlmexport.quantize.schemes import Scheme
 def int8_layers(
     vlm: VLM,
     choices: Mapping[str, Choice],
-    scheme: Scheme,
     paths: Iterable[str],
     weights: Mapping[str, torch.Tensor] | None = None,
 ) -> Iterator[None]:
     """Within, the layers of ``paths`` are int8 as ``choices`` say; their weights are put back at the end.
 
     Args:
-        scheme: of the weights.
         weights: what a file makes of them; rounded here where it is None.
     """
     held, handles = [], []
@@ -39,7 +37,7 @@ def int8_layers(
             layer = cast(nn.Linear | nn.Conv2d, vlm.get_submodule(path))
             held.append((layer, layer.weight.data))
             if weights is None:
-                layer.weight.data = _weight(layer.weight.data, choices[path], scheme)
+                layer.weight.data = _weight(layer.weight.data, choices[path])
             else:
                 layer.weight.data = weights[path].reshape(layer.weight.shape)
             handles.append(layer.register_forward_pre_hook(_input_of(choices[path])))
@@ -51,13 +49,13 @@ def int8_layers(
             handle.remove()
 
 
-def _weight(weight: torch.Tensor, choice: Choice, scheme: Scheme) -> torch.Tensor:
+def _weight(weight: torch.Tensor, choice: Choice) -> torch.Tensor:
     """A weight [outputs, ...] rounded: multiplied by the choice's scales first, divided by them afterwards."""
     scales = torch.ones(1) if choice.scales is None else torch.from_numpy(choice.scales).float()
     array = (weight.float() * scales if choice.scales is not None else weight.float()).numpy()
-    steps = weight_scales(array, 0, scheme)
+    steps = weight_scales(array, 0, choice.scheme)
     shape = [-1] + [1] * (array.ndim - 1)
-    rounded = torch.from_numpy(quantize_weight(array, steps, 0, scheme) * steps.reshape(shape))
+    rounded = torch.from_numpy(quantize_weight(array, steps, 0, choice.scheme) * steps.reshape(shape))
     return rounded / scales if choice.scales is not None else rounded
 
 
@@ -77,6 +75,5 @@ def _input_of(choice: Choice) -> Callable[[nn.Module, tuple[Any, ...]], tuple[An
 
 def _rounded(x: torch.Tensor, span: Range, scheme: Scheme) -> torch.Tensor:
     step, zero = span.parameters(scheme)
-    # QuantizeLinear stops at the ends of the type, which a scheme of half the levels does not fill.
-    low, high = (-128, 127) if scheme.signed else (0, 255)
-    return (torch.clamp(torch.round(x / step) + zero, low, high) - zero) * step
+    levels = torch.clamp(torch.round(x / step) + zero, scheme.activation_min, scheme.activation_max)
+    return (levels - zero) * step

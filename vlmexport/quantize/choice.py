@@ -13,12 +13,16 @@ import numpy as np
 from vlmexport.calibrate.statistics import LayerStatistics
 from vlmexport.quantize.noise import decibels, input_error, output_noise, typical_signal, uniform_error
 from vlmexport.quantize.ranges import F32, F64, Range
-from vlmexport.quantize.saturation import lost
+from vlmexport.quantize.saturation import SAFE, lost
 from vlmexport.quantize.schemes import Scheme
 
 STRENGTHS = (0.25, 0.5, 0.65, 0.8, 0.95)
 WORTH = 0.7
 """Part of the predicted noise that smoothing may leave (-1.5 dB); less of a gain is within the prediction's error."""
+_PAIRS = (192, 176, 160, 152, 144, 136, SAFE)
+_CAREFUL = 4.0
+"""What saturation counts against rounding: few rows have been seen, and a pair that saturates may do so by more."""
+_OUTPUTS = 256
 
 
 @dataclass(frozen=True)
@@ -26,8 +30,7 @@ class Choice:
     """One way to take an input.
 
     ``scales`` f64 [columns] divide it, None leaves it alone; ``ratio`` is the predicted signal to noise ratio in dB.
-    ``saturates`` is the part of the pairs of products that AVX2 would cut off with all levels, where ``scheme`` has
-    half of them for that.
+    ``scheme`` bounds pairs of weights where products would saturate.
     """
 
     span: Range
@@ -36,7 +39,6 @@ class Choice:
     noise: float
     scheme: Scheme
     ratio: float = 0.0
-    saturates: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,29 +49,27 @@ class Limits:
     float32: float
 
 
-def choose_for_avx2(
-    weights: list[F32], layer: LayerStatistics, span: Range, scheme: Scheme, smooth: bool, limits: Limits
-) -> Choice | None:
-    """``choose``, with half the levels where AVX2 would lose more by saturation than they cost."""
-    wide = choose(weights, layer, span, scheme, smooth, limits)
-    if wide is None:
-        return None
-    share, error = _lost(wide, weights, layer)
-    if error == 0.0:
-        return wide
-    narrow = choose(weights, layer, span, scheme.reduced(), smooth, limits)
-    if narrow is None or narrow.noise + _lost(narrow, weights, layer)[1] >= wide.noise + error:
-        return wide
-    return replace(narrow, saturates=share)
+def for_avx2(choice: Choice, weight: F32, layer: LayerStatistics) -> Choice:
+    """A choice with the bound on pairs of weights with which a product without VNNI has the least noise: a tight one
+    makes their steps larger, a loose one lets pairs saturate.
 
+    Args:
+        weight: f32 [columns, outputs] of one layer that reads the input; of large ones 256 outputs are looked at.
+        layer: statistics of the input, with the rows that products are simulated on.
+    """
+    divisor = np.ones(layer.columns) if choice.scales is None else choice.scales
+    columns = divisor.astype(np.float32)
+    seen = weight[:, :: -(-weight.shape[1] // _OUTPUTS)] * columns[:, None]
+    rows, power = (layer.rows / columns).astype(np.float32), layer.importance() / divisor**2
 
-def _lost(choice: Choice, weights: list[F32], layer: LayerStatistics) -> tuple[float, float]:
-    """Part of the pairs, and squared error per row, that saturation takes; of the first term."""
-    scales = np.ones(layer.columns) if choice.scales is None else choice.scales
-    divisor = scales.astype(np.float32)
-    rows: F32 = (layer.rows / divisor).astype(np.float32)
-    found = [lost(rows, weight * divisor[:, None], choice.span, choice.scheme) for weight in weights]
-    return max(share for share, _ in found), sum(error for _, error in found)
+    def noise(pair_max: int | None) -> float:
+        scheme = choice.scheme.with_pairs(pair_max)
+        _, cut = lost(rows, seen, choice.span, scheme, choice.terms)
+        return output_noise(seen, power, 0.0, scheme) + _CAREFUL * cut
+
+    if lost(rows, seen, choice.span, choice.scheme, choice.terms)[0] == 0.0:
+        return choice
+    return replace(choice, scheme=choice.scheme.with_pairs(min(_PAIRS, key=noise)))
 
 
 def choose(

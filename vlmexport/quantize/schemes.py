@@ -1,10 +1,8 @@
 """Static int8 schemes: what torch's ``fbgemm`` and ``qnnpack`` configurations mean, as integers.
 
 Weights are signed and symmetric in all of them. Activations are affine. torch's ``fbgemm`` narrows activations to
-0…127 (``reduce_range``) because ``vpmaddubsw`` of AVX2 saturates at int16. Linear and convolution kernels of VNNI
-machines and of every arm64 core do not; tests/quantize/test_oracle.py finds torch's own saturating in its depthwise
-kernel alone, and depthwise layers stay float here. Half the levels cost 6 dB, so the scheme keeps all 256, and
-``reduced`` makes the narrow one for layers where saturation bites.
+0…127 (``reduce_range``) because ``vpmaddubsw`` of AVX2 saturates at int16. Half the levels cost 6 dB of every input, so
+activations keep all 256 here, and weights make room where it is needed (``pair_max``, chosen by ``quantize.choice``).
 """
 
 from __future__ import annotations
@@ -26,6 +24,8 @@ class Scheme:
     per_channel: bool
     eps: float
     """The smallest scale of activations."""
+    pair_max: int | None = None
+    """The largest |v + w| of two weights of an output that are multiplied by neighbouring inputs; None: any."""
 
     @property
     def signed(self) -> bool:
@@ -37,11 +37,9 @@ class Scheme:
         """Steps between the lowest and the highest activation."""
         return self.activation_max - self.activation_min
 
-    def reduced(self) -> Scheme:
-        """Half the activation levels: no pair of products leaves int16."""
-        half = self.steps // 2
-        low = -((half + 1) // 2) if self.signed else 0
-        return replace(self, name=f"{self.name}-reduced", activation_min=low, activation_max=low + half)
+    def with_pairs(self, pair_max: int | None) -> Scheme:
+        """The same with a bound on pairs of weights."""
+        return replace(self, pair_max=pair_max)
 
 
 _EPS = 2.0**-23

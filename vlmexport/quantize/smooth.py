@@ -26,7 +26,7 @@ class Group:
     @property
     def weights(self) -> list[F32]:
         """f32 [columns, outputs] of each member."""
-        return [_array(member.weight) for member in self.members]
+        return [array(member.weight) for member in self.members]
 
 
 def groups(model: ir.Model, keep: Callable[[Product], str | None]) -> Iterator[Group]:
@@ -91,7 +91,7 @@ def _own(*values: ir.Value) -> tuple[ir.Value, ...]:
     return values if all(v.const_value is not None and len(v.uses()) == 1 for v in values) else ()
 
 
-def _array(value: ir.Value) -> F32:
+def array(value: ir.Value) -> F32:
     assert value.const_value is not None
     return np.asarray(value.const_value.numpy(), np.float32)
 

@@ -29,8 +29,8 @@ class Coverage:
     twice: dict[str, str] = field(default_factory=dict)
     """Of those, layers that read their input as two int8 terms, and why."""
 
-    narrow: dict[str, str] = field(default_factory=dict)
-    """Of those, layers whose input has half the levels, and why."""
+    pair_max: dict[str, int] = field(default_factory=dict)
+    """Of those, layers whose pairs of weights are bounded (``Scheme.pair_max``)."""
 
     float32: dict[str, tuple[int, str]] = field(default_factory=dict)
     """Layer → float bytes of its weight, and why it stayed in float."""
@@ -63,7 +63,7 @@ def quantize(
     scheme: Scheme,
     keep: Callable[[Product], str | None] = kept_by_kind,
     twice: Mapping[str, str] | None = None,
-    narrow: Mapping[str, str] | None = None,
+    pair_max: Mapping[str, int] | None = None,
 ) -> Coverage:
     """Insert Q/DQ pairs, in place.
 
@@ -74,7 +74,7 @@ def quantize(
         twice: layers whose input becomes two int8 terms, and why: x ≈ a + b, b the rounding error of a, so that
             x·W = a·W + b·W. About 16 bits of input for one int8 weight and twice the products; ``ranges`` of such
             layers must clip nothing, because b covers half a step of a.
-        narrow: layers whose input gets half the levels, and why.
+        pair_max: layers whose pairs of weights are bounded, and by what.
 
     Returns:
         what is int8 and what is not.
@@ -95,16 +95,15 @@ def quantize(
             )
         coverage.int8[product.path] = product.bytes
         target = pointwise_to_matmul(model, product) if product.is_pointwise else product
-        levels = scheme
-        if narrow is not None and product.path in narrow:
-            coverage.narrow[product.path] = narrow[product.path]
-            levels = scheme.reduced()
         if twice is not None and product.path in twice and target.node.op_type == "MatMul":
             coverage.twice[product.path] = twice[product.path]
-            pairs.split_input(target, ranges[product.path], levels)
+            pairs.split_input(target, ranges[product.path])
         else:
-            pairs.quantize_input(target, ranges[product.path], levels)
-        pairs.quantize_weight(target)
+            pairs.quantize_input(target, ranges[product.path])
+        bound = pair_max.get(product.path) if pair_max is not None else None
+        if bound is not None:
+            coverage.pair_max[product.path] = bound
+        pairs.quantize_weight(target, scheme.with_pairs(bound))
     left = [product.path for product in products(model) if product.path not in coverage.float32]
     if left:
         raise VlmExportError(
@@ -122,17 +121,17 @@ class _Pairs:
         self._scheme = scheme
         self._made: dict[tuple[int, float, int], tuple[ir.Value, list[ir.Value]]] = {}
 
-    def quantize_input(self, product: Product, span: Range, scheme: Scheme) -> None:
-        parameters = span.parameters(scheme)
+    def quantize_input(self, product: Product, span: Range) -> None:
+        parameters = span.parameters(self._scheme)
         product.node.replace_input_with(0, self._pair(product, self._source(product), parameters, "input"))
 
-    def split_input(self, product: Product, span: Range, scheme: Scheme) -> None:
+    def split_input(self, product: Product, span: Range) -> None:
         """x·W → a·W + b·W; the weight of both is quantized with the product's."""
-        source, node, parameters = self._source(product), product.node, span.parameters(scheme)
+        source, node, parameters = self._source(product), product.node, span.parameters(self._scheme)
         rounded = self._pair(product, source, parameters, "input", "rounded")
         rest = self._node("Sub", [source, rounded], f"{product.path}.rest", node)
         half = parameters[0] / 2
-        second = self._pair(product, rest, Range(-half, half).parameters(scheme), "rest")
+        second = self._pair(product, rest, Range(-half, half).parameters(self._scheme), "rest")
         other = ir.node("MatMul", [second, product.weight], name=f"{product.path}.of_rest")
         total = ir.node("Add", [node.outputs[0], other.outputs[0]], name=f"{product.path}.sum")
         other.outputs[0].name, result = f"{product.path}.of_rest", total.outputs[0]
@@ -165,14 +164,14 @@ class _Pairs:
         result.shape, result.type = source.shape, ir.TensorType(ir.DataType.FLOAT)
         return result
 
-    def quantize_weight(self, product: Product) -> None:
+    def quantize_weight(self, product: Product, scheme: Scheme) -> None:
         tensor, axis = product.weight.const_value, product.output_axis
         assert tensor is not None
-        scales = weight_scales(np.asarray(tensor.numpy(), np.float32), axis, self._scheme)
-        weight = _register(self._graph, f"{product.path}.weight_int8", _levels(tensor, scales, axis, self._scheme))
-        scales = scales if self._scheme.per_channel else scales.reshape(())
+        scales = weight_scales(np.asarray(tensor.numpy(), np.float32), axis, scheme)
+        weight = _register(self._graph, f"{product.path}.weight_int8", _levels(tensor, scales, axis, scheme))
+        scales = scales if scheme.per_channel else scales.reshape(())
         parameters = self._constants(f"{product.path}.weight", scales, np.zeros(scales.shape, np.int8))
-        attributes = {"axis": axis} if self._scheme.per_channel else {}
+        attributes = {"axis": axis} if scheme.per_channel else {}
         for user, index in list(product.weight.uses()):
             result = self._node("DequantizeLinear", [weight, *parameters], f"{user.name}.weight_dq", user, attributes)
             result.shape, result.type = weight.shape, ir.TensorType(ir.DataType.FLOAT)
