@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.onnx_bundles import Bundles, open_exact, picture
 from tests.processors import run_there
-from tests.quantize.graphs import layer_graph
+from tests.quantize.graphs import F32, layer_graph
 from vlmexport.artifact.bundle import read_manifest
 from vlmexport.artifact.graph import save
 from vlmexport.artifact.int8_layers import int8_products
@@ -134,16 +134,21 @@ def test_a_bundles_kernels(onnx_bundle: Bundles) -> None:
 
 
 @pytest.mark.slow
-def test_a_bundles_features_on_avx2(onnx_bundle: Bundles, avx2: dict[str, str], tmp_path: Path) -> None:
-    """Nearly what the graph says, because the export chose weights for such kernels."""
+def test_the_default_recipe_keeps_its_features_on_avx2(
+    onnx_bundle: Bundles, avx2: dict[str, str], tmp_path: Path
+) -> None:
+    """What int8 costs there is what it costs with VNNI, to half a decibel; layers are counted as the graph has them."""
     bundle, image, file = onnx_bundle("int8"), tmp_path / "image.png", tmp_path / "features.npy"
     picture(3).save(image)
-    layers = int(run_there(avx2, SEE, bundle, image, file))
-    runtime, there = open_exact(bundle), np.load(file)
-    exact = runtime.features(runtime.pixels(picture(3)))
-    near = decibels(float(np.square(exact).mean()), float(np.square(there - exact).mean()))
-    assert layers == len(saturating(bundle))
-    assert near > 40
+    assert int(run_there(avx2, SEE, bundle, image, file)) == len(saturating(bundle))
+    exact, whole = open_exact(bundle), open_runtime(onnx_bundle("fp32"))
+    pixels = exact.pixels(picture(3))
+    want = whole.features(pixels)
+
+    def ratio(got: F32) -> float:
+        return decibels(float(np.square(want).mean()), float(np.square(got - want).mean()))
+
+    assert ratio(np.load(file)) > ratio(exact.features(pixels)) - 0.5
 
 
 def saturating(bundle: Path) -> set[str]:
