@@ -158,7 +158,6 @@ def test_a_garbled_config_is_one_clear_error(
         open_checkpoint(tmp_path)
 
 
-@pytest.mark.slow
 def test_fields_whose_annotations_are_types(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Python 3.14 has them where a module does without `from __future__ import annotations`."""
     hints = get_type_hints(VisionSpec)
@@ -167,6 +166,7 @@ def test_fields_whose_annotations_are_types(folder: Path, monkeypatch: pytest.Mo
     assert open_checkpoint(folder).spec.vision == specify(TINY).vision
 
 
+@pytest.mark.slow
 def test_the_command_shows_what_it_made(tmp_path: Path) -> None:
     chosen = ("--vision", "clip:tiny", "--image-size", "168", "--projector", "pool_max")
     made = vlmexport("new", *chosen, "-o", tmp_path / "made", "--json")

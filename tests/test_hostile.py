@@ -148,6 +148,10 @@ def text_for_a_number(folder: Path) -> None:
     edit_config(folder, num_hidden_layers="many")
 
 
+def infinite_token(folder: Path) -> None:
+    edit_config(folder, eos_token_id=float("inf"))
+
+
 def projector_unknown(folder: Path) -> None:
     edit_config(folder, mm_projector_type="magic")
 
@@ -193,6 +197,7 @@ CASES: dict[Damage, tuple[int, str]] = {
     deep_config: (2, "is not JSON"),
     no_tokenizer: (2, "has no tokenizer.model"),
     text_for_a_number: (2, "lacks or garbles"),
+    infinite_token: (2, "garbles eos_token_id (inf is no whole number)"),
     projector_unknown: (3, "unknown projector 'magic'"),
     whole_numbers: (2, "holds whole numbers (i8) where a weight belongs, and no scales, and so do 6 more"),
     quantized: (3, "is quantized already (bitsandbytes, 8 bits"),

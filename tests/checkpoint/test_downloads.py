@@ -89,6 +89,14 @@ def test_stale_safetensors_beside_a_whole_bin(missing: str, shards: int, folder:
     open_checkpoint(folder)
 
 
+def test_a_bin_with_buffers_of_an_older_version_is_not_what_is_missing(folder: Path, state: State) -> None:
+    left = {name: value for name, value in state.items() if name != "model.norm.weight"}
+    save_file(left, folder / WEIGHTS)
+    buffer = {"model.layers.0.self_attn.rotary_emb.inv_freq": left["lm_head.weight"].flatten()[:4].clone()}
+    write_weights(folder, left | buffer, "bin")
+    assert "1 tensor is missing: model.norm.weight" in refused(folder).what
+
+
 def test_both_formats_are_no_trouble_where_they_hold_the_same(folder: Path, state: State) -> None:
     write_weights(folder, state, "bin")
     assert open_checkpoint(folder).fingerprints.keys() == {WEIGHTS}

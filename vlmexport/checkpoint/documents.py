@@ -87,14 +87,15 @@ def whole(document: Mapping[str, Any], key: str, default: int | None = None) -> 
 
     Raises:
         KeyError: it is absent, and there is no default.
-        TypeError: it is none: a text, a fraction, true or false.
+        TypeError: it is none: a text, a fraction, an infinity, true or false.
     """
     value = document.get(key)
     if value is None:
         if default is None:
             raise KeyError(key)
         return default
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+    exact = value.is_integer() if isinstance(value, float) else isinstance(value, int)
+    if isinstance(value, bool) or not exact:
         raise TypeError(f"{key} ({value!r} is no whole number)")
     return int(value)
 

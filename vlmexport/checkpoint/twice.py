@@ -8,6 +8,9 @@ from pathlib import Path
 from vlmexport.checkpoint.tensors import LazyTensor, open_files, weight_sets
 from vlmexport.errors import CheckpointError
 
+_BUFFERS = ("_ids", "rotary_emb.inv_freq")
+"""Ends of what older versions saved beside the weights, and newer ones leave out."""
+
 
 def refuse_stale(folder: Path, components: Mapping[str, Mapping[str, LazyTensor]]) -> None:
     """Raise where the weights that were not read hold tensors that those that were read lack; for when some are
@@ -23,7 +26,7 @@ def refuse_stale(folder: Path, components: Mapping[str, Mapping[str, LazyTensor]
     read = {tensor.name for tensors in components.values() for tensor in tensors.values()}
     for other in others:
         try:
-            more = sorted(name for name in open_files(other) if name not in read and not name.endswith("_ids"))
+            more = sorted(name for name in open_files(other) if name not in read and not name.endswith(_BUFFERS))
         except CheckpointError:
             continue  # what cannot be read is not what is missing
         if more:
