@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 from vlmexport.errors import MissingDependency
@@ -16,15 +17,15 @@ EXTRAS = {
 """Extra → the modules that come with it and that some command cannot do without."""
 
 
-def require(extra: str) -> None:
-    """Look for the packages of an extra, without importing them, before anything long begins.
+def require(*extras: str) -> None:
+    """Look for the packages of some extras, without importing them, before anything long begins.
 
     Raises:
-        MissingDependency: one is not installed.
+        MissingDependency: one is not installed; the cure names every extra that is not whole.
     """
-    for module in EXTRAS[extra]:
-        if find_spec(module) is None:
-            raise missing(module)
+    lacking = {extra: module for extra in extras if (module := _lacks(extra)) is not None}
+    if lacking:
+        raise _error(next(iter(lacking.values())), *lacking)
 
 
 def missing(module: str | None) -> MissingDependency:
@@ -35,4 +36,15 @@ def missing(module: str | None) -> MissingDependency:
     """
     package = (module or "a package").partition(".")[0]
     extra = next((extra for extra, modules in EXTRAS.items() if package in modules), "all")
-    return MissingDependency(f"this needs {package}, which is not installed", f"pip install 'vlmexport[{extra}]'")
+    return _error(package, extra)
+
+
+def _lacks(extra: str) -> str | None:
+    """The first of its modules that is not installed; llama.cpp's libraries may be those of another folder."""
+    given = {"llama_cpp"} if os.environ.get("LLAMA_CPP_LIB_PATH") else set()
+    return next((name for name in EXTRAS[extra] if name not in given and find_spec(name) is None), None)
+
+
+def _error(package: str, *extras: str) -> MissingDependency:
+    cure = f"pip install 'vlmexport[{','.join(extras)}]'"
+    return MissingDependency(f"this needs {package}, which is not installed", cure)

@@ -199,11 +199,14 @@ def _export(
     console: Console,
 ) -> None:
     from vlmexport.artifact.bundle import read_manifest
-    from vlmexport.pipeline import export
+    from vlmexport.extras import require
     from vlmexport.recipe import resolve
     from vlmexport.report.bundle import facts, table
 
     chosen = resolve(name, flags)
+    require("export", *(("gguf",) if chosen.format == "gguf" else ()))
+    from vlmexport.pipeline import export
+
     folder = export(model, chosen, output, vision_tower=vision_tower, force=force, console=console, dask=dask)
     shown = facts(folder, read_manifest(folder))
     console.result(table(shown), shown)
