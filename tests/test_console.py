@@ -34,6 +34,18 @@ def test_steps_are_counted() -> None:
     assert "3/3" in shown.getvalue()
 
 
+def test_steps_of_an_earlier_run_have_no_rate() -> None:
+    """A calibration that goes on: 70 of 72 are done, and the 71st takes ten seconds."""
+    now = [0.0]
+    console, shown = on_terminal()
+    console._err.get_time = lambda: now[0]
+    with console.progress("calibrating", 72, done=70) as advance:
+        now[0] = 10.0
+        advance()
+    assert "71/72" in shown.getvalue()
+    assert "10.0 s each" in shown.getvalue()
+
+
 def test_one_line_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with Console().progress("language: a.gguf", 785_400_000, "bytes") as advance:
         advance(785_400_000)

@@ -139,32 +139,34 @@ class Console:
     def progress(self, label: str, total: int, unit: Unit = "steps", done: int = 0) -> Iterator[Advance]:
         """A bar on stderr with its rate; yields what to call after each of ``total`` steps, or with the bytes that
         are done; ``done`` of them before. Without a terminal, a line, and another every half a minute."""
-        with self.bars({label: total}, unit) as advance:
-            advance[label](done)
+        with self.bars({label: total}, unit, done) as advance:
             yield advance[label]
 
     @contextmanager
-    def bars(self, totals: Mapping[str, int], unit: Unit = "bytes") -> Iterator[dict[str, Advance]]:
+    def bars(self, totals: Mapping[str, int], unit: Unit = "bytes", done: int = 0) -> Iterator[dict[str, Advance]]:
         """The same for several things at a time: label → total, and label → what to call, from any thread."""
         if self.quiet or self.as_json:
             yield dict.fromkeys(totals, no_advance)
             return
         if not self._err.is_terminal:
-            with _Heartbeat(self, totals, unit) as advance:
+            with _Heartbeat(self, totals, unit, done) as advance:
                 yield advance
             return
         columns = [TextColumn("{task.description}", markup=False), BarColumn(), *_COLUMNS[unit]()]
         with Progress(*columns, console=self._err, transient=True) as progress:
-            tasks = {label: progress.add_task(label, total=total) for label, total in totals.items()}
+            tasks = {
+                label: progress.add_task(label, total=total, completed=done, before=done)
+                for label, total in totals.items()
+            }
             yield {label: _advancing(progress, task) for label, task in tasks.items()}
 
 
 class _Heartbeat:
     """What is under way where there is no terminal: says every half a minute how far it is, until it is done."""
 
-    def __init__(self, console: Console, totals: Mapping[str, int], unit: Unit) -> None:
+    def __init__(self, console: Console, totals: Mapping[str, int], unit: Unit, done: int) -> None:
         self._console, self._totals, self._unit = console, totals, unit
-        self._done, self._start, self._over = dict.fromkeys(totals, 0), monotonic(), Event()
+        self._done, self._start, self._over = dict.fromkeys(totals, done), monotonic(), Event()
 
     def __enter__(self) -> dict[str, Advance]:
         for label, total in self._totals.items():
@@ -213,11 +215,13 @@ def _advancing(progress: Progress, task: TaskID) -> Advance:
 
 
 class _Rate(ProgressColumn):
-    """Seconds a step, once one is done: the mean, for steps may end many at a time."""
+    """Seconds a step, once one is done: the mean, for steps may end many at a time. Those of an earlier run do not
+    count."""
 
     def render(self, task: Task) -> Text:
-        elapsed = task.elapsed if task.completed else None
-        return Text("" if elapsed is None else f"{elapsed / task.completed:.1f} s each", style="dim")
+        steps = task.completed - task.fields["before"]
+        elapsed = task.elapsed if steps else None
+        return Text("" if elapsed is None else f"{elapsed / steps:.1f} s each", style="dim")
 
 
 QUIET = Console(quiet=True)
