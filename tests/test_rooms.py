@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,14 @@ def test_imports_point_upwards(module: str) -> None:
     assert own in ROOMS, f"{module} is in no known room"
     allowed = ROOMS[: ROOMS.index(own) + 1]
     assert imported_rooms((PACKAGE / module).read_text(encoding="utf-8")) <= set(allowed)
+
+
+def test_the_document_lists_them() -> None:
+    """In this order, each with what it does."""
+    page = (PACKAGE.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("## Rooms")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)(?:\.py|/)` \| \S", table, re.MULTILINE)
+    assert tuple(listed) == tuple(name for name in ROOMS if not name.startswith("__"))
 
 
 def test_an_upward_import_is_seen() -> None:
