@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from PIL import Image
 from tests.command import vlmexport
 from tests.test_cli import assert_one_line_error
 from vlmexport.artifact.bundle import MANIFEST, Manifest, list_files, read_manifest, source_of, write_manifest
-from vlmexport.artifact.int8_layers import int8_layers
+from vlmexport.artifact.int8_layers import int8_layers, int8_products
 from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import CheckpointError
 from vlmexport.recipe import Recipe
@@ -166,8 +166,9 @@ def test_a_manifest_without_end(text: str, bundle: Path) -> None:
         read_manifest(bundle)
 
 
+@pytest.mark.parametrize("read", [int8_layers, int8_products])
 @pytest.mark.parametrize("location", ["../secret", "/etc/passwd"])
-def test_external_data_of_a_graph(location: str, tmp_path: Path) -> None:
+def test_external_data_of_a_graph(location: str, read: Callable[[Path], Iterator[object]], tmp_path: Path) -> None:
     weight = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "w")
     onnx.external_data_helper.set_external_data(weight, location, 0, 16)
     weight.data_location = onnx.TensorProto.EXTERNAL
@@ -175,4 +176,4 @@ def test_external_data_of_a_graph(location: str, tmp_path: Path) -> None:
     graph = onnx.helper.make_graph([], "g", [], [], [weight])
     (tmp_path / "a.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(CheckpointError, match="names external data outside of the bundle"):
-        list(int8_layers(tmp_path / "a.onnx"))
+        list(read(tmp_path / "a.onnx"))

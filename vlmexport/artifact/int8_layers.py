@@ -60,11 +60,9 @@ class Int8Layer:
 
 def int8_layers(path: Path) -> Iterator[Int8Layer]:
     """In the graph's order; weights are read when they are asked for."""
-    model = ir.load(path)
-    weights = (value.const_value for value in model.graph.initializers.values())
-    refuse_outside((str(data.location) for data in weights if isinstance(data, ir.ExternalTensor)), path)
-    names = {node.name for node in model.graph}
-    for node in model.graph:
+    graph = _graph(path)
+    names = {node.name for node in graph}
+    for node in graph:
         layer = str(node.name)
         if node.op_type not in OPERATORS or layer.endswith(REST):
             continue
@@ -76,8 +74,16 @@ def int8_layers(path: Path) -> Iterator[Int8Layer]:
         yield Int8Layer(
             layer, held, node.op_type == "MatMul", _parameters(there), _parameters(back),
             2 if f"{layer}{REST}" in names else 1,
-            _norm_of(source), _maker_of(source), f"{layer}{batch_norm.BIAS}" in model.graph.initializers,
+            _norm_of(source), _maker_of(source), f"{layer}{batch_norm.BIAS}" in graph.initializers,
         )  # fmt: skip
+
+
+def _graph(path: Path) -> ir.Graph:
+    """A stranger's, whose weights are read from files beside it alone."""
+    graph = ir.load(path).graph
+    weights = (value.const_value for value in graph.initializers.values())
+    refuse_outside((str(data.location) for data in weights if isinstance(data, ir.ExternalTensor)), path)
+    return graph
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ class Int8Product:
 def int8_products(path: Path) -> Iterator[Int8Product]:
     """Of a graph file; weights are read when they are asked for. Convolutions of more than one pixel are none, because
     ONNX Runtime computes those with float output in float."""
-    for node in ir.load(path).graph:
+    for node in _graph(path):
         name = str(node.name)
         if node.op_type == "MatMulNBits":  # rounds its input to S8 itself
             yield Int8Product(name, False, None)
