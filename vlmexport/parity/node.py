@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 
 from vlmexport.errors import MissingDependency, VlmExportError
 from vlmexport.runtime.stages import F32
+from vlmexport.runtime.watch import Watch, deadline
 from vlmexport.serve.client import VERSION
 
 FOLDER = "VLMEXPORT_NODE"
@@ -60,19 +62,24 @@ class TransformersJs:
         self._complaints = (Path(self._scratch.name) / "stderr").open("w+b")
         self._process = subprocess.Popen(
             [node, "--input-type=module", "-e", _SCRIPT, str(bundle.resolve())],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, cwd=folder, text=True,
-            encoding="utf-8",
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, cwd=folder,
         )  # fmt: skip
+        self._watch = Watch(self._process, deadline())
 
     def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width]."""
+        """RGB image → [1, 3, height, width].
+
+        Raises:
+            VlmExportError: transformers.js cannot read the bundle's files, or it died or did not answer.
+        """
         image.save(self._picture, compress_level=1)
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            self._process.stdin.write(f"{self._picture}\n")
-            self._process.stdin.flush()
-            shape = json.loads(self._process.stdout.readline())
+            with self._watch:
+                self._process.stdin.write(f"{self._picture}\n".encode())
+                self._process.stdin.flush()
+                shape = json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
             raise VlmExportError(
                 f"transformers.js cannot make pixels by the bundle's files ({self._complaint()})",
@@ -82,15 +89,19 @@ class TransformersJs:
 
     def _complaint(self) -> str:
         """The line of its last words that names the error."""
+        if self._watch.expired:
+            return f"it did not answer within {self._watch.seconds:g} seconds, and was ended"
         self._complaints.seek(0)
         lines = self._complaints.read().decode(errors="replace").splitlines()
         return next((line for line in lines if "Error" in line), "it ended")
 
     def close(self) -> None:
         """End Node."""
+        self._watch.close()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(OSError):  # what it was not told before it died
+                    pipe.close()
         self._process.kill()
         self._process.wait()
         self._complaints.close()
