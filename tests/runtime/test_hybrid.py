@@ -91,6 +91,7 @@ def test_check_and_run(bundle: Path, linear: Path, tmp_path: Path) -> None:
     result = check(bundle, samples=questions(), strict_stock=True)
     assert result.passed, [gate for gate in result.gates if not gate.passed]
     assert result.kind == "hybrid"
+    assert result.kernels is None, "nothing in it is int8"
     assert result.stock is None
     picture(3).save(tmp_path / "image.png")
     arguments = ("what is it?", "-i", tmp_path / "image.png", "--max-new-tokens", "5", "--json")

@@ -32,6 +32,7 @@ class HybridRuntime:
         self.name = f"{self._vision.name} with {self._decoder.name}"
         self.notes = (*self._vision.notes, *self._decoder.notes)
         self.eos_token_id, self.context = self._decoder.eos_token_id, self._decoder.context
+        self._is_int8 = manifest.recipe.onnx.vision == "int8"
 
     def pixels(self, image: Image.Image) -> F32:
         """RGB image → [1, 3, height, width]."""
@@ -69,9 +70,12 @@ class HybridRuntime:
         """Text of token ids."""
         return self._decoder.decode(ids)
 
-    def kernels(self) -> Int8Kernels:
-        """Of both halves; those of one where they are the same, or the other needs none."""
-        vision, decoder = self._vision.kernels(), self._decoder.kernels()
+    def kernels(self) -> Int8Kernels | None:
+        """Of both halves; those of one where they are the same, or the other needs none; None where neither does."""
+        decoder = self._decoder.kernels()
+        if not self._is_int8:
+            return decoder
+        vision = self._vision.kernels()
         if decoder is None or vision.name == decoder.name:
             return vision
         return replace(vision, name=f"{vision.name} (llama.cpp: {decoder.name})")
