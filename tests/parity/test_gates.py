@@ -4,9 +4,10 @@ import math
 
 import pytest
 
+from vlmexport.parity.check import _verdict
 from vlmexport.parity.gates import broken_stage, judge
 from vlmexport.parity.metrics import agreement
-from vlmexport.parity.result import StageResult
+from vlmexport.parity.result import CoreResult, GateResult, StageResult
 from vlmexport.recipe import Gates
 
 GATES = Gates(features_cosine=0.99, tokens_cosine=0.99, logits_kld=0.1, answer_equal=0.9)
@@ -118,3 +119,18 @@ def test_a_share_is_judged_as_measured(equal: float, passes: bool) -> None:
     stages = [StageResult(stage="answer", mode="chained", metrics=metrics)]
     (gate,) = [gate for gate in judge(Gates(answer_equal=0.95), stages) if gate.metric == "equal"]
     assert gate.passed == passes
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_what_does_not_depend_on_the_machine_counts_on_its_cores_too(passed: bool) -> None:
+    """Pixels that a client makes, and weights; what else fails here does not."""
+    client = GateResult(
+        stage="pixels", mode="chained", metric="torchvision_max_abs", value=0.1, bound=0.05, at_least=False,
+        passed=passed,
+    )  # fmt: skip
+    here = [client, *judge(GATES, measured(features=0.5))]
+    core = CoreResult(
+        core="max", runtime="", stages=[], gates=[], answers=[], beside=[], passed=True, broken_stage=None
+    )
+    assert _verdict(here, [], [client])[0] is False
+    assert _verdict(here, [core], [client]) == (passed, None if passed else "pixels")

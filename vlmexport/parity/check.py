@@ -128,11 +128,11 @@ def _compare(
         run = against.run(bundle, samples, advance, STOCK_SAMPLES)
     stages = run.measured.stages()
     weights = compare_weights(bundle, manifest, against.checkpoint) if against.checkpoint else None
-    of_weights = weight_gates(weights) if weights else []
-    of_clients = client_gates(stages, VisionSpec(**manifest.source.spec["vision"]))
-    gates = judge(manifest.recipe.gates, stages, [*of_clients, *of_weights])
+    anywhere = client_gates(stages, VisionSpec(**manifest.source.spec["vision"]))
+    anywhere += weight_gates(weights) if weights else []
+    gates = judge(manifest.recipe.gates, stages, anywhere)
     cores = [_core(core, manifest) for core in run.cores]
-    passed, broken = _verdict(gates, cores, of_weights)
+    passed, broken = _verdict(gates, cores, anywhere)
     return ParityResult(
         bundle=plain(bundle.resolve().name),
         kind=manifest.kind,
@@ -192,13 +192,13 @@ def _notes(run: Evaluation, chosen: Chosen, weights: WeightsResult | None) -> li
     return notes
 
 
-def _verdict(gates: list[GateResult], cores: list[CoreResult], of_weights: list[GateResult]) -> tuple[bool, str | None]:
+def _verdict(gates: list[GateResult], cores: list[CoreResult], anywhere: list[GateResult]) -> tuple[bool, str | None]:
     """Whether it passed, and the stage where not: of the cores where there are some, else of the run here. Wrong
-    weights are wrong wherever they run."""
+    weights, and wrong pixels of clients, are wrong wherever the bundle runs."""
     if not cores:
         return all(gate.passed for gate in gates), broken_stage(gates)
-    broken = [broken_stage(of_weights), *(core.broken_stage for core in cores)]
-    passed = all(gate.passed for gate in of_weights) and all(core.passed for core in cores)
+    broken = [broken_stage(anywhere), *(core.broken_stage for core in cores)]
+    passed = all(gate.passed for gate in anywhere) and all(core.passed for core in cores)
     return passed, earliest(broken)
 
 

@@ -79,7 +79,6 @@ class Recorder:
         with whole(self._path) as temporary, temporary.open("wb") as file, self._partial.open("rb") as data:
             file.write(len(header).to_bytes(8, "little") + header)
             shutil.copyfileobj(data, file)
-            file.close()  # Windows does not rename open files
         self.close()
 
     def close(self) -> None:

@@ -81,19 +81,17 @@ class Side:
         """Run the first stage alone: the pixels that the others are fed. What the runtime makes of the image and what
         its first client does are one measure; every client has one of its own, too."""
         made = self._try("pixels", "chained", lambda: self.runtime.pixels(image), expected)
-        first: F32 | None = None
+        if made is None or not self._clients:
+            return made
+        found = []
         for client in self._clients:
             try:
-                found = client.pixels(image)
-                self.measured.clients.setdefault(client.name, ArrayMeasure()).add(expected, found)
+                found.append(client.pixels(image))
+                self.measured.clients.setdefault(client.name, ArrayMeasure()).add(expected, found[-1])
             except (VlmExportError, ShapeDiffersError) as error:
-                self.measured.errors.setdefault(("pixels", "chained"), str(error))
+                self.measured.errors["pixels", "chained"] = str(error)
                 return None
-            first = found if first is None else first
-        if first is None:
-            return made
-        value = first
-        return self._try("pixels", "chained", lambda: value, expected, is_run=False)
+        return self._try("pixels", "chained", lambda: found[0], expected, is_run=False)
 
     def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, F64]) -> F32 | None:
         """The visual tokens that the bundle itself makes of an image; ``cosines`` get those of each row, by stage."""
