@@ -82,7 +82,7 @@ def locked(path: Path, busy: UsageError, wait: float = 0) -> Iterator[None]:
         raise busy from error
     except PermissionError:
         raise
-    except OSError:
+    except (OSError, NotImplementedError):
         pass
     try:
         yield

@@ -15,6 +15,7 @@ from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import UsageError
+from vlmexport.files import whole
 from vlmexport.model import plugins
 from vlmexport.recipe import Recipe
 
@@ -155,7 +156,8 @@ def calibrate_to(
     """
     _refuse_file(output, force)
     found = _calibrated(open_whole(model, vision_tower, console), samples, console, dask)
-    found.save(output)
+    with whole(output) as temporary:
+        found.save(temporary)
     return {"layers": len(found.layers), "samples": len(found.samples)}
 
 

@@ -100,7 +100,8 @@ def kernels_here() -> Int8Kernels:
 def _name(machine: str, instructions: list[str], saturates: bool) -> str:
     """The instructions that kernels of this behaviour use. VNNI alone, on x86, adds U8 and S8 exactly."""
     if machine not in MACHINES["x86"]:
-        return next((name for name in ("i8mm", "dot product") if name in instructions), "NEON")
+        none_told = "NEON" if machine in MACHINES["arm64"] else machine
+        return next((name for name in ("i8mm", "dot product") if name in instructions), none_told)
     if not saturates:
         return "VNNI"
     return "AVX-512 without VNNI" if "AVX-512" in instructions else "AVX2 without VNNI"
