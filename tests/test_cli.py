@@ -130,6 +130,17 @@ def test_json_errors(tmp_path: Path) -> None:
     assert vlmexport("inspect").returncode == 2
 
 
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_pipe_that_broke_is_told_and_is_no_failed_gate(flags: tuple[str, ...]) -> None:
+    """Typer and rich end with 1 there, without a word, whichever pipe it was."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as nobody:
+        command = [sys.executable, "-m", "vlmexport", "recipes", *flags]
+        result = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, text=True)
+    assert_one_line_error(result, 2, "ended early")
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in process("inspect", tmp_path, "--debug").stderr
 

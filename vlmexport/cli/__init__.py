@@ -103,6 +103,10 @@ def _run(arguments: list[str], console: Console) -> int:
         command = context.command_path if (context := getattr(error, "ctx", None)) else "vlmexport"
         message = str(getattr(error, "format_message", error.__str__)()).replace("Value error, ", "")
         raise UsageError(message.strip().removesuffix("."), f"see `{command} --help`") from error
+    except SystemExit as error:  # Typer and rich turn a pipe that broke into exit code 1, without a word
+        if isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None
+        raise
     if code == Interrupted.exit_code:  # Typer turns Ctrl-C into one, without a word
         if console.as_json:
             console.error(Interrupted("interrupted", "nothing was left half-written"))
@@ -124,6 +128,10 @@ def _told(error: Exception) -> VlmExportError:
         return error
     if isinstance(error, ModuleNotFoundError):
         return missing(error.name)
+    if isinstance(error, BrokenPipeError):
+        return UsageError(
+            "what reads the output, or a process of the command, ended early", "run it again, read to its end"
+        )
     if isinstance(error, OSError):
         return UsageError(str(error) or type(error).__name__, "check the path, its permissions and the free space")
     what = f"internal error ({type(error).__name__}: {error})"
