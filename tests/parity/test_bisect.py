@@ -91,11 +91,13 @@ def test_in_words() -> None:
 def test_a_failure_leads_to_bisect(onnx_bundle: Bundles, tmp_path: Path) -> None:
     bundle = Path(shutil.copytree(onnx_bundle("int8"), tmp_path / "int8"))
     manifest = read_manifest(bundle)
-    recipe = manifest.recipe.model_copy(update={"gates": Gates(features_cosine=1.5)})
-    write_manifest(bundle, manifest.model_copy(update={"recipe": recipe}))
-    done = vlmexport("check", bundle, "--samples", "20")
-    assert done.returncode == 1
-    assert f"next: vlmexport check {bundle} --bisect names the layer" in done.stderr
+    hint = f"next: vlmexport check {bundle} --bisect names the layer"
+    for gates, is_led in ((Gates(features_cosine=1.5), True), (Gates(pixels_max_abs=-1.0), False)):
+        recipe = manifest.recipe.model_copy(update={"gates": gates})
+        write_manifest(bundle, manifest.model_copy(update={"recipe": recipe}))
+        done = vlmexport("check", bundle, "--samples", "20")
+        assert done.returncode == 1
+        assert (hint in done.stderr) == is_led, "no layer makes pixels"
 
 
 @pytest.mark.slow

@@ -179,6 +179,15 @@ def test_transformers_js(javascript: TransformersJs, told: tuple[VisionSpec, Pat
 
 
 @pytest.mark.slow
+def test_a_picture_that_transformers_js_cannot_resize_is_named(node: None, tmp_path: Path) -> None:
+    """A strip has a side of less than a pixel where it keeps its ratio; the next picture is made."""
+    with closing(TransformersJs(write(tmp_path / "bundle", "pad"))) as client:
+        with pytest.raises(VlmExportError, match=r"a picture of 1x4000 \(.*width.*\): leave out such pictures"):
+            client.pixels(picture(0, (1, 4000)))
+        assert client.pixels(picture(0, (337, 335))).shape == (1, 3, 336, 336)
+
+
+@pytest.mark.slow
 def test_transformers_js_is_measured_where_it_is_asked_for(node: None, onnx_bundle: Bundles, short: Checkpoint) -> None:
     stages = run_samples(onnx_bundle("fp32"), short, [sample(0)], client="node").measured.stages()
     (pixels,) = (stage for stage in stages if stage.stage == "pixels")

@@ -88,7 +88,7 @@ def check(
     destinations.write(result, bundle)
     console.stream(workflow_commands(result))
     console.result(parity(result), result.model_dump(mode="json"))
-    if not result.passed and not bisect and replay is None:
+    if not result.passed and result.broken_stage != "pixels" and not bisect and replay is None:
         console.note(f"next: vlmexport check {quote(str(bundle))} --bisect names the layer")
     raise typer.Exit(0 if result.passed else 1)
 

@@ -32,9 +32,13 @@ env.allowRemoteModels = false;
 env.localModelPath = path.dirname(bundle);
 const processor = await AutoImageProcessor.from_pretrained(path.basename(bundle));
 for await (const picture of readline.createInterface({ input: process.stdin })) {
-  const { pixel_values } = await processor(await RawImage.read(picture));
-  fs.writeFileSync(picture + '.f32', Buffer.from(Float32Array.from(pixel_values.data).buffer));
-  console.log(JSON.stringify(pixel_values.dims));
+  try {
+    const { pixel_values } = await processor(await RawImage.read(picture));
+    fs.writeFileSync(picture + '.f32', Buffer.from(Float32Array.from(pixel_values.data).buffer));
+    console.log(JSON.stringify(pixel_values.dims));
+  } catch (error) {
+    console.log(JSON.stringify(String(error.message)));
+  }
 }
 """
 
@@ -70,7 +74,8 @@ class TransformersJs:
         """RGB image → [1, 3, height, width].
 
         Raises:
-            VlmExportError: transformers.js cannot read the bundle's files, or it died or did not answer.
+            VlmExportError: transformers.js cannot read the bundle's files or make pixels of the image, or it died
+                or did not answer.
         """
         image.save(self._picture, compress_level=1)
         assert self._process.stdin is not None
@@ -85,6 +90,11 @@ class TransformersJs:
                 f"transformers.js cannot make pixels by the bundle's files ({self._complaint()})",
                 "export the bundle again, or leave out --client node",
             ) from error
+        if isinstance(shape, str):
+            raise VlmExportError(
+                f"transformers.js cannot make pixels of a picture of {image.width}x{image.height} ({shape})",
+                "leave out such pictures, or --client node",
+            )
         return np.fromfile(f"{self._picture}.f32", np.float32).reshape(shape)
 
     def _complaint(self) -> str:
