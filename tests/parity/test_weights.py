@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,21 @@ def test_right_weights(onnx_bundle: Bundles, short: Checkpoint) -> None:
     assert set(found.layers) == {"features", "tokens", "logits"}
     assert found.layers["logits"] == 8  # seven of the one layer, and the head
     assert all(gate.passed for gate in weight_gates(found))
+
+
+@pytest.mark.parametrize("kind", ["link", "second name"])
+def test_data_beside_a_graph_may_be_shared(kind: str, onnx_bundle: Bundles, short: Checkpoint, tmp_path: Path) -> None:
+    """As in the Hub's cache, where files are links to blobs, and in copies that share their bytes."""
+    bundle = Path(shutil.copytree(onnx_bundle("int8"), tmp_path / "models--a--b" / "snapshots" / "c0ffee"))
+    blobs = tmp_path / "models--a--b" / "blobs"
+    blobs.mkdir()
+    for file in read_manifest(bundle).details["graphs"].values():
+        path = bundle / file
+        onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=0)
+        data, blob = path.with_name(f"{path.name}_data"), blobs / path.name
+        data.rename(blob)
+        data.symlink_to(blob) if kind == "link" else os.link(blob, data)
+    assert compared(bundle, short) == compared(onnx_bundle("int8"), short)
 
 
 def test_a_float_bundle_has_none(onnx_bundle: Bundles, short: Checkpoint) -> None:

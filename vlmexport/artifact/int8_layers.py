@@ -79,10 +79,19 @@ def int8_layers(path: Path) -> Iterator[Int8Layer]:
 
 
 def _graph(path: Path) -> ir.Graph:
-    """A stranger's, whose weights are read from files beside it alone."""
+    """A stranger's, whose weights are read from files beside it alone.
+
+    A file may be a link into the Hub's cache, or have several names: ``read_manifest`` looks where links lead, and
+    onnx_ir, which refuses both, looks no further at paths that have no base.
+    """
     graph = ir.load(path).graph
-    weights = (value.const_value for value in graph.initializers.values())
-    refuse_outside((str(data.location) for data in weights if isinstance(data, ir.ExternalTensor)), path)
+    values = {value: value.const_value for value in graph.initializers.values()}
+    external = {value: data for value, data in values.items() if isinstance(data, ir.ExternalTensor)}
+    refuse_outside((str(data.location) for data in external.values()), path)
+    for value, data in external.items():
+        value.const_value = ir.ExternalTensor(
+            path.parent / data.location, data.offset, data.length, data.dtype, shape=data.shape, name=str(value.name)
+        )
     return graph
 
 
