@@ -157,6 +157,30 @@ def test_a_spec_of_another_version(change: Callable[[Document], Any], said: str,
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("key", ["graphs", "features", "tokenizer"])
+def test_what_a_manifest_lacks_is_told(key: str, bundle: Path) -> None:
+    rewrite(bundle, lambda document: document["details"].pop(key))
+    with pytest.raises(CheckpointError, match=rf"vlmexport\.json lacks {key} among its details: export"):
+        read_manifest(bundle).details[key]
+    rewrite(bundle, lambda document: document.pop("details"))
+    with pytest.raises(CheckpointError, match=f"lacks {key}"):
+        read_manifest(bundle).details[key]
+
+
+def test_a_graph_that_a_manifest_lacks_is_told(bundle: Path) -> None:
+    graphs = read_manifest(bundle).details["graphs"]
+    assert "projector" not in graphs
+    with pytest.raises(CheckpointError, match="lacks projector"):
+        graphs["projector"]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "null"])
+def test_a_manifest_that_is_none_says_why(text: str, bundle: Path) -> None:
+    (bundle / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match=r"another version \((Invalid JSON|Input should be an object)"):
+        read_manifest(bundle)
+
+
 @pytest.mark.parametrize(
     "text", ["[" * 100_000, "{" + " " * (65 << 20) + "}", "\xff"], ids=["deep", "large", "garbled"]
 )

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -78,9 +78,16 @@ class _Named(BaseModel):
     features: str | None = None
 
 
+class _Details(dict[str, Any]):
+    """What a stranger's manifest lacks is told by its name."""
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise CheckpointError(f"{MANIFEST} lacks {key} among its details", "export the bundle again")
+
+
 def _checked(details: dict[str, Any]) -> dict[str, Any]:
     _Named.model_validate(details)
-    return details
+    return _Details({key: _Details(value) if isinstance(value, dict) else value for key, value in details.items()})
 
 
 class Manifest(_Model):
@@ -96,7 +103,7 @@ class Manifest(_Model):
     tensors: dict[str, str] = Field(default_factory=dict, description="Tensor or layer → type, where not the default.")
     notes: list[str] = Field(default_factory=list)
     details: Annotated[dict[str, Any], AfterValidator(_checked)] = Field(
-        default_factory=dict, description="What the bundle's own runtime needs to know."
+        default_factory=_Details, description="What the bundle's own runtime needs to know."
     )
     parity: dict[str, Any] | None = None
 
@@ -232,7 +239,8 @@ def _first(error: ValueError) -> tuple[str, str]:
         return str(error), cure
     found = error.errors(include_url=False, include_input=False)[0]
     where = " ".join(".".join(map(str, found["loc"])).split())
-    return f"{where}: {found['msg']}", "do not trust this bundle" if found["type"] == "value_error" else cure
+    reason = f"{where}: {found['msg']}" if where else found["msg"]
+    return reason, "do not trust this bundle" if found["type"] == "value_error" else cure
 
 
 def verify(folder: Path, manifest: Manifest) -> None:
