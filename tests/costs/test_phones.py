@@ -43,6 +43,8 @@ def test_twice_as_much_takes_twice_as_long(amount: int) -> None:
 def test_units() -> None:
     assert str(Range(0.0154, 0.031)) == "15–31 ms"
     assert str(Range(0.8, 1.6)) == "0.8–1.6 s"
+    assert str(Range(0.0623, 0.123)) == "62–120 ms"
+    assert str(Range(0.9996, 1234.0)) == "1–1200 s"
 
 
 def test_unknown() -> None:

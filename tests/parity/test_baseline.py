@@ -71,7 +71,7 @@ def test_no_baseline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"recipe": "onnx-arm64"}, "of a onnx-arm64 bundle for x86, this is onnx-x86 for x86"),
+        ({"recipe": "onnx-arm64"}, "of onnx-arm64 for x86, this bundle is of onnx-x86 for x86"),
         ({"target": "arm64"}, "for arm64"),
         ({"inputs": {"weights": {}}}, r"another float model .* \(its weights differ: model\.safetensors\)"),
         (

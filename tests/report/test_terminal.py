@@ -5,8 +5,10 @@ import io
 from rich.console import Console
 
 from tests.report.results import measured, result
+from vlmexport.console import Screen
 from vlmexport.parity.baseline import compared
 from vlmexport.parity.result import ParityResult
+from vlmexport.report.bundle import table
 from vlmexport.report.terminal import parity
 
 
@@ -37,3 +39,16 @@ def test_the_baseline_stands_beside() -> None:
     assert "FAIL at features" in text
     assert "features (local): cosine is 0.99995, the baseline's 0.99999 allows ≥ 0.99998" in text
     assert [cell.strip() for cell in text.splitlines()[4].split("│")][3:5] == ["cosine 0.99995", "cosine 0.99999"]
+
+
+def test_files_of_a_bundle_keep_their_whole_names() -> None:
+    """Two that differ in their last letters look alike where the ends are left out."""
+    name = "onnx/decoder_model_merged_int8.onnx"
+    files = [{"path": path, "component": "decoder", "bytes": 1} for path in (name, f"{name}_data")]
+    out = io.StringIO()
+    Screen(file=out, width=60).print(
+        table({"bundle": "b", "recipe": "onnx-x86", "files": files, "bytes": 2}), soft_wrap=False
+    )
+    text = out.getvalue()
+    assert "…" not in text
+    assert text.count("decoder_model") == 2

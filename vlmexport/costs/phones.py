@@ -26,7 +26,13 @@ class Range:
 
     def __str__(self) -> str:
         unit, factor = ("s", 1.0) if self.high >= 1 else ("ms", 1000.0)
-        return f"{self.low * factor:.2g}–{self.high * factor:.2g} {unit}"
+        return f"{_two_digits(self.low * factor)}–{_two_digits(self.high * factor)} {unit}"
+
+
+def _two_digits(value: float) -> str:
+    """120 for 123, never 1.2e+02."""
+    rounded = float(f"{value:.2g}")
+    return f"{rounded:.0f}" if rounded >= 10 else f"{rounded:g}"
 
 
 @dataclass(frozen=True)

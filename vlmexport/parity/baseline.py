@@ -46,7 +46,7 @@ def refuse_baseline(path: Path, old: ParityResult, manifest: Manifest, inputs: I
     recipe = manifest.recipe
     if (old.kind, old.recipe, old.target) != (manifest.kind, recipe.name, recipe.target):
         raise UsageError(
-            f"baseline {path} is of a {old.recipe} bundle for {old.target}, this is {recipe.name} for {recipe.target}",
+            f"baseline {path} is of {old.recipe} for {old.target}, this bundle is of {recipe.name} for {recipe.target}",
             "pass the baseline of this recipe",
         )
     model = other_model(old.inputs.model, "the baseline", inputs.model, "the bundle")

@@ -26,7 +26,7 @@ def table(shown: dict[str, Any]) -> Table:
     """For people: the files that hold components."""
     found = Table(title=f"{shown['bundle']} ({shown['recipe']})", title_justify="left")
     for column in ("file", "component", "MB"):
-        found.add_column(column, justify="right" if column == "MB" else "left")
+        found.add_column(column, justify="right" if column == "MB" else "left", overflow="fold")
     for file in shown["files"]:
         if file["component"]:
             found.add_row(file["path"], file["component"], f"{file['bytes'] / 1e6:,.2f}")
