@@ -94,7 +94,7 @@ $(OPTIMUM)/ready: $(VENV)/ready
 optimum: $(OPTIMUM)/ready
 
 arm64: $(VENV)/ready
-	$(VENV)/bin/python -m vlmexport.runtime.arm64_install
+	$(VENV)/bin/python -m vlmexport.runtime.ort.arm64.install
 
 # llama.cpp's converter and Llama's vocabulary come in the source archive of llama-cpp-python.
 BENCH ?= out/bench

@@ -24,23 +24,23 @@ import onnx_ir as ir
 import torch
 from onnxruntime import InferenceSession
 
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.int8 import Int8
-from vlmexport.artifact.onnx_graphs import write_vision
-from vlmexport.artifact.session import open_session, run
-from vlmexport.artifact.trace import trace_projector
+from vlmexport.artifact.onnx.graphs import write_vision
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import open_session, run
+from vlmexport.artifact.onnx.trace.components import trace_projector
 from vlmexport.calibrate import calibration_samples, collect
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET
 from vlmexport.costs.operations import count
 from vlmexport.design import Design, create, specify
 from vlmexport.errors import Unsupported
+from vlmexport.measures.metrics import ArrayMeasure
 from vlmexport.model import load
 from vlmexport.model.sketch import sketch
-from vlmexport.parity.metrics import ArrayMeasure
+from vlmexport.quantize.int8 import Int8
 from vlmexport.recipe import resolve
+from vlmexport.source.locate import open_model
 
 TOWER, LANGUAGE = "clip:l14-336", "llama:1.4b"
 PROJECTORS = (

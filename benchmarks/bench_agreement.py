@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 
 Times = dict[str, float]
 REPEAT = 3

@@ -33,13 +33,13 @@ from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import open_session, run
-from vlmexport.artifact.trace import Traced, trace_module
-from vlmexport.artifact.verify import check
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import open_session, run
+from vlmexport.artifact.onnx.trace.compare import check
+from vlmexport.artifact.onnx.trace.components import Traced, trace_module
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.statistics import F32
-from vlmexport.parity.metrics import ArrayMeasure, kl_divergence, log_softmax
+from vlmexport.measures.metrics import ArrayMeasure, kl_divergence, log_softmax
 from vlmexport.quantize.observers import activation_range
 from vlmexport.quantize.products import OPERATORS, Product
 from vlmexport.quantize.ranges import Range

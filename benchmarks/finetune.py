@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmexport.checkpoint import open_checkpoint
+from vlmexport.source.checkpoint import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "finetune"

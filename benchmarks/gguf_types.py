@@ -34,17 +34,17 @@ from typing import Any
 import numpy as np
 from llama_cpp import Llama, llama_cpp
 
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample, heldout_samples
-from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.flags import gguf_recipe
-from vlmexport.parity.expected import MAX_NEW_TOKENS, Live, QuestionValues
-from vlmexport.parity.intervals import paired_drop
-from vlmexport.parity.metrics import LogitsMeasure
+from vlmexport.measures.intervals import paired_drop
+from vlmexport.measures.metrics import LogitsMeasure
+from vlmexport.parity.reference.values import MAX_NEW_TOKENS, Live, QuestionValues
 from vlmexport.pipeline import export, open_whole
+from vlmexport.processing.tokenizer import Prompt
 from vlmexport.quantize.gguf_mix import find_mix
 from vlmexport.recipe import Recipe, resolve
-from vlmexport.runtime.llamacpp import LlamaCppDecoder
+from vlmexport.runtime.llamacpp.runtime import LlamaCppDecoder
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32
 

@@ -15,16 +15,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from vlmexport import export, open_model, resolve
-from vlmexport.artifact import mmproj
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.gguf import mmproj
 from vlmexport.calibrate import heldout_samples
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.parity.evaluate import run_samples
-from vlmexport.parity.measured import Measured
-from vlmexport.parity.metrics import ArrayMeasure
-from vlmexport.runtime.llamacpp import LlamaCppRuntime
-from vlmexport.runtime.llamacpp_probe import probe
+from vlmexport.measures.metrics import ArrayMeasure
+from vlmexport.parity.compare.evaluate import run_samples
+from vlmexport.parity.compare.measured import Measured
+from vlmexport.runtime.llamacpp.probe.probe import probe
+from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import Checkpoint
 
 SHOWN = {
     "features": ("cosine", "cosine_p1"),

@@ -22,18 +22,20 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.calibrate import Sample, collect
-from vlmexport.checkpoint import Checkpoint, LanguageSpec
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.design import Design, create
 from vlmexport.model import load
 from vlmexport.model.language import llama
-from vlmexport.parity import expected, side
-from vlmexport.parity.compare import Comparison
-from vlmexport.parity.expected import Live
+from vlmexport.parity.compare import one_runtime
+from vlmexport.parity.compare.over_samples import Comparison
+from vlmexport.parity.reference import values
+from vlmexport.parity.reference.values import Live
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import Checkpoint
+from vlmexport.source.locate import open_model
 
 VOCABULARY, POSITIONS = 262_144, 4096
 WIDE = LanguageSpec("llama", VOCABULARY, 1152, 6912, 8, 4, 1, 256, 1e-6, 1e6, 8192, True)
@@ -121,7 +123,7 @@ def check(folder: Path, count: int) -> None:
 
 def images(folder: Path, count: int) -> None:
     """576 visual tokens an image, two questions each; answers are cut to one token."""
-    expected.MAX_NEW_TOKENS = side.MAX_NEW_TOKENS = 1  # type: ignore[attr-defined]
+    values.MAX_NEW_TOKENS = one_runtime.MAX_NEW_TOKENS = 1  # type: ignore[attr-defined]
     found = checkpoint(folder / "model", replace(NARROW, vocab_size=1536), 336)
     bundle = export(str(folder / "model"), resolve("onnx-fp32"), folder / "bundle")
     compare(found, bundle, samples(2 * count, "what is it ?"), 500)

@@ -22,19 +22,19 @@ from typing import Any
 import onnx_ir as ir
 from onnx_speed import LANGUAGE, VISION, milliseconds, speed_table
 
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.int8 import Int8
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import calibration_samples
 from vlmexport.calibrate.cache import statistics
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET
 from vlmexport.model import load
 from vlmexport.parity import check
 from vlmexport.parity.fallback import SAMPLES, LogitsLoss, TokensLoss, groups
 from vlmexport.parity.simulated import int8_layers
 from vlmexport.pipeline import export
+from vlmexport.quantize.int8 import Int8
 from vlmexport.recipe import Recipe, resolve
+from vlmexport.source.checkpoint import Checkpoint
+from vlmexport.source.locate import open_model
 
 BASE = "onnx-x86"
 ONE_TERM = {"onnx.twice_below_db": -1e3, "onnx.float_below_db": -1e3}

@@ -3,8 +3,9 @@ leaves, and time.
 
     python benchmarks/onnx_simplifier.py demo [CHECKPOINT …] --json onnx-simplifier.json
 
-Each graph is a sketch of at most three layers. ``weights alone`` is what an export does (artifact/simplify.py); the
-others may pack and fold weights, so they can only be measured. Graphs take turns; a ratio is the median over turns.
+Each graph is a sketch of at most three layers. ``weights alone`` is what an export does
+(artifact/onnx/trace/simplify.py); the others may pack and fold weights, so they can only be measured. Graphs take
+turns; a ratio is the median over turns.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ import onnx
 import onnxruntime
 import onnxsim
 
-from vlmexport.artifact import layers, simplify, trace, verify
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import open_session
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.onnx.passes import repeat_layers
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import open_session
+from vlmexport.artifact.onnx.trace import compare, components, simplify
 from vlmexport.model.sketch import sketch
+from vlmexport.source.locate import open_model
 
-TRACERS: dict[str, Callable[..., trace.Traced]] = {
-    "vision": trace.trace_vision, "projector": trace.trace_projector, "language": trace.trace_decoder,
+TRACERS: dict[str, Callable[..., components.Traced]] = {
+    "vision": components.trace_vision, "projector": components.trace_projector, "language": components.trace_decoder,
 }  # fmt: skip
 PACKING: dict[str, dict[str, Any]] = {"onnxsim": {}, "without fuse_qkv": {"skipped_optimizers": ["fuse_qkv"]}}
 TURNS = 7
@@ -38,19 +40,19 @@ TURNS = 7
 
 def measure(model: str) -> dict[str, dict[str, Any]]:
     """Part → figures of a checkpoint folder, a Hub id or ``demo``."""
-    vlm = sketch(open_model(model).spec, layers.TRACED)
+    vlm = sketch(open_model(model).spec, repeat_layers.TRACED)
     found = {}
     with TemporaryDirectory() as scratch:
         for part, tracer in TRACERS.items():
             traced, path = tracer(vlm), Path(scratch) / f"{part}.onnx"
             save(traced.model, path)
-            verify.check(traced, path)
+            compare.check(traced, path)
             _, alone = simplify.simplify(traced, Path(scratch))
             paths = {"traced": path} | {name: packed(path, name) for name in PACKING}
             sizes = {name: nodes(one) for name, one in paths.items()} | {"weights alone": alone["nodes_after"]}
             found[part] = {
                 "nodes": sizes, "runtime_nodes": {name: nodes(optimised(one)) for name, one in paths.items()},
-                "off": {name: verify.check(traced, paths[name]) for name in PACKING},
+                "off": {name: compare.check(traced, paths[name]) for name in PACKING},
                 "seconds": seconds(traced, paths),
             }  # fmt: skip
     return found
@@ -77,11 +79,11 @@ def optimised(path: Path) -> Path:
     return path.with_suffix(".optimised.onnx")
 
 
-def seconds(traced: trace.Traced, paths: dict[str, Path]) -> dict[str, list[float]]:
+def seconds(traced: components.Traced, paths: dict[str, Path]) -> dict[str, list[float]]:
     """The fastest of a few runs on the smallest probe, in every turn."""
     sessions = {name: open_session(path) for name, path in paths.items()}
     names = [value.name for value in sessions["traced"].get_inputs()]
-    given = dict(zip(names, verify.flat(traced.probes[0]), strict=True))
+    given = dict(zip(names, compare.flat(traced.probes[0]), strict=True))
     found: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(TURNS):
         for name, session in sessions.items():

@@ -92,12 +92,12 @@ def vision(name: str, work: Path) -> Times:
     random = np.random.default_rng(0)
     pixels = random.standard_normal((1, 3, 336, 336), np.float32)
     if name == "libmtmd F16":
-        from vlmexport.artifact.bundle import read_manifest
-        from vlmexport.runtime.llamacpp import LlamaCppRuntime
+        from vlmexport.artifact.bundle.manifest import read_manifest
+        from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
 
         runtime = LlamaCppRuntime(work / "gguf", read_manifest(work / "gguf"), threads=THREADS)
         return {"image": best(lambda: runtime.features(pixels))}
-    from vlmexport.artifact.session import open_session
+    from vlmexport.artifact.onnx.session import open_session
 
     fp32 = work / f"block-{BLOCKS[1]}"
     path = {
@@ -162,8 +162,8 @@ def _decoder(name: str, work: Path) -> tuple[Callable[[np.ndarray, bool], object
             held[0].append_tokens(ids.astype(np.int32))
 
         return generate, opened
-    from vlmexport.artifact.session import open_session
-    from vlmexport.runtime.ort_cache import FixedCache
+    from vlmexport.artifact.onnx.session import open_session
+    from vlmexport.runtime.ort.cache import FixedCache
 
     folders = {f"int4, block {block}": f"block-{block}" for block in BLOCKS} | {f"int4, block {BLOCKS[0]}": "int8"}
     folder = work / folders.get(name, name) / "onnx"

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.session import open_session, run
 from vlmexport.calibrate import Sample, calibration_samples, heldout_samples
-from vlmexport.parity.intervals import paired_drop
-from vlmexport.parity.metrics import ArrayMeasure
+from vlmexport.measures.intervals import paired_drop
+from vlmexport.measures.metrics import ArrayMeasure
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
-from vlmexport.runtime.ort import OrtRuntime
+from vlmexport.runtime.ort.runtime import OrtRuntime
 
 OURS = ("onnx-x86", "onnx-arm64")
 PRESETS = ("avx512_vnni", "arm64")

@@ -28,11 +28,11 @@ THREADS = 1
 
 def decoder(folder: Path, name: str, vocabulary: int) -> Path:
     """The graph of a size."""
-    from vlmexport.artifact import fused_decoder
-    from vlmexport.artifact.graph import save
-    from vlmexport.checkpoint.locate import open_model
+    from vlmexport.artifact.onnx.build import fused_decoder
+    from vlmexport.artifact.onnx.passes.clean import save
     from vlmexport.design import Design, create, language_of
     from vlmexport.model.language import llama, qwen2
+    from vlmexport.source.locate import open_model
 
     spec = replace(language_of(name), vocab_size=vocabulary, max_positions=2048)
     (qwen2 if spec.kind == "qwen2" else llama)._VARIANTS["benchmark"] = spec
@@ -44,8 +44,8 @@ def decoder(folder: Path, name: str, vocabulary: int) -> Path:
 
 def run(path: Path, positions: int, turns: int, ways: tuple[int, ...]) -> dict[int, list[float]]:
     """Rows of logits (0: all) → seconds of each turn."""
-    from vlmexport.artifact.session import open_session
-    from vlmexport.runtime.ort_cache import open_cache
+    from vlmexport.artifact.onnx.session import open_session
+    from vlmexport.runtime.ort.cache import open_cache
 
     session = open_session(path, THREADS)
     width = next(value.shape[2] for value in session.get_inputs() if value.name == "inputs_embeds")
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--way", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        from vlmexport.runtime.memory import peak_bytes
+        from vlmexport.workers.memory import peak_bytes
 
         run(arguments.one, arguments.positions, 1, (arguments.way,))
         print((peak_bytes() or 0) / 1e6)

@@ -19,8 +19,8 @@ from typing import Any
 
 from finetune import RECIPE, ROOT, Row, called, scores
 
-from vlmexport.checkpoint import open_checkpoint
 from vlmexport.model import plugins
+from vlmexport.source.checkpoint import open_checkpoint
 
 PROJECTORS = (
     "ldpnetv2", "linear", "mlp2x_gelu", "mlp2x_relu4096", "bottleneck_transformer512", "ldpnet", "qformer96x768",

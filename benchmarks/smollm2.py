@@ -31,13 +31,15 @@ from llama_cpp import Llama
 from safetensors.numpy import save_file
 from torch import nn
 
-from vlmexport.artifact import gguf_budget, gguf_language, imatrix
-from vlmexport.artifact.gguf_file import Field, GgufFile
-from vlmexport.artifact.imatrix import ImportanceMatrix
+from vlmexport.artifact.gguf import budget as gguf_budget
+from vlmexport.artifact.gguf import imatrix
+from vlmexport.artifact.gguf import language as gguf_language
+from vlmexport.artifact.gguf.file import Field, GgufFile
+from vlmexport.artifact.gguf.imatrix import ImportanceMatrix
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.sensitivity import Sensitivity, Sequence, accumulate
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint import LanguageSpec
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors
 from vlmexport.console import QUIET
 from vlmexport.model.language import llama

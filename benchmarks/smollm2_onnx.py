@@ -28,17 +28,20 @@ from safetensors.torch import save_file
 from smollm2 import TOKENS, compared, embeddings, installed, prepare, prose, statistics
 from torch import nn
 
-from vlmexport.artifact import fused_decoder, layers, trace, weights
-from vlmexport.artifact.fused_decoder import NEAREST, Rounding, Weights
-from vlmexport.artifact.graph import save, weight_bytes
-from vlmexport.artifact.int8 import Int8
-from vlmexport.artifact.session import empty_cache, open_session, run
+from vlmexport.artifact.onnx.build import fused_decoder
+from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding, Weights
+from vlmexport.artifact.onnx.passes import attach_weights, repeat_layers
+from vlmexport.artifact.onnx.passes.clean import save, weight_bytes
+from vlmexport.artifact.onnx.session import empty_cache, open_session, run
+from vlmexport.artifact.onnx.trace import components
 from vlmexport.calibrate.hessians import Hessians
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint import Checkpoint, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.model.sketch import prefix, sketch
+from vlmexport.quantize.int8 import Int8
 from vlmexport.recipe import Onnx
+from vlmexport.source.checkpoint import Checkpoint
 
 BLOCKS = (32, 128)
 ONE_TERM = {"twice_below_db": -inf}
@@ -83,13 +86,13 @@ class Decoder:
         """The traced decoder in float32, with all its layers and weights."""
         path, spec = self.folder / "float.onnx", self.checkpoint.spec
         if not path.exists():
-            small = sketch(spec, layers.TRACED, ("language",))
-            graph = trace.trace_decoder(small).model
-            weights.attach(graph, weights.orientations(graph, dict(small.state_dict())), self.checkpoint)
-            layers.repeat(
-                graph, prefix(spec, "language"), spec.language.num_layers, weights.next_layer(self.checkpoint)
+            small = sketch(spec, repeat_layers.TRACED, ("language",))
+            graph = components.trace_decoder(small).model
+            attach_weights.attach(graph, attach_weights.orientations(graph, dict(small.state_dict())), self.checkpoint)
+            repeat_layers.repeat(
+                graph, prefix(spec, "language"), spec.language.num_layers, attach_weights.next_layer(self.checkpoint)
             )
-            trace.name_logits(graph, spec.language.vocab_size)
+            components.name_logits(graph, spec.language.vocab_size)
             save(graph, path)
         return path
 

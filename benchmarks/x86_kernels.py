@@ -29,7 +29,7 @@ from vlmexport.parity import check
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 from vlmexport.runtime.int8_kernels import kernels_here
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 
 BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     'x86, `saturation = "none"`': ("onnx-x86", {"onnx.saturation": "none"}),

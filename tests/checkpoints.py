@@ -12,8 +12,8 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 
-from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
-from vlmexport.checkpoint.layouts import design
+from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.families import design
 from vlmexport.model.vlm import VLM
 
 TOWER = "model.vision_tower.vision_tower.vision_model."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from vlmexport.checkpoint import Checkpoint
+    from vlmexport.source.checkpoint import Checkpoint
 
 FIXTURES = ("tests.onnx_bundles", "tests.processors", "tests.transformers_js", "tests.tracing", "tests.hub")
 
@@ -31,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Calibration statistics of tests stay out of the user's cache; arm64's onnxruntime is used where it is set up."""
-    from vlmexport.runtime.arm64_root import root_folder
+    from vlmexport.runtime.ort.arm64.root import root_folder
 
     arm64, own = root_folder(), tmp_path_factory.mktemp("cache")
     if arm64.is_dir():
@@ -51,6 +51,6 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> Checkpoint:
     """The same, opened."""
-    from vlmexport.checkpoint import open_checkpoint
+    from vlmexport.source.checkpoint import open_checkpoint
 
     return open_checkpoint(tiny_folder)

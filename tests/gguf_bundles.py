@@ -10,15 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.gguf import export_gguf
-from vlmexport.artifact.gguf_language import importance_names
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.gguf.export import export_gguf
+from vlmexport.artifact.gguf.language import importance_names
 from vlmexport.calibrate import LayerStatistics, Statistics
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.console import QUIET
 from vlmexport.model import plugins
 from vlmexport.recipe import parse
+from vlmexport.source.checkpoint import Checkpoint
 
 
 def export(

@@ -13,17 +13,17 @@ from filelock import FileLock
 from PIL import Image
 
 from tests.checkpoints import tiny_spec, write_checkpoint
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.onnx import export_onnx
-from vlmexport.artifact.session import open_session
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.export import export_onnx
+from vlmexport.artifact.onnx.session import open_session
 from vlmexport.calibrate import Sample, Statistics, collect
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.console import QUIET
 from vlmexport.model import load
 from vlmexport.recipe import Recipe, parse
 from vlmexport.runtime.int8_kernels import kernels_here
-from vlmexport.runtime.ort import OrtRuntime
-from vlmexport.runtime.ort_sessions import LocalSessions
+from vlmexport.runtime.ort.runtime import OrtRuntime
+from vlmexport.runtime.ort.sessions import LocalSessions
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 Bundles = Callable[[str], Path]
 
@@ -106,9 +106,10 @@ def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factor
 @pytest.fixture(scope="module")
 def short_answers() -> Iterator[None]:
     """Six random tokens say what 64 say, in a tenth of the time. Trained models end their answers sooner."""
-    from vlmexport.parity import expected, side
+    from vlmexport.parity.compare import one_runtime
+    from vlmexport.parity.reference import values
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (expected, side):
+        for module in (values, one_runtime):
             patch.setattr(module, "MAX_NEW_TOKENS", SHORT)
         yield

@@ -16,16 +16,16 @@ import pytest
 import vlmexport as package
 from tests.command import vlmexport
 from tests.test_cli import process
-from vlmexport.checkpoint import PromptSpec
-from vlmexport.checkpoint.locate import locate
-from vlmexport.checkpoint.tokenizer import Tokenizer
+from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.cli import app
 from vlmexport.console import Console
 from vlmexport.environment import OURS, unknown_variables
 from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.tokenizer import Tokenizer
 from vlmexport.recipe import keys, variable
 from vlmexport.runtime.ask import ask
-from vlmexport.runtime.chat import ChatTemplate
+from vlmexport.source.locate import locate
 
 NAMES = [info.name or info.callback.__name__ for info in app.registered_commands if info.callback]
 

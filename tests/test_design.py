@@ -25,18 +25,19 @@ from tests.checkpoints import (
 from tests.command import vlmexport
 from tests.onnx_bundles import picture
 from tests.test_cli import assert_one_line_error
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import calibration_samples
-from vlmexport.checkpoint import VisionSpec, open_checkpoint
-from vlmexport.checkpoint.locate import demo_folder
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.design import MARK, Design, create, specify, write
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
 from vlmexport.model import plugins
 from vlmexport.pipeline import export, open_whole
 from vlmexport.recipe import resolve
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32
+from vlmexport.source.checkpoint import open_checkpoint
+from vlmexport.source.locate import demo_folder
 
 TINY = Design("clip:tiny", "ldpnetv2", "llama:tiny", image_size=168)
 

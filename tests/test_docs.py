@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.onnx_bundles import Bundles, picture
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 
 DOCS = Path(__file__).parents[1] / "docs"
 

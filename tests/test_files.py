@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from vlmexport import files
-from vlmexport.artifact.bundle import (
+from vlmexport.artifact.bundle.manifest import (
     MANIFEST,
     Manifest,
     list_files,
@@ -23,13 +23,13 @@ from vlmexport.artifact.bundle import (
     store_result,
     write_manifest,
 )
-from vlmexport.artifact.staging import staged
+from vlmexport.artifact.bundle.staging import staged
 from vlmexport.calibrate.partial import save
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import UsageError
 from vlmexport.files import locked, whole
 from vlmexport.recipe import Recipe
+from vlmexport.source.checkpoint import Checkpoint
 
 BUSY = UsageError("another one is running", "wait for it")
 
@@ -187,7 +187,7 @@ def test_another_process_was_faster_to_fetch_the_client(tmp_path: Path, monkeypa
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="dpkg-deb is Debian's")
 def test_a_package_that_cannot_be_unpacked(tmp_path: Path) -> None:
     from vlmexport.errors import MissingDependency
-    from vlmexport.runtime.arm64_install import _unpack
+    from vlmexport.runtime.ort.arm64.install import _unpack
 
     (tmp_path / "broken.deb").write_text("no package")
     with pytest.raises(MissingDependency, match="dpkg-deb failed while setting up arm64"):

@@ -242,7 +242,7 @@ def test_damaged_weights_are_found_without_torch_on_the_way_to_gguf(whole: Path,
     folder = Path(shutil.copytree(whole, tmp_path / "model"))
     unknown_tensor(folder)
     code = (
-        "import sys\nfrom vlmexport.checkpoint.locate import open_model\n"
+        "import sys\nfrom vlmexport.source.locate import open_model\n"
         f"try: open_model({str(folder)!r})\nexcept Exception as error: print(error.exit_code, 'torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

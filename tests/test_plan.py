@@ -9,12 +9,12 @@ import pytest
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export, random_statistics
 from tests.onnx_bundles import Bundles, recipe
-from vlmexport.artifact.bundle import Manifest, read_manifest
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.flags import vision_flags
 from vlmexport.plan import plan
 from vlmexport.recipe import parse, resolve, shipped
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.source.locate import open_model
 
 
 def size(manifest: Manifest) -> int:

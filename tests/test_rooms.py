@@ -13,9 +13,10 @@ import vlmexport
 PACKAGE = Path(vlmexport.__file__).parent
 # demo holds scenes and weights and imports nothing, so it stands first.
 ROOMS = (
-    "errors", "text", "extras", "threads", "units", "console", "files", "cache", "compiled", "demo", "recipe",
-    "environment", "flags", "checkpoint", "model", "calibrate", "quantize", "artifact", "design", "runtime", "serve",
-    "bench", "parity", "plan", "costs", "report", "pipeline", "cli", "pytest_plugin", "__init__", "__main__",
+    "errors", "text", "extras", "threads", "units", "console", "files", "cache", "compiled", "workers", "demo",
+    "recipe", "environment", "flags", "checkpoint", "processing", "families", "source", "model", "measures",
+    "calibrate", "quantize", "artifact", "design", "runtime", "serve", "bench", "parity", "plan", "costs",
+    "report", "pipeline", "cli", "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -27,7 +28,9 @@ def room(module: str) -> str:
 def imported_rooms(source: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vlmexport."):
+        if isinstance(node, ast.ImportFrom) and node.module == "vlmexport":
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("vlmexport."):
             found.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
             found |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("vlmexport.")}
@@ -51,7 +54,8 @@ def test_the_document_lists_them() -> None:
 
 
 def test_an_upward_import_is_seen() -> None:
-    assert imported_rooms("from vlmexport.parity.check import check\nimport vlmexport.cli") == {"parity", "cli"}
+    source = "from vlmexport.parity.check import check\nimport vlmexport.cli\nfrom vlmexport import plan"
+    assert imported_rooms(source) == {"parity", "cli", "plan"}
 
 
 def test_public_face() -> None:

@@ -19,8 +19,8 @@ from rich.text import Text
 from tests.checkpoints import tiny_spec
 from tests.command import vlmexport
 from tests.report.results import result
-from vlmexport.artifact.bundle import MANIFEST, File, Manifest, Source
-from vlmexport.artifact.card import card
+from vlmexport.artifact.bundle.card import card
+from vlmexport.artifact.bundle.manifest import MANIFEST, File, Manifest, Source
 from vlmexport.console import Screen
 from vlmexport.parity.result import Answer
 from vlmexport.recipe import Recipe

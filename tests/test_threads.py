@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vlmexport.artifact.session import open_session
+from vlmexport.artifact.onnx.session import open_session
 from vlmexport.threads import cores, operator_threads
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="reads what Linux shows")

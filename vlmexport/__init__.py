@@ -9,12 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlmexport.checkpoint.locate import open_model
     from vlmexport.parity.check import check
     from vlmexport.pipeline import export
     from vlmexport.recipe import Recipe, resolve
     from vlmexport.runtime.ask import ask
-    from vlmexport.runtime.opening import open_runtime
+    from vlmexport.runtime.open import open_runtime
+    from vlmexport.source.locate import open_model
 
 __all__ = ["Recipe", "ask", "check", "export", "open_model", "open_runtime", "resolve"]
 
@@ -23,8 +23,8 @@ _HOMES = {
     "ask": "vlmexport.runtime.ask",
     "check": "vlmexport.parity.check",
     "export": "vlmexport.pipeline",
-    "open_model": "vlmexport.checkpoint.locate",
-    "open_runtime": "vlmexport.runtime.opening",
+    "open_model": "vlmexport.source.locate",
+    "open_runtime": "vlmexport.runtime.open",
     "resolve": "vlmexport.recipe",
 }
 

@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.staging import refuse_destination
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.layout import COMPONENTS
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.bundle.staging import refuse_destination
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import UsageError
 from vlmexport.files import whole
 from vlmexport.model import plugins
 from vlmexport.recipe import Recipe
+from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
+from vlmexport.source.locate import open_model
 
 if TYPE_CHECKING:
     from vlmexport.calibrate import Statistics
@@ -57,15 +56,15 @@ def export(
     if recipe.format == "onnx":
         if recipe.onnx.fused_decoder:
             plugins.check_fused(checkpoint.spec.language)
-        from vlmexport.artifact.onnx import export_onnx as write
+        from vlmexport.artifact.onnx.export import export_onnx as write
     else:
-        from vlmexport.artifact.gguf import refuse_gguf
+        from vlmexport.artifact.gguf.export import refuse_gguf
 
         refuse_gguf(checkpoint, recipe)
         if recipe.gguf.vision == "onnx":
             from vlmexport.artifact.hybrid import export_hybrid as write
         else:
-            from vlmexport.artifact.gguf import export_gguf as write
+            from vlmexport.artifact.gguf.export import export_gguf as write
     found = _statistics(checkpoint, recipe, console, dask)
     more: dict[str, Any] = {}
     if recipe.int8_components and recipe.onnx.fallback == "measured":

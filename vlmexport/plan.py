@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
-from vlmexport.artifact.layers import TRACED
-from vlmexport.artifact.onnx_sizes import extras, hessian_bytes, sizes, used_tower, vision_sizes
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.layout import COMPONENTS
+from vlmexport.artifact.onnx.passes.repeat_layers import TRACED
+from vlmexport.artifact.onnx.sizes import extras, hessian_bytes, sizes, used_tower, vision_sizes
 from vlmexport.errors import Unsupported
 from vlmexport.flags import gguf_recipe, gguf_type
 from vlmexport.model import plugins
 from vlmexport.recipe import Recipe, resolve, shipped
+from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 
 _GB = 10**9
 GGUF_PEAK = 0.25 * _GB
@@ -118,20 +117,20 @@ def _weights(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], float]:
-    from vlmexport.artifact import gguf, gguf_decoder, mmproj
+    from vlmexport.artifact.gguf import decoder, export, mmproj
 
-    gguf.refuse_gguf(checkpoint, recipe)
+    export.refuse_gguf(checkpoint, recipe)
     settings, weights = recipe.gguf, _weights(checkpoint)
-    files = gguf_decoder.planned(checkpoint, recipe)
+    files = decoder.planned(checkpoint, recipe)
     total = {name: file.size for name, file in files.items()}
     if settings.budget:  # it is spent but for a part of the smallest step
-        language = files[gguf_decoder.LANGUAGE]
-        room = gguf_decoder.budget_bytes(checkpoint, recipe, language)
-        total[gguf_decoder.LANGUAGE] = len(language.header) + room
-    parts = [Part(gguf_decoder.LANGUAGE, total.pop(gguf_decoder.LANGUAGE), weights["language"])]
+        language = files[decoder.LANGUAGE]
+        room = decoder.budget_bytes(checkpoint, recipe, language)
+        total[decoder.LANGUAGE] = len(language.header) + room
+    parts = [Part(decoder.LANGUAGE, total.pop(decoder.LANGUAGE), weights["language"])]
     stands_for, peak = weights["vision"] + weights["projector"], float(GGUF_PEAK)
     if settings.vision == "mmproj":
-        parts.append(Part(gguf_decoder.VISION, mmproj.file(checkpoint, settings.mmproj_type).size, stands_for))
+        parts.append(Part(decoder.VISION, mmproj.file(checkpoint, settings.mmproj_type).size, stands_for))
     else:
         graphs = vision_sizes(checkpoint, recipe.onnx)
         parts += [Part(name, size, stands_for if name == "vision_encoder" else 0) for name, size in graphs.items()]

@@ -49,10 +49,10 @@ class Bundle(pytest.Collector):
 
     def collect(self) -> Iterator[Gate]:
         """A case for every gate that the recipe sets, in every mode."""
-        from vlmexport.artifact.bundle import read_manifest
+        from vlmexport.artifact.bundle.manifest import read_manifest
         from vlmexport.parity.gates import bounds_of
+        from vlmexport.parity.layers.int8_weights import WRONG, stage_of
         from vlmexport.parity.result import MODES
-        from vlmexport.parity.weights import WRONG, stage_of
         from vlmexport.runtime import STAGES
 
         recipe = read_manifest(self.folder).recipe
@@ -93,8 +93,8 @@ class Gate(pytest.Item):
 
     def runtest(self) -> None:
         """Look the gate up in the result of the check."""
+        from vlmexport.parity.layers.int8_weights import WRONG
         from vlmexport.parity.result import ParityResult
-        from vlmexport.parity.weights import WRONG
         from vlmexport.report.places import places
         from vlmexport.report.rows import sentence
 

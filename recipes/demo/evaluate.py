@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tower import USED_LAYERS, Tower
 
-from vlmexport.artifact.gguf_language import gguf_name
+from vlmexport.artifact.gguf.language import gguf_name
 from vlmexport.demo.heldout import SCENES, heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import Scene

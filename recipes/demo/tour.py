@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.table import Table
 
 from vlmexport import ask, check
-from vlmexport.artifact.card import number
+from vlmexport.artifact.bundle.card import number
 from vlmexport.calibrate.samples import calibration_folder
 from vlmexport.console import Console, Screen
 from vlmexport.parity import ParityResult

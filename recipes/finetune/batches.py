@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from lessons import Turns
 
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
+from vlmexport.source.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)

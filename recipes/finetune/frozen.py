@@ -13,8 +13,8 @@ from blake3 import blake3
 from lessons import Lesson
 from PIL import Image
 
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.model import VLM
+from vlmexport.source.checkpoint import Checkpoint
 
 
 class Features:

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from vlmexport.artifact.staging import staged
-from vlmexport.checkpoint import Checkpoint, LanguageSpec, tokenizer_files
+from vlmexport.artifact.bundle.staging import staged
 from vlmexport.checkpoint.documents import read_object
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
+from vlmexport.processing import tokenizer_files
+from vlmexport.source.checkpoint import Checkpoint
 
 MARK = "finetune.json"
 """How a checkpoint was trained, and what tells its folder from others."""

@@ -17,11 +17,11 @@ from frozen import Features, key, of_tower
 from rounding import Round
 from torch import nn
 
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
+from vlmexport.source.checkpoint import Checkpoint
 
 
 class FakeQuantization:

@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlmexport.artifact import imatrix_file
-from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.gguf_decoder import IMATRIX
-from vlmexport.artifact.gguf_file import library
-from vlmexport.artifact.gguf_language import gguf_name
-from vlmexport.checkpoint import Checkpoint, LanguageSpec
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.gguf import imatrix_reader
+from vlmexport.artifact.gguf.decoder import IMATRIX
+from vlmexport.artifact.gguf.file import library
+from vlmexport.artifact.gguf.language import gguf_name
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
-from vlmexport.parity.unfolded import Unfolded, unfolded
+from vlmexport.parity.layers.unfolded import Unfolded, unfolded
 from vlmexport.quantize import blocks, ggml
 from vlmexport.quantize.ranges import F32, Range, quantize_weight, weight_scales
 from vlmexport.quantize.schemes import Scheme, find_scheme
 from vlmexport.recipe import Onnx
+from vlmexport.source.checkpoint import Checkpoint
 
 Round = Callable[[torch.Tensor], torch.Tensor]
 Rounds = tuple[dict[str, Round], dict[str, Round]]
@@ -60,7 +61,7 @@ def _gguf(bundle: Path, name: str, spec: LanguageSpec) -> dict[str, Round]:
     """Tensor by tensor, with the bundle's importance matrix where it has one."""
     types = {tensor.name: tensor.tensor_type.name.lower() for tensor in library().GGUFReader(bundle / name).tensors}
     matrix = bundle / IMATRIX
-    columns = imatrix_file.read(matrix).columns if matrix.is_file() else {}
+    columns = imatrix_reader.read(matrix).columns if matrix.is_file() else {}
     found: dict[str, Round] = {}
     for canonical in plugins.language(spec).shapes(spec):
         tensor = gguf_name(spec, canonical)

@@ -20,12 +20,12 @@ from frozen import Features
 from lessons import heldout_lessons
 from qat import FakeQuantization, tower
 
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
 from vlmexport.demo.heldout import SCENES
 from vlmexport.errors import VlmExportError
 from vlmexport.model import VLM, load
 from vlmexport.pipeline import open_whole
+from vlmexport.source.checkpoint import Checkpoint
 
 Scores = dict[str, dict[str, float]]
 BATCH = 10

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from settings import Settings
 
-from vlmexport.checkpoint import LanguageSpec
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import VLM, plugins
 

@@ -8,10 +8,10 @@ from frozen import of_tower
 from lessons import Lesson
 from settings import Settings
 
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import UsageError
 from vlmexport.model import load
 from vlmexport.pipeline import open_whole
+from vlmexport.source.checkpoint import Checkpoint
 
 
 class Teacher:

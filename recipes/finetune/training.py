@@ -24,7 +24,7 @@ from structure import restructure
 from teacher import Teacher
 from torch import nn
 
-from vlmexport.artifact.staging import refuse_destination
+from vlmexport.artifact.bundle.staging import refuse_destination
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
 from vlmexport.model import load

@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from vlmexport.artifact import batch_norm
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.onnx.passes import fold_batch_norm
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import open_session, run
 
 RANDOM = np.random.default_rng(0)
 FLOAT = ir.TensorType(ir.DataType.FLOAT)
@@ -46,7 +46,7 @@ def output(found: ir.Model, path: Path) -> np.ndarray:
 def test_folding_keeps_the_function(bias: bool, tmp_path: Path) -> None:
     found = model(bias)
     before = output(found, tmp_path / "before.onnx")
-    assert batch_norm.fold(found) == 1
+    assert fold_batch_norm.fold(found) == 1
     assert [node.op_type for node in found.graph] == ["Conv"]
     assert len(found.graph.initializers) == 2
     after = output(found, tmp_path / "after.onnx")
@@ -56,5 +56,5 @@ def test_folding_keeps_the_function(bias: bool, tmp_path: Path) -> None:
 def test_a_convolution_that_others_read_stays(tmp_path: Path) -> None:
     found = model(bias=True, also_read=True)
     before = output(found, tmp_path / "before.onnx")
-    assert batch_norm.fold(found) == 0
+    assert fold_batch_norm.fold(found) == 0
     assert np.array_equal(output(found, tmp_path / "after.onnx"), before)

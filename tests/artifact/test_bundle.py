@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmexport.artifact.bundle import (
+from vlmexport.artifact.bundle.manifest import (
     MANIFEST,
     Manifest,
     list_files,
@@ -14,9 +14,9 @@ from vlmexport.artifact.bundle import (
     verify,
     write_manifest,
 )
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
+from vlmexport.source.checkpoint import Checkpoint
 
 
 def make(folder: Path, checkpoint: Checkpoint, force: bool = False) -> Manifest:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmexport.artifact.chat_template import chat_template
-from vlmexport.checkpoint import PromptSpec
+from vlmexport.artifact.gguf.chat_template import chat_template
+from vlmexport.checkpoint.spec import PromptSpec
 
 QUESTION = "What is it?"
 SERVER = "<__media_x7__>"

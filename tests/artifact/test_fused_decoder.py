@@ -11,18 +11,18 @@ from torch import nn
 
 from tests.checkpoints import canonical_state, published, tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture
-from vlmexport.artifact import fused_decoder
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import empty_cache, open_session, rows_to_keep, run
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.build import fused_decoder
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import VLM, load
 from vlmexport.pipeline import export
 from vlmexport.quantize import blocks
 from vlmexport.recipe import resolve
-from vlmexport.runtime.ort import OrtRuntime
+from vlmexport.runtime.ort.runtime import OrtRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 IDS = [1, *range(3, 14)]
 

@@ -10,11 +10,12 @@ import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export, metadata, random_statistics, tensors, value_types
-from vlmexport.artifact import gguf_tokenizer
-from vlmexport.artifact.bundle import read_manifest, verify
-from vlmexport.artifact.gguf_rows import interleave
-from vlmexport.checkpoint import Checkpoint, Tokenizer, open_checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest, verify
+from vlmexport.artifact.gguf import tokenizer as gguf_tokenizer
+from vlmexport.artifact.gguf.rows import interleave
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
+from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 
 def test_bundle_holds_what_its_manifest_says(tiny: Checkpoint, tmp_path: Path) -> None:

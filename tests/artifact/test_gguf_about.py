@@ -10,10 +10,10 @@ import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export, metadata, value_types
-from vlmexport.artifact import gguf_about
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.artifact.gguf import metadata as gguf_about
 from vlmexport.checkpoint.about import read_about
 from vlmexport.errors import CheckpointError
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 CARD = """---
 license: other

@@ -10,7 +10,7 @@ import gguf
 import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import UsageError
 from vlmexport.pipeline import export
 from vlmexport.quantize.allocation import NARROW, WIDE

@@ -9,10 +9,10 @@ import numpy as np
 from tests.checkpoints import tiny_spec
 from tests.gguf_bundles import export, metadata, random_statistics, shapes, tensors
 from tests.llama_quantize import llama_quantize, read_imatrix
-from vlmexport.artifact.gguf_language import importance_names
-from vlmexport.artifact.imatrix import ImportanceMatrix, as_file, from_statistics
-from vlmexport.artifact.imatrix_file import read
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.gguf.imatrix import ImportanceMatrix, as_file, from_statistics
+from vlmexport.artifact.gguf.imatrix_reader import read
+from vlmexport.artifact.gguf.language import importance_names
+from vlmexport.source.checkpoint import Checkpoint
 
 
 def matrix(image_weight: float = 1.0) -> ImportanceMatrix:

@@ -10,9 +10,9 @@ import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export, metadata, shapes, tensors, value_types
-from vlmexport.artifact import mmproj
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.artifact.gguf import mmproj
 from vlmexport.errors import Unsupported
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ln1", "ln2", "ffn_up", "ffn_down")
 LDP_BLOCK = ("0.0.weight", "0.1.weight", "0.1.bias", "1.fc1.weight", "1.fc1.bias", "1.fc2.weight", "1.fc2.bias",

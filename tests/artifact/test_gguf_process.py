@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vlmexport.artifact.bundle import read_manifest, verify
+from vlmexport.artifact.bundle.manifest import read_manifest, verify
 
 pytestmark = pytest.mark.slow
 

@@ -9,13 +9,14 @@ import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export
-from vlmexport.artifact import gguf_file, gguf_rows
-from vlmexport.artifact.gguf_rows import Entry, interleave
-from vlmexport.artifact.workers import Buffers
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.artifact.gguf import file as gguf_file
+from vlmexport.artifact.gguf import rows as gguf_rows
+from vlmexport.artifact.gguf.rows import Entry, interleave
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.quantize import ggml
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.workers.in_order import Buffers
 
 
 def on_disk(folder: Path, values: np.ndarray, dtype: str) -> LazyTensor:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from vlmexport.artifact import weights
-from vlmexport.artifact.half_weights import half_weight
+from vlmexport.artifact.onnx.build.half_weights import half_weight
+from vlmexport.artifact.onnx.passes import attach_weights
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors
 from vlmexport.errors import CheckpointError, Unsupported
 
@@ -23,7 +23,7 @@ def on_disk(folder: Path, tensors: list[torch.Tensor]) -> list[LazyTensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_side_by_side_and_turned(dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_VALUES", 64)  # three rows at a time
+    monkeypatch.setattr(attach_weights, "_VALUES", 64)  # three rows at a time
     random = torch.Generator().manual_seed(0)
     tensors = [torch.randn(outputs, 20, generator=random).to(dtype) for outputs in (7, 4)]
     held = half_weight(on_disk(tmp_path, tensors), "both")

@@ -17,13 +17,13 @@ from tests.checkpoints import tiny_spec
 from tests.gguf_bundles import export, metadata, random_statistics, tensors
 from tests.llama_quantize import read_imatrix
 from tests.test_plan import size
-from vlmexport.artifact.gguf_language import importance_names
-from vlmexport.artifact.imatrix import Column, ImportanceMatrix, as_file, from_statistics
-from vlmexport.artifact.imatrix_file import read
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.gguf.imatrix import Column, ImportanceMatrix, as_file, from_statistics
+from vlmexport.artifact.gguf.imatrix_reader import read
+from vlmexport.artifact.gguf.language import importance_names
 from vlmexport.errors import UsageError
 from vlmexport.plan import plan
 from vlmexport.recipe import parse
+from vlmexport.source.checkpoint import Checkpoint
 
 F32 = npt.NDArray[np.float32]
 

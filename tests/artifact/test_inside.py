@@ -15,12 +15,12 @@ from PIL import Image
 
 from tests.command import vlmexport
 from tests.test_cli import assert_one_line_error
-from vlmexport.artifact.bundle import MANIFEST, Manifest, list_files, read_manifest, source_of, write_manifest
-from vlmexport.artifact.int8_layers import int8_layers, int8_products
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.bundle.manifest import MANIFEST, Manifest, list_files, read_manifest, source_of, write_manifest
+from vlmexport.artifact.onnx.read.int8_layers import int8_layers, int8_products
 from vlmexport.errors import CheckpointError
 from vlmexport.recipe import Recipe
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
+from vlmexport.source.checkpoint import Checkpoint
 
 Document = dict[str, Any]
 

@@ -11,13 +11,15 @@ import torch
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.onnx_bundles import Bundles
-from vlmexport.artifact import fused_decoder, kept_rows, trace
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import NUM_LOGITS, empty_cache, open_session, run, with_outputs
-from vlmexport.checkpoint import open_checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.build import fused_decoder
+from vlmexport.artifact.onnx.passes import kept_rows
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import NUM_LOGITS, empty_cache, open_session, run, with_outputs
+from vlmexport.artifact.onnx.trace import components
 from vlmexport.design import Design, specify
 from vlmexport.model.sketch import sketch
+from vlmexport.source.checkpoint import open_checkpoint
 
 LENGTH = 6
 HEAD = "language.lm_head"
@@ -26,7 +28,7 @@ PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 def traced(path: Path, text: str) -> None:
     vlm = sketch(specify(Design("clip:tiny", "mlp2x_gelu", text, image_size=56)), 1, ("language",))
-    save(trace.trace_decoder(vlm).model, path)
+    save(components.trace_decoder(vlm).model, path)
 
 
 def fused(path: Path, bits: str) -> None:
@@ -54,7 +56,7 @@ def outputs(session: onnxruntime.InferenceSession, count: int | None) -> dict[st
 def test_rows_that_are_not_asked_for_are_not_computed(make: object, kind: str, tmp_path: Path) -> None:
     path = tmp_path / "decoder.onnx"
     make(path, kind)  # type: ignore[operator]
-    head = next(node for node in trace.ir.load(path).graph if node.name == HEAD)
+    head = next(node for node in components.ir.load(path).graph if node.name == HEAD)
     read = str(head.inputs[0].name)  # type: ignore[union-attr]
     session = open_session(path, graph=with_outputs(path, [read]))
     described = next(value for value in session.get_inputs() if value.name == NUM_LOGITS)
@@ -86,13 +88,13 @@ def test_genais_decoder_gives_the_last_row_over_the_same_weights(precision: str,
 
 def test_a_graph_without_the_input_still_runs(tmp_path: Path) -> None:
     """Bundles of earlier versions give the logits of every position."""
-    from vlmexport.runtime.ort_cache import open_cache
+    from vlmexport.runtime.ort.cache import open_cache
 
     path = tmp_path / "decoder.onnx"
     traced(path, "llama:tiny")
-    model = trace.ir.load(path)
+    model = components.ir.load(path)
     kept_rows.last_alone(model)
-    model.graph.initializers[NUM_LOGITS].const_value = trace.ir.tensor(np.array(0, np.int64), name=NUM_LOGITS)
+    model.graph.initializers[NUM_LOGITS].const_value = components.ir.tensor(np.array(0, np.int64), name=NUM_LOGITS)
     save(model, tmp_path / "old.onnx")
     embeds = np.ones((1, LENGTH, 256), np.float32)
     new, old = (open_cache(open_session(tmp_path / name), 9).step(embeds, 2) for name in ("decoder.onnx", "old.onnx"))

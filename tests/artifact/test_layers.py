@@ -10,13 +10,14 @@ import onnx_ir as ir
 import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
-from vlmexport.artifact import layers, trace, verify, weights
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import NUM_LOGITS
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.artifact.onnx.passes import attach_weights, repeat_layers
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import NUM_LOGITS
+from vlmexport.artifact.onnx.trace import compare, components
 from vlmexport.errors import Unsupported
 from vlmexport.model import load
 from vlmexport.model.sketch import prefix, sketch
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 TOTAL = 5
 
@@ -29,10 +30,10 @@ def checkpoint(folder: Path, select_feature: str = "patch") -> Checkpoint:
     return open_checkpoint(write_checkpoint(folder / "five", replace(spec, vision=vision, projector=projector)))
 
 
-def repeated(found: Checkpoint, traced: trace.Traced, stack: str) -> trace.Traced:
-    parameters = dict(sketch(found.spec, layers.TRACED).state_dict())
-    weights.attach(traced.model, weights.orientations(traced.model, parameters), found)
-    layers.repeat(traced.model, prefix(found.spec, stack), TOTAL, weights.next_layer(found))
+def repeated(found: Checkpoint, traced: components.Traced, stack: str) -> components.Traced:
+    parameters = dict(sketch(found.spec, repeat_layers.TRACED).state_dict())
+    attach_weights.attach(traced.model, attach_weights.orientations(traced.model, parameters), found)
+    repeat_layers.repeat(traced.model, prefix(found.spec, stack), TOTAL, attach_weights.next_layer(found))
     return traced
 
 
@@ -40,21 +41,21 @@ def repeated(found: Checkpoint, traced: trace.Traced, stack: str) -> trace.Trace
 @pytest.mark.parametrize("select_feature", ["patch", "cls_patch"])
 def test_tower(select_feature: str, tmp_path: Path) -> None:
     found = checkpoint(tmp_path, select_feature)
-    traced = repeated(found, trace.trace_vision(sketch(found.spec, layers.TRACED)), "vision")
+    traced = repeated(found, components.trace_vision(sketch(found.spec, repeat_layers.TRACED)), "vision")
     save(traced.model, tmp_path / "vision.onnx")
     whole = replace(traced, module=type(traced.module)(load(found)))  # type: ignore[call-arg]
-    assert verify.check(whole, tmp_path / "vision.onnx") < 1e-5
+    assert compare.check(whole, tmp_path / "vision.onnx") < 1e-5
     assert [value.name for value in traced.model.graph.outputs] == ["image_features"]
-    features = [v for node in traced.model.graph for v in node.outputs if v.name == trace.FEATURES]
+    features = [v for node in traced.model.graph for v in node.outputs if v.name == components.FEATURES]
     assert len(features) == 1
 
 
 @pytest.mark.slow
 def test_decoder(tmp_path: Path) -> None:
     found = checkpoint(tmp_path)
-    traced = repeated(found, trace.trace_decoder(sketch(found.spec, layers.TRACED)), "language")
+    traced = repeated(found, components.trace_decoder(sketch(found.spec, repeat_layers.TRACED)), "language")
     save(traced.model, tmp_path / "decoder.onnx")
-    assert verify.check_cache(load(found), tmp_path / "decoder.onnx") < 1e-5
+    assert compare.check_cache(load(found), tmp_path / "decoder.onnx") < 1e-5
     names = [f"present.{layer}.{part}" for layer in range(TOTAL) for part in ("key", "value")]
     assert [value.name for value in traced.model.graph.outputs] == ["logits", *names]
     inputs = [value.name for value in traced.model.graph.inputs if value.name != NUM_LOGITS]
@@ -81,12 +82,12 @@ def no_weight(name: str, value: Any) -> Any:
 
 def test_layers_that_are_not_alike_are_refused() -> None:
     with pytest.raises(Unsupported, match=r"layers\.\* are not alike when traced \(n1 and n2\)"):
-        layers.repeat(stack(["Relu", "Relu", "Tanh"]), "layers.", 6, no_weight)
+        repeat_layers.repeat(stack(["Relu", "Relu", "Tanh"]), "layers.", 6, no_weight)
     with pytest.raises(Unsupported, match="0 and 0 nodes"):
-        layers.repeat(stack(["Relu", "Relu", "Relu"]), "blocks.", 6, no_weight)
+        repeat_layers.repeat(stack(["Relu", "Relu", "Relu"]), "blocks.", 6, no_weight)
 
 
 def test_a_short_stack_stays() -> None:
     model = stack(["Relu", "Relu", "Tanh"])
-    layers.repeat(model, "layers.", 3, no_weight)
+    repeat_layers.repeat(model, "layers.", 3, no_weight)
     assert [node.op_type for node in model.graph] == ["Relu", "Relu", "Tanh"]

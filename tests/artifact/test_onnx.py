@@ -12,12 +12,12 @@ import pytest
 
 from tests.onnx_bundles import Bundles, recipe
 from tests.quantize.graphs import fused
-from vlmexport.artifact.bundle import read_manifest, verify
-from vlmexport.artifact.onnx import export_onnx
-from vlmexport.artifact.onnx_graphs import Written
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest, verify
+from vlmexport.artifact.onnx.export import export_onnx
+from vlmexport.artifact.onnx.graphs import Written
 from vlmexport.console import QUIET
 from vlmexport.errors import UsageError
+from vlmexport.source.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from vlmexport.artifact.session import open_session, run, with_outputs
+from vlmexport.artifact.onnx.session import open_session, run, with_outputs
 from vlmexport.errors import CheckpointError
 
 SIDE = 512

@@ -13,8 +13,8 @@ import pytest
 import torch
 from onnx_ir.passes.common import initializer_deduplication
 
-from vlmexport.artifact.silent import SILENT
-from vlmexport.artifact.trace import _batch_norms_kept, trace_module
+from vlmexport.artifact.onnx.trace.components import _batch_norms_kept, trace_module
+from vlmexport.artifact.onnx.trace.silent import SILENT
 
 
 def state() -> tuple[Any, ...]:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from vlmexport.artifact.graph import MODULE, module_of
-from vlmexport.artifact.simplify import simplify
-from vlmexport.artifact.trace import Traced
+from vlmexport.artifact.onnx.passes.clean import MODULE, module_of
+from vlmexport.artifact.onnx.trace.components import Traced
+from vlmexport.artifact.onnx.trace.simplify import simplify
 from vlmexport.quantize.products import products
 
 

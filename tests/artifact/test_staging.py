@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmexport.artifact import staging
-from vlmexport.artifact.staging import MANIFEST, refuse_destination, staged
+from vlmexport.artifact.bundle import staging
+from vlmexport.artifact.bundle.staging import MANIFEST, refuse_destination, staged
 from vlmexport.errors import UsageError
 
 

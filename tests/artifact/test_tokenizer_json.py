@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from vlmexport.artifact.tokenizer_json import build, encode, image_token_id
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint import Tokenizer as SentencePiece
+from vlmexport.artifact.onnx.tokenizer_file import build, encode, image_token_id
 from vlmexport.errors import Unsupported
+from vlmexport.processing.tokenizer import Tokenizer as SentencePiece
+from vlmexport.source.checkpoint import Checkpoint
 
 PARTS = ["chat", "curious", "USER:", " ", "  ", "<s>", "</s>", "<image>", "\n", "a"]
 TEXT = st.one_of(

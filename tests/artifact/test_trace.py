@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from tests.checkpoints import tiny_spec, write_checkpoint
-from vlmexport.artifact import trace, verify
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import open_session, run, with_outputs
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import open_session, run, with_outputs
+from vlmexport.artifact.onnx.trace import compare, components
 from vlmexport.errors import ParityFailed
 from vlmexport.model import VLM, load, projector
 from vlmexport.quantize.products import products
 from vlmexport.runtime.int8_kernels import kernels_here
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 PROJECTORS = [
     getattr(import_module(f"{projector.__name__}.{info.name}"), "EXAMPLE", info.name)
@@ -33,25 +33,25 @@ def vlm(tiny: Checkpoint) -> VLM:
 
 
 @pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> trace.Traced:
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> components.Traced:
     """Grouped-query attention: two key/value heads for four."""
     folder = tmp_path_factory.mktemp("grouped") / "grouped"
     vlm = load(open_checkpoint(write_checkpoint(folder, tiny_spec(num_kv_heads=2))))
     vlm.language.set_attn_implementation("eager")  # type: ignore[operator]  # as a sketch has it
-    return trace.trace_decoder(vlm)
+    return components.trace_decoder(vlm)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", PROJECTORS)
 def test_vision_and_projector(kind: str, tmp_path: Path) -> None:
     vlm = load(open_checkpoint(write_checkpoint(tmp_path / "tiny", tiny_spec(kind))))
-    vision, alone = trace.trace_vision(vlm), trace.trace_projector(vlm)
+    vision, alone = components.trace_vision(vlm), components.trace_projector(vlm)
     for traced in (vision, alone):
         save(traced.model, tmp_path / f"{traced.name}.onnx")
         # A quantized projector may round a value the other way where float sums differ.
-        bound = 1e-5 if traced.tolerance == trace.Traced.tolerance else traced.tolerance
-        assert verify.check(traced, tmp_path / f"{traced.name}.onnx") < bound
-    graph = with_outputs(tmp_path / "vision_encoder.onnx", [trace.FEATURES])
+        bound = 1e-5 if traced.tolerance == components.Traced.tolerance else traced.tolerance
+        assert compare.check(traced, tmp_path / f"{traced.name}.onnx") < bound
+    graph = with_outputs(tmp_path / "vision_encoder.onnx", [components.FEATURES])
     session = open_session(tmp_path / "vision_encoder.onnx", graph=graph, exact=kernels_here().saturates)
     pixels = torch.randn(2, 3, 336, 336)
     outputs = run(session, {"pixel_values": pixels.numpy()})
@@ -69,9 +69,9 @@ def test_vision_and_projector(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_decoder(decoder: trace.Traced, tmp_path: Path) -> None:
+def test_decoder(decoder: components.Traced, tmp_path: Path) -> None:
     save(decoder.model, tmp_path / "decoder.onnx")
-    assert verify.check(decoder, tmp_path / "decoder.onnx") < 1e-5
+    assert compare.check(decoder, tmp_path / "decoder.onnx") < 1e-5
     values = decoder.model.graph.inputs
     inputs = {value.name: (value.dtype, [str(size) for size in value.shape or ()]) for value in values}
     assert inputs["inputs_embeds"] == (ir.DataType.FLOAT, ["batch_size", "sequence_length", "256"])
@@ -85,11 +85,11 @@ def test_decoder(decoder: trace.Traced, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_wrong_weight_is_noticed(decoder: trace.Traced, tmp_path: Path) -> None:
+def test_a_wrong_weight_is_noticed(decoder: components.Traced, tmp_path: Path) -> None:
     graph = decoder.model.clone()
     weight = graph.graph.initializers["language.model.layers.0.mlp.up_proj.weight"]
     assert weight.const_value is not None
     weight.const_value = ir.tensor(weight.const_value.numpy() * np.float32(1.01), name=weight.name)
     save(graph, tmp_path / "decoder.onnx")
     with pytest.raises(ParityFailed, match="decoder_model_merged is off"):
-        verify.check(decoder, tmp_path / "decoder.onnx")
+        compare.check(decoder, tmp_path / "decoder.onnx")

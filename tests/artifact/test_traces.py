@@ -10,13 +10,14 @@ import pytest
 
 from tests.checkpoints import tiny_spec
 from tests.onnx_bundles import recipe
-from vlmexport.artifact import trace, traces
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.graph import MODULE, module_of
-from vlmexport.artifact.onnx import export_onnx
-from vlmexport.artifact.traces import Part, Traces, pack, unpack
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.export import export_onnx
+from vlmexport.artifact.onnx.passes.clean import MODULE, module_of
+from vlmexport.artifact.onnx.trace import cache as traces
+from vlmexport.artifact.onnx.trace import components
+from vlmexport.artifact.onnx.trace.cache import Part, Traces, pack, unpack
 from vlmexport.console import QUIET
+from vlmexport.source.checkpoint import Checkpoint
 
 
 @pytest.fixture(autouse=True)
@@ -107,8 +108,8 @@ def test_a_second_export_traces_nothing(short: Checkpoint, tmp_path: Path, monke
 
     traced = files("traced")
 
-    def refuse(_: object) -> trace.Traced:
+    def refuse(_: object) -> components.Traced:
         raise AssertionError("traced again")
 
-    monkeypatch.setattr(trace, "PARTS", dict.fromkeys(trace.PARTS, refuse))
+    monkeypatch.setattr(components, "PARTS", dict.fromkeys(components.PARTS, refuse))
     assert files("kept") == traced

@@ -10,7 +10,7 @@ from contextlib import closing
 import numpy as np
 import pytest
 
-from vlmexport.artifact.workers import U8, Buffers, in_order
+from vlmexport.workers.in_order import U8, Buffers, in_order
 
 
 def job(number: int, seconds: float = 0.0) -> Callable[[Buffers], U8]:

@@ -11,15 +11,15 @@ import pytest
 from tests.command import vlmexport
 from tests.onnx_bundles import Bundles
 from tests.test_cli import assert_one_line_error
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.bench import BundleBench, bench
 from vlmexport.bench.turns import _alone
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import QUIET
 from vlmexport.errors import UsageError
 from vlmexport.flags import gguf_recipe
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
+from vlmexport.source.checkpoint import Checkpoint
 
 NEW_TOKENS = 8
 
@@ -56,7 +56,7 @@ def test_every_measure_is_there_and_possible(measured: list[BundleBench], tiny: 
 @pytest.mark.slow
 def test_the_halves_hold_their_own_weights_alone(measured: list[BundleBench], gguf: Path) -> None:
     """The worker's own packages weigh more than a tiny model, so the file's mapping tells."""
-    from vlmexport.runtime.halves import decoder_alone, vision_alone
+    from vlmexport.bench.halves import decoder_alone, vision_alone
 
     manifest = read_manifest(gguf)
     for half, other in ((vision_alone, "language"), (decoder_alone, "mmproj")):

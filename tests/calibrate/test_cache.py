@@ -18,14 +18,15 @@ from PIL import Image
 import vlmexport
 from tests.calibrate.pictures import loaded_by, samples
 from tests.checkpoints import write_tokenizer
-from vlmexport.artifact.bundle import source_of
+from vlmexport.artifact.bundle.manifest import source_of
 from vlmexport.calibrate import Sample, Statistics, code, collect
 from vlmexport.calibrate.cache import key, sensitivity, statistics
 from vlmexport.calibrate.collect import SHARD
-from vlmexport.checkpoint import Checkpoint, layout, open_checkpoint
 from vlmexport.checkpoint.hashes import hash_file
 from vlmexport.console import QUIET
 from vlmexport.model import load
+from vlmexport.source import checkpoint as layout
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 TOWER = ("vision", "projector")
 ALL = (*TOWER, "language")

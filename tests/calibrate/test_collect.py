@@ -14,9 +14,9 @@ from tests.calibrate.pictures import samples
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.calibrate import Sample, collect
 from vlmexport.calibrate.collect import LARGE_ANSWER, MAX_ANSWER
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import CheckpointError, NotEnoughData
 from vlmexport.model import VLM, load
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 Q_PROJ = "language.model.layers.0.self_attn.q_proj"
 

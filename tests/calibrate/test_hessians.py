@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from tests.calibrate.pictures import samples
-from vlmexport.artifact.onnx_sizes import hessian_bytes
+from vlmexport.artifact.onnx.sizes import hessian_bytes
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.hessians import measure
 from vlmexport.calibrate.sensitivity import sequence
 from vlmexport.calibrate.statistics import F64
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.model import VLM, load
+from vlmexport.source.checkpoint import Checkpoint
 
 
 @pytest.mark.slow

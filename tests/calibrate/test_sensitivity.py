@@ -13,9 +13,9 @@ from torch import nn
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.calibrate.samples import Sample, calibration_samples
 from vlmexport.calibrate.sensitivity import EMBEDDING, Sensitivity, measure
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.model import VLM, load
 from vlmexport.quantize.allocation import loss
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -15,10 +15,10 @@ from tests.calibrate.pictures import loaded_by, samples
 from vlmexport.calibrate import collect
 from vlmexport.calibrate.cache import statistics
 from vlmexport.calibrate.collect import SHARD
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import QUIET
 from vlmexport.errors import MissingDependency, UsageError
 from vlmexport.model import load
+from vlmexport.source.checkpoint import Checkpoint
 
 COUNT = 3 * SHARD
 

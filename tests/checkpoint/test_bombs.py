@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from vlmexport.artifact.imatrix_file import read as read_imatrix
+from vlmexport.artifact.gguf.imatrix_reader import read as read_imatrix
 from vlmexport.checkpoint.documents import LARGEST, read_object
 from vlmexport.checkpoint.tensors import open_tensors
 from vlmexport.errors import CheckpointError, Unsupported, UsageError

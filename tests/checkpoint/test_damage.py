@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlmexport.checkpoint import open_checkpoint
-from vlmexport.checkpoint.locate import locate, open_model
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import load
+from vlmexport.source.checkpoint import open_checkpoint
+from vlmexport.source.locate import locate, open_model
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import State, write_weights
-from vlmexport.checkpoint import open_checkpoint
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import CheckpointError, UsageError
-from vlmexport.model.images import read_image
+from vlmexport.processing.images import read_image
+from vlmexport.source.checkpoint import open_checkpoint
+from vlmexport.source.locate import open_model
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 3000000000\n"
 PAGE = "\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>"

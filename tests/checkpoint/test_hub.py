@@ -18,11 +18,11 @@ from tests.checkpoints import tiny_spec, write_checkpoint, write_clip, write_jso
 from tests.hub import COMMIT, OLDER, Hub, Repository
 from vlmexport.checkpoint.hub import HubId, hub_id
 from vlmexport.checkpoint.hub_files import wanted
-from vlmexport.checkpoint.locate import locate, open_model
 from vlmexport.console import Console
 from vlmexport.errors import CheckpointError
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
+from vlmexport.source.locate import locate, open_model
 
 FILES = [
     "config.json", "generation_config.json", "preprocessor_config.json", "processor_config.json", "chat_template.json",

@@ -27,11 +27,12 @@ from tests.checkpoints import (
     write_json,
     write_preprocessor,
 )
-from vlmexport.checkpoint import Checkpoint, Spec, open_checkpoint
-from vlmexport.checkpoint.expected import clip, llama
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import VLM, load
 from vlmexport.model.plugins import check_projector
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.source.shapes import clip, llama
 
 LLAVA = {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
 V1 = {"mm_vision_tower": "clip"}
@@ -156,7 +157,7 @@ def test_expected_is_what_the_modules_have(name: str) -> None:
 def test_hf_defaults_are_those_of_transformers(tmp_path: Path) -> None:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    from vlmexport.checkpoint.layouts import llava_hf
+    from vlmexport.families import llava_hf
 
     for ours, theirs in (
         (llava_hf.LLAMA, LlamaConfig()), (llava_hf.CLIP, CLIPVisionConfig()),
@@ -281,7 +282,7 @@ def test_opening_imports_no_torch(tmp_path: Path) -> None:
 
 
 def test_demo_is_recognised() -> None:
-    from vlmexport.checkpoint.locate import open_model
+    from vlmexport.source.locate import open_model
 
     demo: Checkpoint = open_model("demo")
     assert (demo.spec.layout, demo.tower, demo.tokenizer.kind) == ("mobilevlm", None, "tokenizer.model")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmexport.checkpoint.locate import demo_folder, locate, open_model
 from vlmexport.errors import CheckpointError
+from vlmexport.source.locate import demo_folder, locate, open_model
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
@@ -29,7 +29,7 @@ def test_hub_id_from_the_hubs_cache(tiny_folder: Path, tmp_path: Path) -> None:
     (repository / "refs" / "main").write_text(REVISION)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub")}
     code = (
-        "from vlmexport.checkpoint.locate import open_model\n"
+        "from vlmexport.source.locate import open_model\n"
         "c = open_model('someone/tiny-vlm'); print(c.origin, c.spec.name, c.spec.projector.kind)\n"
         "from vlmexport.errors import CheckpointError\n"
         "try: open_model('someone/other')\n"

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.checkpoints import State, write_checkpoint, write_clip
-from vlmexport.checkpoint import open_checkpoint
 from vlmexport.errors import CheckpointError, Unsupported, VlmExportError
+from vlmexport.source.checkpoint import open_checkpoint
 
 LAYERS = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj")
 CARD = "---\nbase_model: owner/the-float-one\n---\n"

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from transformers import LlamaTokenizer
 
 from tests.checkpoints import write_json, write_tokenizer
-from vlmexport.checkpoint import PromptSpec, Tokenizer
-from vlmexport.checkpoint.tokenizer_files import open_tokenizer
+from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.tokenizer_files import open_tokenizer
 
 MARKED = PromptSpec(image_start="<im_start>", image_end="<im_end>")
 MARKS = {"<im_start>": 384, "<im_end>": 385, "<im_patch>": 386}

@@ -13,14 +13,16 @@ import pytest
 import torch
 
 from tests.checkpoints import State, canonical_state, published, tiny_spec, write_checkpoint, write_clip, write_json
-from vlmexport.artifact.bundle import Manifest, source_of
-from vlmexport.checkpoint import Spec, hub, open_checkpoint
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.bundle.manifest import Manifest, source_of
+from vlmexport.checkpoint import hub
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
 from vlmexport.model import load
-from vlmexport.parity.against import _reference
+from vlmexport.parity.reference.source import _reference
 from vlmexport.recipe import Recipe
 from vlmexport.report.inspection import describe
+from vlmexport.source.checkpoint import open_checkpoint
+from vlmexport.source.locate import open_model
 
 SPEC: Spec = tiny_spec("ldpnet", image_size=168, num_layers=1)
 HUB_ID = "openai/clip-vit-large-patch14-336"
@@ -69,11 +71,11 @@ def test_found_beside_the_checkpoint_and_from_here(v1: Path, clip: Path, monkeyp
 
 
 def test_from_the_hub(v1: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlmexport.checkpoint.tower.download", lambda hub_id, *_: {HUB_ID: clip}[hub_id])
+    monkeypatch.setattr("vlmexport.source.tower.download", lambda hub_id, *_: {HUB_ID: clip}[hub_id])
     tower = open_checkpoint(v1).tower
     assert tower is not None
     assert tower.origin == f"{HUB_ID}@clip"  # a snapshot's folder is called by its commit
-    monkeypatch.setattr("vlmexport.checkpoint.locate.download", lambda hub_id, *_: {"me/v1": v1}[hub_id])
+    monkeypatch.setattr("vlmexport.source.locate.download", lambda hub_id, *_: {"me/v1": v1}[hub_id])
     assert open_model("me/v1", HUB_ID).tower is not None
 
 
@@ -81,7 +83,7 @@ def test_nowhere_says_what_to_pass(v1: Path, monkeypatch: pytest.MonkeyPatch) ->
     def offline(hub_id: str, *_: object) -> Path:
         raise CheckpointError(f"{hub_id} is no folder here, and the Hub did not give it (offline)", "check the name")
 
-    monkeypatch.setattr("vlmexport.checkpoint.tower.download", offline)
+    monkeypatch.setattr("vlmexport.source.tower.download", offline)
     with pytest.raises(CheckpointError, match=rf"holds no vision tower: {HUB_ID}.*--vision-tower DIR"):
         open_checkpoint(v1)
     for named in ("./gone", None):

@@ -10,14 +10,15 @@ import onnx_ir as ir
 import torch
 
 from tests.onnx_bundles import picture, recipe
-from vlmexport.artifact import batch_norm, verify
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.int8 import Int8
-from vlmexport.artifact.session import open_session, run
-from vlmexport.artifact.trace import Inputs, Traced
+from vlmexport.artifact.onnx.passes import fold_batch_norm
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import open_session, run
+from vlmexport.artifact.onnx.trace import compare
+from vlmexport.artifact.onnx.trace.components import Inputs, Traced
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.model import VLM
+from vlmexport.quantize.int8 import Int8
 from vlmexport.quantize.ranges import F32
 from vlmexport.quantize.schemes import find_scheme
 from vlmexport.quantize.static_int8 import Coverage
@@ -47,10 +48,10 @@ def measure(vlm: VLM, traced: Traced, calibration: Inputs, probe: Inputs, folder
     """
     path = folder / "float.onnx"
     save(traced.model, path)
-    apart = verify.check(traced, path)
-    if batch_norm.fold(traced.model):
+    apart = compare.check(traced, path)
+    if fold_batch_norm.fold(traced.model):
         save(traced.model, path)
-        apart = max(apart, verify.check(traced, path))
+        apart = max(apart, compare.check(traced, path))
     with Recorder(vlm) as recorder, torch.inference_mode():
         traced.module(*calibration)
     statistics = Statistics(dict(sorted(recorder.layers.items())), ("0",))
@@ -70,5 +71,5 @@ def measure(vlm: VLM, traced: Traced, calibration: Inputs, probe: Inputs, folder
 def _first_output(path: Path, probe: Inputs, exact: bool = False) -> F32:
     session = open_session(path, exact=exact)
     names = [value.name for value in session.get_inputs()]
-    found: F32 = next(iter(run(session, dict(zip(names, verify.flat(probe), strict=True))).values()))
+    found: F32 = next(iter(run(session, dict(zip(names, compare.flat(probe), strict=True))).values()))
     return found

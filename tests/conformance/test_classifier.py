@@ -13,7 +13,7 @@ from tests.command import vlmexport
 from tests.onnx_bundles import picture
 from tests.test_cli import assert_one_line_error
 from vlmexport import pipeline
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.bench.measure import Request, answers, decoder_peak
 from vlmexport.costs import choose_phones, estimate
 from vlmexport.design import Design, create
@@ -23,7 +23,7 @@ from vlmexport.parity import check
 from vlmexport.pipeline import open_whole
 from vlmexport.plan import plan
 from vlmexport.recipe import resolve
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 
 QUESTION = "Is there a cat?"

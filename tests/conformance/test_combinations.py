@@ -21,7 +21,8 @@ import vlmexport.model.projector
 import vlmexport.model.vision
 from tests.command import vlmexport as command
 from tests.rotation import rotating
-from vlmexport.parity import expected, side
+from vlmexport.parity.compare import one_runtime
+from vlmexport.parity.reference import values
 
 
 def examples(folder: ModuleType) -> list[str]:
@@ -49,7 +50,7 @@ SIZES = ("168", "384", "192")
 def _short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Random models do not end their answers, and no layer is worth the search for it."""
     monkeypatch.setenv("VLMEXPORT_ONNX_FALLBACK", "predicted")
-    for module in (expected, side):
+    for module in (values, one_runtime):
         monkeypatch.setattr(module, "MAX_NEW_TOKENS", 4)
 
 

@@ -21,12 +21,12 @@ from tests.conformance.parts import SCHEMES, measure
 from tests.gguf_bundles import export
 from tests.onnx_bundles import picture
 from vlmexport import pipeline
-from vlmexport.artifact import fused_decoder, trace, verify
-from vlmexport.artifact.gguf_language import gguf_name, importance_names
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import empty_cache, open_session, rows_to_keep, run
-from vlmexport.artifact.trace import Inputs
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.gguf.language import gguf_name, importance_names
+from vlmexport.artifact.onnx.build import fused_decoder
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run
+from vlmexport.artifact.onnx.trace import compare, components
+from vlmexport.artifact.onnx.trace.components import Inputs
 from vlmexport.design import Design, create, language_of, specify
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import VLM, load, plugins
@@ -34,8 +34,9 @@ from vlmexport.model.sketch import sketch
 from vlmexport.pipeline import open_whole
 from vlmexport.plan import plan
 from vlmexport.recipe import resolve
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import Checkpoint
 
 EXAMPLES = [
     str(import_module(f"{folder.__name__}.{info.name}").EXAMPLE) for info in pkgutil.iter_modules(folder.__path__)
@@ -170,9 +171,9 @@ def test_onnx_in_float_and_int8(text: str, tmp_path: Path) -> None:
         calibration, probe = decoder_inputs(vlm, 0, 60, 0), decoder_inputs(vlm, 1, 9, 5)
     else:
         calibration, probe = whole_prompts(vlm, 0, 60), whole_prompts(vlm, 1, 40)
-    found = measure(vlm, trace.trace_decoder(vlm), calibration, probe, tmp_path)
+    found = measure(vlm, components.trace_decoder(vlm), calibration, probe, tmp_path)
     assert found.apart < 2e-5
-    assert verify.check_cache(vlm, tmp_path / "float.onnx") < 2e-5
+    assert compare.check_cache(vlm, tmp_path / "float.onnx") < 2e-5
     for scheme in SCHEMES:
         assert not found.coverage[scheme].float32
         assert found.sqnr[scheme] > 10

@@ -14,14 +14,15 @@ import torch
 import vlmexport.model.projector as folder
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.conformance.parts import SCHEMES, measure
-from vlmexport.artifact import trace
-from vlmexport.checkpoint import ProjectorSpec, open_checkpoint
+from vlmexport.artifact.onnx.trace import components
+from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.costs.operations import count
 from vlmexport.design import Design, specify
 from vlmexport.errors import Unsupported
 from vlmexport.model import load, plugins
 from vlmexport.model.sketch import sketch
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import open_checkpoint
 
 EXAMPLES = [
     str(import_module(f"{folder.__name__}.{info.name}").EXAMPLE) for info in pkgutil.iter_modules(folder.__path__)
@@ -192,7 +193,7 @@ def test_onnx_in_float_and_int8(kind: str, tmp_path: Path) -> None:
     vlm = sketch(specify(Design("clip:tiny", kind, "llama:tiny", image_size=168)), 1, ("vision", "projector"))
     spec, random = vlm.spec.projector, torch.Generator().manual_seed(0)
     features, probe = (torch.randn(2, spec.in_tokens, spec.in_features, generator=random) for _ in range(2))
-    found = measure(vlm, trace.trace_projector(vlm), (features,), (probe,), tmp_path)
+    found = measure(vlm, components.trace_projector(vlm), (features,), (probe,), tmp_path)
     assert found.apart < getattr(plugins.projector(spec), "TOLERANCE", 2e-5)
     for scheme in SCHEMES:
         if kind.startswith("quantized"):  # it is int8 already

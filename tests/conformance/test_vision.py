@@ -14,15 +14,16 @@ from safetensors.torch import load_file, save_file
 import vlmexport.model.vision as folder
 from tests.conformance.parts import SCHEMES, measure, pixels
 from tests.onnx_bundles import picture
-from vlmexport.artifact import onnx_layout, trace
-from vlmexport.artifact.mmproj import projector_of
-from vlmexport.artifact.onnx_sizes import used_tower
+from vlmexport.artifact.gguf.mmproj import projector_of
+from vlmexport.artifact.onnx import client_files
+from vlmexport.artifact.onnx.sizes import used_tower
+from vlmexport.artifact.onnx.trace import components
 from vlmexport.design import Design, create, specify, vision_of
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import load
-from vlmexport.model.pixels import background
 from vlmexport.model.sketch import sketch
 from vlmexport.pipeline import open_whole
+from vlmexport.processing.pixels import background
 
 EXAMPLES = [
     str(import_module(f"{folder.__name__}.{info.name}").EXAMPLE) for info in pkgutil.iter_modules(folder.__path__)
@@ -78,7 +79,7 @@ def test_pixels_are_the_encoders_own(text: str) -> None:
     found = sketch(spec, 1, ("vision",)).pixels(picture(0, (300, 100)))
     assert found.shape == (1, 3, vision.image_size, vision.image_size)
     assert float(found[:, :, 0].abs().max()) < 1 / 255 / min(vision.image_std)
-    file = onnx_layout.preprocessor(spec)
+    file = client_files.preprocessor(spec)
     assert (file["image_mean"], file["image_std"]) == (list(vision.image_mean), list(vision.image_std))
     assert file["pad_size"] == {"width": vision.image_size, "height": vision.image_size}
     colour = np.array(background(vision)) / 255
@@ -97,7 +98,7 @@ def test_onnx_in_float_and_int8(text: str, tmp_path: Path) -> None:
     spec = specify(design(text))
     vlm = sketch(spec, 1, ("vision", "projector"))
     calibration, probe = (pixels(vlm, seeds) for seeds in (range(4), range(8, 10)))
-    found = measure(vlm, trace.trace_vision(vlm), (calibration,), (probe,), tmp_path)
+    found = measure(vlm, components.trace_vision(vlm), (calibration,), (probe,), tmp_path)
     assert found.apart < 2e-5
     for scheme in SCHEMES:
         coverage = found.coverage[scheme]

@@ -11,13 +11,13 @@ from rich.console import Console
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.command import vlmexport
 from tests.test_cli import assert_one_line_error
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.costs import choose_phones, estimate
 from vlmexport.costs.phones import phones
 from vlmexport.plan import plan
 from vlmexport.recipe import resolve
 from vlmexport.report.costs import compare, plot
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.source.locate import open_model
 
 
 def test_fewer_bits_take_less_time_a_token(tiny: Checkpoint) -> None:

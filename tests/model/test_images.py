@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image
 
 from vlmexport.errors import UsageError
-from vlmexport.model.images import read_image
+from vlmexport.processing.images import read_image
 
 RAMP = np.arange(12, dtype=np.float64).reshape(3, 4) / 11  # black to white
 GREY = np.rint(RAMP * 255)

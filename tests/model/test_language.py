@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from vlmexport.checkpoint import LanguageSpec
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.design import Design, language_of, specify
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins

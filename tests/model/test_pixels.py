@@ -12,7 +12,7 @@ from PIL import Image
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from tests.checkpoints import tiny_spec
-from vlmexport.model.pixels import pixel_values
+from vlmexport.processing.pixels import pixel_values
 
 SPEC = tiny_spec().vision
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlmexport.artifact import trace
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.int8_layers import int8_products
-from vlmexport.artifact.session import open_session, run
-from vlmexport.checkpoint import ProjectorSpec
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.read.int8_layers import int8_products
+from vlmexport.artifact.onnx.session import open_session, run
+from vlmexport.artifact.onnx.trace import components
+from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.design import Design, specify
 from vlmexport.model import plugins
 from vlmexport.model.fake_quantize import symmetric
@@ -178,7 +178,7 @@ def test_quantized_is_torchs_static_int8_within_one_step(engine: str, tmp_path: 
     }
     state |= {name: torch.tensor([-zero * scale, (steps - zero) * scale]) for name, (scale, zero) in spans.items()}
     vlm.projector.load_state_dict(state)
-    traced = trace.trace_projector(vlm)
+    traced = components.trace_projector(vlm)
     assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in traced.model.graph}
     save(traced.model, tmp_path / "projector.onnx")
     (product,) = int8_products(tmp_path / "projector.onnx")

@@ -12,17 +12,17 @@ import torch
 from tests.checkpoints import tiny_spec, write_design
 from tests.gguf_bundles import export
 from tests.onnx_bundles import picture
-from vlmexport.artifact import fused_decoder
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.session import empty_cache, open_session, rows_to_keep, run
-from vlmexport.checkpoint import open_checkpoint
+from vlmexport.artifact.onnx.build import fused_decoder
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.checkpoint.rope import RopeScaling
 from vlmexport.design import language_of
 from vlmexport.errors import Unsupported
 from vlmexport.model import load, plugins
 from vlmexport.report.inspection import inspection
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import open_checkpoint
 
 LLAMA_3_2 = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
 SCALINGS = [RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 64)]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.model import load
+from vlmexport.source.checkpoint import Checkpoint
 
 
 def test_features_are_hidden_states_of_layer_minus_two(tiny: Checkpoint) -> None:

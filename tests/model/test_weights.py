@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import tiny_spec, write_checkpoint
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.model import VLM, load, vlm
 from vlmexport.model.weights import MappedLinear, available_memory
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 
 @pytest.fixture(params=["float16", "bfloat16", "float32", "tied"])

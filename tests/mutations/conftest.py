@@ -17,7 +17,9 @@ from vlmexport.calibrate import Sample
 from vlmexport.demo.heldout import heldout_questions
 from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import HELDOUT_SEEDS, make_scene
-from vlmexport.parity import check, expected, side
+from vlmexport.parity import check
+from vlmexport.parity.compare import one_runtime
+from vlmexport.parity.reference import values
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 
@@ -58,7 +60,7 @@ def _no_longer_than_told() -> Iterator[None]:
     what llama.cpp makes of a mutant without our repairs, which is for tests/parity/test_stock.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # spinning, llama.cpp's threads take the core from another test
-        for module in (expected, side):
+        for module in (values, one_runtime):
             patch.setattr(module, "MAX_NEW_TOKENS", LONGEST)
         patch.setattr(import_module("vlmexport.parity.check"), "STOCK_SAMPLES", 1)
         yield

@@ -15,12 +15,12 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from vlmexport.artifact.bundle import File, Manifest, read_manifest, sha256, write_manifest
+from vlmexport.artifact.bundle.manifest import File, Manifest, read_manifest, sha256, write_manifest
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET
 from vlmexport.parity import ParityResult, check
-from vlmexport.parity.bisect import bisect
+from vlmexport.parity.layers.bisect import bisect
+from vlmexport.source.locate import open_model
 
 Array = npt.NDArray[Any]
 

@@ -6,8 +6,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from vlmexport.artifact.weights import find, read
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.onnx.passes.attach_weights import find, read
+from vlmexport.source.locate import open_model
 
 LAST = "vision.encoder.layers.4."
 

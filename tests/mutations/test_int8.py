@@ -6,7 +6,7 @@ import pytest
 
 from tests.mutations.conftest import Mutate
 from tests.mutations.copies import Array
-from vlmexport.parity.weights import WRONG
+from vlmexport.parity.layers.int8_weights import WRONG
 
 pytestmark = pytest.mark.slow
 

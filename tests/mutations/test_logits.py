@@ -10,8 +10,8 @@ import pytest
 from tests.mutations import graphs
 from tests.mutations.conftest import Mutate
 from tests.mutations.copies import Array, failed
-from vlmexport.artifact.weights import find, read
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.onnx.passes.attach_weights import find, read
+from vlmexport.source.locate import open_model
 
 pytestmark = pytest.mark.slow
 

@@ -14,19 +14,19 @@ import pytest
 
 from tests.mutations.conftest import FORMATS, Right, about
 from tests.rotation import rotating
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.demo.scenes import HELDOUT_SEEDS
-from vlmexport.model.images import read_image
-from vlmexport.parity.compare import Comparison
-from vlmexport.parity.expected import ImageValues, Live, QuestionValues
+from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.gates import judge
-from vlmexport.parity.weights import compare_weights
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.parity.layers.int8_weights import compare_weights
+from vlmexport.parity.reference.values import ImageValues, Live, QuestionValues
+from vlmexport.processing.images import read_image
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32, STAGES
+from vlmexport.source.checkpoint import Checkpoint
+from vlmexport.source.locate import open_model
 
 SETS, SCENES = 20, 3
 SEEDS = [HELDOUT_SEEDS[100 + SCENES * index :][:SCENES] for index in range(SETS)]

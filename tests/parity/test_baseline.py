@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.report.results import measured, result
-from vlmexport.artifact.bundle import Manifest, Source
+from vlmexport.artifact.bundle.manifest import Manifest, Source
 from vlmexport.errors import UsageError
 from vlmexport.parity.baseline import compared, read_baseline, refuse_baseline
 from vlmexport.parity.result import ParityResult

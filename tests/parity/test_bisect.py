@@ -10,12 +10,11 @@ import pytest
 from tests.command import vlmexport
 from tests.onnx_bundles import Bundles, sample
 from tests.report.results import result
-from vlmexport.artifact.bundle import read_manifest, write_manifest
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest, write_manifest
 from vlmexport.console import QUIET
 from vlmexport.errors import UsageError
 from vlmexport.parity import check
-from vlmexport.parity.bisect import bisect, first_to_diverge, worst
+from vlmexport.parity.layers.bisect import bisect, first_to_diverge, worst
 from vlmexport.parity.result import (
     Answer,
     BisectResult,
@@ -26,6 +25,7 @@ from vlmexport.parity.result import (
 )
 from vlmexport.recipe import Gates
 from vlmexport.report.places import costs, places
+from vlmexport.source.checkpoint import Checkpoint
 
 UP = "language.model.layers.0.mlp.up_proj"
 """Which the scales of down_proj are folded into: not compared, but ranked."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmexport.parity.captions import bleu, cider_d, words
+from vlmexport.measures.captions import bleu, cider_d, words
 
 TEXT = st.lists(st.sampled_from(["a", "cat", "dog", "sits", "on", "the", "mat"]), min_size=1, max_size=8).map(" ".join)
 

@@ -14,13 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import random_state, tiny_spec, write_checkpoint
-from vlmexport.artifact.bundle import read_manifest, source_of, write_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest, source_of, write_manifest
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import open_checkpoint
 from vlmexport.errors import CheckpointError, NotEnoughData, ParityFailed, UsageError
 from vlmexport.parity import ParityResult, check
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
+from vlmexport.source.checkpoint import open_checkpoint
 
 RECIPES = {"onnx": "onnx-fp32", "gguf": "gguf-f32"}
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.onnx_bundles import picture
-from vlmexport.artifact.bundle import Calibrated, Manifest, Source
+from vlmexport.artifact.bundle.manifest import Calibrated, Manifest, Source
 from vlmexport.calibrate.samples import calibration_folder, calibration_hashes, calibration_samples
 from vlmexport.errors import NotEnoughData
-from vlmexport.parity.chosen import choose
+from vlmexport.parity.samples import choose
 from vlmexport.recipe import Recipe
 
 

@@ -18,17 +18,18 @@ from PIL import Image
 
 from tests.checkpoints import tiny_spec
 from tests.onnx_bundles import Bundles, picture, sample
-from vlmexport.artifact import onnx_layout
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.checkpoint import Checkpoint, VisionSpec
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx import client_files
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
-from vlmexport.model.pixels import pixel_values
-from vlmexport.parity.clients import SIZES, Client, Transformers, client_gates, open_clients
-from vlmexport.parity.evaluate import run_samples
+from vlmexport.parity.compare.clients import SIZES, Client, Transformers, client_gates, open_clients
+from vlmexport.parity.compare.evaluate import run_samples
+from vlmexport.parity.compare.node import FOLDER, TransformersJs
 from vlmexport.parity.gates import broken_stage, judge
-from vlmexport.parity.node import FOLDER, TransformersJs
+from vlmexport.processing.pixels import pixel_values
 from vlmexport.recipe import resolve
-from vlmexport.runtime.watch import VARIABLE
+from vlmexport.source.checkpoint import Checkpoint
+from vlmexport.workers.deadline import VARIABLE
 
 LEVEL = 1 / 255 / 0.26130258
 """One of 255, of the channel with the smallest deviation."""
@@ -43,10 +44,10 @@ def spec_of(aspect: Aspect) -> VisionSpec:
 def write(folder: Path, aspect: Aspect) -> Path:
     """The documents of a bundle that make its pixels."""
     spec = replace(tiny_spec("ldpnetv2"), vision=spec_of(aspect))
-    layout = onnx_layout.Layout(spec, 1000, 144, {}, {}, {})
+    layout = client_files.Layout(spec, 1000, 144, {}, {}, {})
     folder.mkdir()
-    (folder / "preprocessor_config.json").write_text(json.dumps(onnx_layout.preprocessor(spec)))
-    (folder / "processor_config.json").write_text(json.dumps(onnx_layout.processor(layout)))
+    (folder / "preprocessor_config.json").write_text(json.dumps(client_files.preprocessor(spec)))
+    (folder / "processor_config.json").write_text(json.dumps(client_files.processor(layout)))
     return folder
 
 

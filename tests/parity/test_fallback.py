@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vlmexport.artifact.int8 import Decisions
 from vlmexport.calibrate import Sample, calibration_samples
 from vlmexport.calibrate.collect import collect
-from vlmexport.checkpoint import Tokenizer
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.model import VLM, load
 from vlmexport.parity.fallback import Fallback
 from vlmexport.parity.simulated import int8_layers
+from vlmexport.processing.tokenizer import Tokenizer
 from vlmexport.quantize.choice import Choice
+from vlmexport.quantize.int8 import Decisions
 from vlmexport.quantize.observers import activation_range
 from vlmexport.quantize.ranges import Range
 from vlmexport.quantize.schemes import find_scheme
 from vlmexport.recipe import Gates
+from vlmexport.source.locate import open_model
 
 SCHEME = find_scheme("fbgemm")
 GATES = Gates(tokens_cosine=0.99, logits_kld=0.05)

@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from vlmexport.measures.metrics import agreement
 from vlmexport.parity.check import _verdict
 from vlmexport.parity.gates import broken_stage, judge
-from vlmexport.parity.metrics import agreement
 from vlmexport.parity.result import CoreResult, GateResult, StageResult
 from vlmexport.recipe import Gates
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vlmexport.parity.intervals import paired_drop, share_interval
+from vlmexport.measures.intervals import paired_drop, share_interval
 
 
 def test_wilson() -> None:

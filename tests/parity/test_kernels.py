@@ -10,7 +10,7 @@ import pytest
 from vlmexport.calibrate import heldout_samples
 from vlmexport.errors import UsageError
 from vlmexport.parity.check import check
-from vlmexport.parity.kernels import KernelDifference
+from vlmexport.parity.compare.machines import KernelDifference
 from vlmexport.parity.result import StageResult
 
 

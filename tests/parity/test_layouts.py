@@ -31,19 +31,20 @@ from tests.checkpoints import (
     write_preprocessor,
     write_tokenizer,
 )
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import Spec, open_checkpoint
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import Unsupported
 from vlmexport.model import load
-from vlmexport.parity.compare import Comparison
-from vlmexport.parity.expected import Live
+from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.gates import judge
+from vlmexport.parity.reference.values import Live
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import open_checkpoint
+from vlmexport.source.locate import open_model
 
 LLAVA = {"model_type": "llava_llama", "architectures": ["LlavaLlamaForCausalLM"]}
 MARKS = {"<im_patch>": 384, "<im_start>": 385, "<im_end>": 386}

@@ -11,14 +11,15 @@ import pytest
 
 from tests.onnx_bundles import sample
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.parity import expected, side
-from vlmexport.parity.compare import Comparison
-from vlmexport.parity.expected import Live
-from vlmexport.parity.measured import SHOWN, Measured
-from vlmexport.parity.metrics import ArrayMeasure, Thinned
+from vlmexport.measures.metrics import ArrayMeasure, Thinned
+from vlmexport.parity.compare import one_runtime
+from vlmexport.parity.compare.measured import SHOWN, Measured
+from vlmexport.parity.compare.over_samples import Comparison
+from vlmexport.parity.reference import values as expected
+from vlmexport.parity.reference.values import Live
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32
+from vlmexport.source.checkpoint import Checkpoint
 
 
 class Watched(ReferenceRuntime):
@@ -48,7 +49,7 @@ def asked(count: int, together: bool) -> list[Sample]:
 def test_visual_tokens_are_dropped_after_the_last_question(
     together: bool, tiny: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (expected, side):
+    for module in (expected, one_runtime):
         monkeypatch.setattr(module, "MAX_NEW_TOKENS", 2)
     runtimes, held = (Watched(tiny), Watched(tiny)), []
     comparison = Comparison(Live(runtimes[0]), runtimes[1])

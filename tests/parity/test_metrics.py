@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vlmexport.parity.metrics import (
+from vlmexport.measures.metrics import (
     ArrayMeasure,
     LogitsMeasure,
     ShapeDiffersError,

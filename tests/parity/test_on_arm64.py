@@ -13,14 +13,14 @@ from rich.console import Console
 from tests.command import vlmexport
 from tests.onnx_bundles import Bundles
 from tests.test_cli import assert_one_line_error
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import heldout_samples
 from vlmexport.errors import MissingDependency
 from vlmexport.parity import ParityResult, check
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 from vlmexport.report.terminal import parity
-from vlmexport.runtime.arm64_root import CORES, cores, native
+from vlmexport.runtime.ort.arm64.root import CORES, cores, native
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def result(bundle: Path) -> ParityResult:
     """Of one image, which takes some ten seconds a core."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(import_module("vlmexport.parity.chosen"), "MIN_SAMPLES", 1)
+        patch.setattr(import_module("vlmexport.parity.samples"), "MIN_SAMPLES", 1)
         return check(bundle, samples=heldout_samples(2, by_image=True), on="arm64")
 
 

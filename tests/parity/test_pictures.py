@@ -12,7 +12,7 @@ from PIL import Image
 from tests.checkpoints import tiny_spec
 from tests.onnx_bundles import picture
 from vlmexport.calibrate import Sample
-from vlmexport.parity.measured import Measured
+from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.pictures import pictures
 
 SPEC = tiny_spec("ldpnetv2").vision

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vlmexport.checkpoint.tokenizer import Prompt
-from vlmexport.parity.prompts import difference
+from vlmexport.parity.compare.prompts import difference
+from vlmexport.processing.tokenizer import Prompt
 
 RIGHT = Prompt("USER: <image>\nWhat?", (1, 7, 8), (13, 9))
 

@@ -10,15 +10,15 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.onnx_bundles import Bundles
-from vlmexport.artifact.bundle import read_manifest, write_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest, write_manifest
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.parity import check
-from vlmexport.parity.expected import ImageValues, QuestionValues
-from vlmexport.parity.recording import Recorder, Recording
+from vlmexport.parity.layers.int8_weights import WRONG
+from vlmexport.parity.reference.recording import Recorder, Recording
+from vlmexport.parity.reference.values import ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
-from vlmexport.parity.weights import WRONG
+from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.stages import F32
 
 INPUTS = Inputs(

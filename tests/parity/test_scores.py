@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from vlmexport.measures.scores import exact, f1, says_yes, vqa, yes_no
+from vlmexport.parity.compare.tasks import answer_metrics
 from vlmexport.parity.result import Answer
-from vlmexport.parity.scores import exact, f1, says_yes, vqa, yes_no
-from vlmexport.parity.tasks import answer_metrics
 
 
 def test_exact() -> None:

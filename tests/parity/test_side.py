@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.onnx_bundles import sample
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.tokenizer import Prompt
-from vlmexport.parity.expected import ImageValues, Live, QuestionValues
-from vlmexport.parity.side import Side
+from vlmexport.parity.compare.one_runtime import Side
+from vlmexport.parity.reference.values import ImageValues, Live, QuestionValues
+from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="module")

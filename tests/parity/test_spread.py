@@ -11,12 +11,12 @@ import pytest
 
 from tests.onnx_bundles import Bundles, picture
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.parity import spread
-from vlmexport.parity.evaluate import run_samples
-from vlmexport.parity.measured import Measured
-from vlmexport.parity.metrics import ArrayMeasure, LogitsMeasure
+from vlmexport.measures.metrics import ArrayMeasure, LogitsMeasure
+from vlmexport.parity.compare import spread
+from vlmexport.parity.compare.evaluate import run_samples
+from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.result import Answer
+from vlmexport.source.checkpoint import Checkpoint
 
 
 def samples() -> list[Sample]:

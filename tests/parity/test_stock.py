@@ -12,15 +12,15 @@ from rich.console import Console
 
 from tests.command import vlmexport
 from tests.parity.test_check import samples, write_data
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.checkpoint import open_checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.parity import ParityResult, check
-from vlmexport.parity.evaluate import run_samples
+from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 from vlmexport.report.terminal import parity
-from vlmexport.runtime import llamacpp
-from vlmexport.runtime.llamacpp_probe import probe
+from vlmexport.runtime.llamacpp import runtime
+from vlmexport.runtime.llamacpp.probe.probe import probe
+from vlmexport.source.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -95,7 +95,7 @@ def test_pictures_that_are_not_square_do_not_hide_the_rest(bundle: Path) -> None
 
 
 def test_a_library_that_is_right_runs_once(bundle: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llamacpp, "probe", lambda: replace(probe(), class_token="first", stock=1.0))
+    monkeypatch.setattr(runtime, "probe", lambda: replace(probe(), class_token="first", stock=1.0))
     run = run_samples(bundle, open_checkpoint(tiny_folder), samples(2), stock=2)
     assert run.stock is None
     assert any("computed right" in note for note in run.notes)

@@ -14,11 +14,11 @@ from onnx import numpy_helper
 
 from tests.mutations.copies import link
 from tests.onnx_bundles import Bundles
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.int8_layers import int8_layers
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.read.int8_layers import int8_layers
+from vlmexport.parity.layers.int8_weights import compare_weights, weight_gates
 from vlmexport.parity.result import WeightsResult
-from vlmexport.parity.weights import compare_weights, weight_gates
+from vlmexport.source.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 

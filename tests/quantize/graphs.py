@@ -11,7 +11,7 @@ import onnx_ir as ir
 import onnxruntime
 from torch import nn
 
-from vlmexport.artifact.session import open_session, run
+from vlmexport.artifact.onnx.session import open_session, run
 from vlmexport.calibrate import LayerStatistics
 from vlmexport.quantize.static_int8 import initializer
 

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from tests.quantize.graphs import layer_graph, observed, outputs
-from vlmexport.artifact.int8 import Int8
 from vlmexport.calibrate import Statistics
+from vlmexport.quantize.int8 import Int8
 from vlmexport.recipe import Onnx
 
 

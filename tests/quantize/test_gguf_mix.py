@@ -12,16 +12,16 @@ import pytest
 from tests.checkpoints import tiny_spec, write_checkpoint, write_design
 from tests.gguf_bundles import export, metadata, random_statistics, tensors
 from tests.llama_quantize import F32, llama_quantize
-from vlmexport.artifact.gguf_language import importance_names
-from vlmexport.artifact.imatrix import from_statistics
+from vlmexport.artifact.gguf.imatrix import from_statistics
+from vlmexport.artifact.gguf.language import importance_names
 from vlmexport.calibrate import Statistics
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.checkpoint.rope import RopeScaling
 from vlmexport.errors import UsageError
 from vlmexport.quantize.gguf_mix import find_mix, in_order, mixes, needs_importance, tensor_types
 from vlmexport.quantize.gguf_rules import Decoder
 from vlmexport.recipe import Calibration
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.source.locate import open_model
 
 PROMISED = ("q4_0", "q4_k_s", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "iq4_xs")
 DEMANDING = ("iq2_s", "iq3_xxs")

@@ -14,12 +14,12 @@ from tests.command import vlmexport
 from tests.gguf_bundles import export, tensors
 from tests.llama_quantize import llama_quantize
 from tests.test_cli import assert_one_line_error
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.errors import UsageError
 from vlmexport.plan import plan
 from vlmexport.quantize.gguf_mix import find_mix
 from vlmexport.quantize.gguf_override import given_types, nearest, parse
 from vlmexport.recipe import parse as parse_recipe
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 SHAPES = {
     "output.weight": (384, 256), "output_norm.weight": (256,), "token_embd.weight": (384, 256),

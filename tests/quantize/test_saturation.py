@@ -16,11 +16,11 @@ from torch import nn
 from tests.onnx_bundles import Bundles
 from tests.quantize.graphs import layer_graph, observed, outputs
 from tests.quantize.simulate import simulate, vpmaddubsw
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.int8 import Int8
-from vlmexport.artifact.int8_layers import int8_layers
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.read.int8_layers import int8_layers
 from vlmexport.calibrate import Statistics
 from vlmexport.quantize.choice import Limits, choose, for_avx2
+from vlmexport.quantize.int8 import Int8
 from vlmexport.quantize.noise import decibels
 from vlmexport.quantize.ranges import F32, Range, quantize_weight, weight_scales
 from vlmexport.quantize.saturation import SAFE, lost

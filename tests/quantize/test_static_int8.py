@@ -13,10 +13,10 @@ from torch import nn
 
 from tests.quantize.graphs import F32, fused, gated_graph, layer_graph, observed, outputs
 from tests.quantize.simulate import simulate
-from vlmexport.artifact.int8 import Int8
 from vlmexport.calibrate import Statistics
 from vlmexport.errors import NotEnoughData, UsageError, VlmExportError
 from vlmexport.quantize.choice import Limits, choose
+from vlmexport.quantize.int8 import Int8
 from vlmexport.quantize.noise import decibels
 from vlmexport.quantize.observers import activation_range, squared_error
 from vlmexport.quantize.products import products

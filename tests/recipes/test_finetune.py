@@ -16,14 +16,14 @@ from tests import gguf_bundles
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture, recipe
 from tests.recipes.conftest import FINETUNE
-from vlmexport.artifact.onnx import export_onnx
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.artifact.onnx.export import export_onnx
 from vlmexport.console import QUIET
 from vlmexport.design import Design, create
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import load
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 ANSWERS = ("a chat", "polite answers", "a curious user")
 

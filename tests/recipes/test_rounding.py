@@ -13,17 +13,17 @@ from onnx import numpy_helper
 
 from tests import gguf_bundles
 from tests.onnx_bundles import Bundles, open_exact, picture, recipe
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.gguf_language import gguf_name
-from vlmexport.artifact.gguf_rows import interleave
-from vlmexport.artifact.int8_layers import int8_layers
-from vlmexport.artifact.onnx import export_onnx
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.gguf.language import gguf_name
+from vlmexport.artifact.gguf.rows import interleave
+from vlmexport.artifact.onnx.export import export_onnx
+from vlmexport.artifact.onnx.read.int8_layers import int8_layers
 from vlmexport.calibrate import Statistics
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
 from vlmexport.console import QUIET
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import load
 from vlmexport.quantize import blocks, ggml
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 
 def test_int8_weights_and_inputs_are_the_bundles(onnx_bundle: Bundles, short: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import fromstring
 from rich.console import Console
 
 from tests.report.test_html import manifest
-from vlmexport.artifact.card import _core
+from vlmexport.artifact.bundle.card import _core
 from vlmexport.parity.result import Answer, CoreResult, GateResult, Inputs, ParityResult, StageResult
 from vlmexport.report.html import html
 from vlmexport.report.junit import junit

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.report.results import gate, measured, result, stock
-from vlmexport.artifact.bundle import File, Manifest, Source
+from vlmexport.artifact.bundle.manifest import File, Manifest, Source
 from vlmexport.bench import Component
 from vlmexport.parity.baseline import compared
 from vlmexport.parity.result import Answer, BisectResult, LayerDifference, LayerLoss, ParityResult, Picture

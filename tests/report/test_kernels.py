@@ -12,7 +12,7 @@ from tests.report.results import result
 from tests.report.test_bench import bundle, row, shown
 from tests.report.test_cores import result as result_of_cores
 from tests.report.test_html import manifest
-from vlmexport.artifact.card import _parity
+from vlmexport.artifact.bundle.card import _parity
 from vlmexport.parity.check import _summary
 from vlmexport.parity.result import ParityResult
 from vlmexport.report.html import html

@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 
 IMAGE_TOKEN = -200
 """``IMAGE_TOKEN_INDEX`` of MobileVLM and LLaVA: where the tokens of an image go."""

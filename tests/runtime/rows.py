@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.stages import F32, Decoding
 
 

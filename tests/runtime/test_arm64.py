@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from tests.onnx_bundles import Bundles, picture
-from vlmexport.artifact.bundle import Manifest, read_manifest
-from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
-from vlmexport.runtime.arm64 import Arm64Sessions, open_cores
-from vlmexport.runtime.arm64_root import CORES, cores, native
+from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.int8_kernels import Int8Kernels
-from vlmexport.runtime.ort import OrtRuntime
+from vlmexport.runtime.ort.arm64.root import CORES, cores, native
+from vlmexport.runtime.ort.arm64.sessions import Arm64Sessions, open_cores
+from vlmexport.runtime.ort.runtime import OrtRuntime
 
 
 @pytest.fixture

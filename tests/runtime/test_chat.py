@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from vlmexport.artifact import chat_template as gguf_template
-from vlmexport.checkpoint import PromptSpec
-from vlmexport.checkpoint.tokenizer import IMAGE_MARKER
+from vlmexport.artifact.gguf import chat_template as gguf_template
+from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import CheckpointError, UsageError
-from vlmexport.runtime.chat import ChatTemplate
+from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.tokenizer import IMAGE_MARKER
 
 MARKED = PromptSpec(image_start="<im_start>", image_end="<im_end>")
 

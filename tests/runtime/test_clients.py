@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.onnx_bundles import Bundles, picture
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.runtime import Token
-from vlmexport.runtime.ort import OrtRuntime
+from vlmexport.runtime.ort.runtime import OrtRuntime
 
 pytestmark = pytest.mark.slow
 

@@ -14,19 +14,19 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.command import vlmexport
 from tests.gguf_bundles import export
 from tests.onnx_bundles import Bundles, picture
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.bench.measure import Request, decoder_peak
 from vlmexport.calibrate import Sample, collect
 from vlmexport.calibrate.sensitivity import sequence
-from vlmexport.checkpoint import Checkpoint, open_checkpoint
-from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.errors import UsageError
 from vlmexport.model import load
-from vlmexport.parity.expected import Live
-from vlmexport.runtime.llamacpp import LlamaCppDecoder
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.parity.reference.values import Live
+from vlmexport.processing.tokenizer import Prompt
+from vlmexport.runtime.llamacpp.runtime import LlamaCppDecoder
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import Runtime
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 Q_PROJ = "language.model.layers.0.self_attn.q_proj"
 VISUAL, CONTEXT = 144, 2048

@@ -16,11 +16,11 @@ import pytest
 
 from tests.gguf_bundles import export
 from tests.runtime.gguf_clients import LlamaCppPython, Server, serve, user
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate.samples import Sample, heldout_samples
-from vlmexport.checkpoint import open_checkpoint
 from vlmexport.demo import model_path
-from vlmexport.runtime.llamacpp import LlamaCppRuntime
+from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
+from vlmexport.source.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.slow
 

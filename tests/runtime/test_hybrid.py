@@ -12,17 +12,17 @@ import pytest
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.command import vlmexport
 from tests.onnx_bundles import picture, sample
-from vlmexport.artifact.bundle import read_manifest, verify
+from vlmexport.artifact.bundle.manifest import read_manifest, verify
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import open_checkpoint
 from vlmexport.errors import UsageError
 from vlmexport.flags import vision_flags
 from vlmexport.parity import check
 from vlmexport.pipeline import export
 from vlmexport.plan import plan
 from vlmexport.recipe import Recipe, resolve
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.slow
 QUESTION = "What's left of the\nchat? Ü"

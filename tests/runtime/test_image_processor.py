@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tests.checkpoints import tiny_spec
-from vlmexport.artifact.onnx_layout import preprocessor
+from vlmexport.artifact.onnx.client_files import preprocessor
 from vlmexport.errors import CheckpointError
-from vlmexport.runtime.image_processor import FILE, vision_spec
+from vlmexport.processing.image_processor import FILE, vision_spec
 
 
 def told(folder: Path, ratio: str, **changes: Any) -> Path:

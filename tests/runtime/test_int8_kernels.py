@@ -14,25 +14,25 @@ from torch import nn
 from tests.onnx_bundles import Bundles, open_exact, picture
 from tests.processors import run_there
 from tests.quantize.graphs import F32, layer_graph
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.artifact.graph import save
-from vlmexport.artifact.int8_layers import int8_products
-from vlmexport.parity.int8 import bundle_kernels
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.read.int8_layers import int8_products
+from vlmexport.parity.compare.kernels import bundle_kernels
 from vlmexport.quantize.noise import decibels
 from vlmexport.quantize.ranges import Range
 from vlmexport.quantize.schemes import find_scheme
 from vlmexport.quantize.static_int8 import quantize
 from vlmexport.runtime import int8_kernels
 from vlmexport.runtime.int8_kernels import Int8Kernels, compiled_kernels, find_kernels, kernels_here
-from vlmexport.runtime.opening import open_runtime
-from vlmexport.runtime.ort_sessions import MACHINES, LocalSessions
-from vlmexport.runtime.worker_sessions import WorkerSessions, own_worker
+from vlmexport.runtime.open import open_runtime
+from vlmexport.runtime.ort.remote_sessions import WorkerSessions, own_worker
+from vlmexport.runtime.ort.sessions import MACHINES, LocalSessions
 
 NAMES = {"x86": {"VNNI", "AVX2 without VNNI", "AVX-512 without VNNI"}, "arm64": {"i8mm", "dot product", "NEON"}}
 ASK = """
 import json, sys
 from vlmexport.runtime.int8_kernels import kernels_here
-from vlmexport.runtime.worker_sessions import own_worker, WorkerSessions
+from vlmexport.runtime.ort.remote_sessions import own_worker, WorkerSessions
 from vlmexport.runtime.int8_kernels import find_kernels
 worker = own_worker()
 print(json.dumps([[one.name, one.saturates] for one in (kernels_here(), find_kernels(WorkerSessions(worker)))]))
@@ -43,9 +43,9 @@ import sys
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.parity.int8 import bundle_kernels
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.parity.compare.kernels import bundle_kernels
+from vlmexport.runtime.open import open_runtime
 runtime = open_runtime(Path(sys.argv[1]))
 np.save(sys.argv[3], runtime.features(runtime.pixels(Image.open(sys.argv[2]))))
 print(bundle_kernels(runtime, Path(sys.argv[1]), read_manifest(Path(sys.argv[1]))).layers)

@@ -10,12 +10,12 @@ from torch import nn
 
 from tests import gguf_bundles
 from tests.onnx_bundles import Bundles, sample
-from vlmexport.artifact.bundle import Manifest, read_manifest
-from vlmexport.checkpoint import Checkpoint
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.model import VLM, load
-from vlmexport.parity.divergence import differences
+from vlmexport.parity.layers.divergence import differences
 from vlmexport.parity.result import LayerDifference
-from vlmexport.runtime.opening import open_layers
+from vlmexport.runtime.open import open_layers
+from vlmexport.source.checkpoint import Checkpoint
 
 COMPONENTS = {"vision", "projector", "language"}
 QKV = {f"self_attn.{part}_proj" for part in "qkv"}

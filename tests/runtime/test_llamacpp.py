@@ -16,17 +16,18 @@ from PIL import Image
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
-from vlmexport.artifact.bundle import Manifest, read_manifest
-from vlmexport.checkpoint import Checkpoint, VisionSpec, open_checkpoint
-from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
 from vlmexport.model import plugins
-from vlmexport.model.pixels import pixel_values, square
-from vlmexport.runtime import llamacpp
-from vlmexport.runtime.llamacpp import LlamaCppRuntime
-from vlmexport.runtime.llamacpp_probe import probe
+from vlmexport.processing.pixels import pixel_values, square
+from vlmexport.processing.tokenizer import Prompt
+from vlmexport.runtime.llamacpp import runtime as llamacpp
+from vlmexport.runtime.llamacpp.probe.probe import probe
+from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32, Repairing, Runtime
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 posix = pytest.mark.skipif(os.name != "posix", reason="looks at signals")
 QUESTION = "What's left of the\nchat? Ü"

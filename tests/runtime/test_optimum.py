@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.onnx_bundles import Bundles, picture
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 
 pytestmark = pytest.mark.slow
 

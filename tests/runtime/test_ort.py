@@ -7,12 +7,12 @@ import pytest
 
 from tests.onnx_bundles import Bundles, open_exact, picture
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import CheckpointError
-from vlmexport.runtime.ort import OrtRuntime
+from vlmexport.processing.tokenizer import Prompt
+from vlmexport.runtime.ort.runtime import OrtRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.source.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 

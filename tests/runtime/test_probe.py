@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from vlmexport.artifact.mmproj import tower_name
+from vlmexport.artifact.gguf.mmproj import tower_name
 from vlmexport.cache import cache_folder
 from vlmexport.errors import MissingDependency
 from vlmexport.model import plugins
 from vlmexport.model.vlm import VLM
 from vlmexport.quantize.ggml import library_path
 from vlmexport.report import library
-from vlmexport.runtime import llamacpp_probe, llamacpp_tiny
-from vlmexport.runtime.llamacpp_probe import Probe, probe
+from vlmexport.runtime.llamacpp.probe import probe as llamacpp_probe
+from vlmexport.runtime.llamacpp.probe import tiny_model
+from vlmexport.runtime.llamacpp.probe.probe import Probe, probe
 
 STOCK = Probe("llama-cpp-python 0.3.36", "last", 0.36, 0.9999997)
 
@@ -40,7 +41,7 @@ def cached() -> Path:
 
 def test_the_reference_is_what_torch_computes() -> None:
     """Else the probe would blame the library."""
-    values, spec = llamacpp_tiny.weights(), llamacpp_tiny.SPEC
+    values, spec = tiny_model.weights(), tiny_model.SPEC
     names = plugins.projector(spec.projector).gguf(spec.projector).tensors
     vlm = VLM(spec).to_empty(device="cpu").eval()
     with torch.no_grad():
@@ -51,9 +52,9 @@ def test_the_reference_is_what_torch_computes() -> None:
         fresh = VLM(spec)
         for name, buffer in vlm.named_buffers():
             buffer.copy_(fresh.get_buffer(name))
-        pixels = llamacpp_tiny.pixels()
+        pixels = tiny_model.pixels()
         expected = vlm.tokens(vlm.features(torch.from_numpy(pixels))).numpy()
-    np.testing.assert_allclose(llamacpp_tiny.tokens(pixels), expected, atol=1e-5)
+    np.testing.assert_allclose(tiny_model.tokens(pixels), expected, atol=1e-5)
 
 
 def test_the_installed_library() -> None:

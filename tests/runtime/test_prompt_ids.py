@@ -17,10 +17,11 @@ from tests.checkpoints import tiny_spec, write_checkpoint, write_json
 from tests.gguf_bundles import export
 from tests.runtime.gguf_clients import IMAGE_TOKEN, LlamaCppPython, Server, serve, user
 from tests.runtime.mobilevlm_ids import SlowTokenizer
-from vlmexport.artifact.bundle import read_manifest
-from vlmexport.checkpoint import Checkpoint, PromptSpec, open_checkpoint
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import UsageError
-from vlmexport.runtime.llamacpp import LlamaCppRuntime
+from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 MARKER = "<__media__>"
 ADDED = ("<box>", "[ref 1]")

@@ -22,7 +22,7 @@ ABSENT = [name for name in EXTRAS["export"] if name not in ("huggingface_hub", "
 
 KINDS = ("onnx", "gguf", "hybrid")
 ABOUT = (
-    "from pathlib import Path; from vlmexport.artifact.bundle import read_manifest;"
+    "from pathlib import Path; from vlmexport.artifact.bundle.manifest import read_manifest;"
     "import vlmexport.serve.server as s; b = Path({bundle!r}); print(len(s.routes(b, read_manifest(b), {{}})))"
 )
 

@@ -17,10 +17,10 @@ from transformers.utils import chat_template_utils
 
 from tests.runtime.chat_templates import CONVERSATIONS, FAMILIES
 from vlmexport.errors import CheckpointError
-from vlmexport.runtime import template_process
-from vlmexport.runtime.chat import ChatTemplate
-from vlmexport.runtime.template_language import NOW, compiled
-from vlmexport.runtime.template_worker import LONGEST
+from vlmexport.processing import template_process
+from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.template_language import NOW, compiled
+from vlmexport.processing.template_worker import LONGEST
 
 PUBLISHED = {
     name.removesuffix("_CHAT_TEMPLATE").lower(): source
@@ -190,7 +190,7 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
     """Somebody may run in a stranger's folder."""
     for name in ("jinja2", "numpy", "json"):
         (tmp_path / f"{name}.py").write_text("open('imported', 'w').close()")
-    code = "from vlmexport.runtime.template_process import render; print(render('{{ 1 + 1 }}', {}))"
+    code = "from vlmexport.processing.template_process import render; print(render('{{ 1 + 1 }}', {}))"
     root = str(Path(template_process.__file__).parents[2])
     done = subprocess.run(
         [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True,
@@ -202,7 +202,7 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
 
 def test_rendering_imports_neither_transformers_nor_torch() -> None:
     code = (
-        "import sys; from vlmexport.runtime.chat import ChatTemplate; "
+        "import sys; from vlmexport.processing.chat_template import ChatTemplate; "
         "print(ChatTemplate('<image>', '<image>', 'x').prompt('')[0], {'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from vlmexport.errors import UsageError, VlmExportError
-from vlmexport.runtime.watch import VARIABLE, deadline
-from vlmexport.runtime.worker_process import WorkerProcess
-from vlmexport.runtime.worker_sessions import own_worker
+from vlmexport.runtime.ort.remote_sessions import own_worker
+from vlmexport.workers.deadline import VARIABLE, deadline
+from vlmexport.workers.process import WorkerProcess
 
-_SLEEPS = "import time; from vlmexport.runtime.wire import serve; serve(lambda request: time.sleep(600))"
+_SLEEPS = "import time; from vlmexport.workers.wire import serve; serve(lambda request: time.sleep(600))"
 _READS_NOTHING = "import time; time.sleep(600)"
 
 

@@ -18,18 +18,18 @@ from PIL import ExifTags, Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.onnx_bundles import picture
-from vlmexport.artifact.onnx_layout import preprocessor
+from vlmexport.artifact.onnx.client_files import preprocessor
 from vlmexport.calibrate.samples import calibration_folder, heldout_samples
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.console import QUIET
 from vlmexport.demo.heldout import heldout_scenes
 from vlmexport.demo.paint import paint
-from vlmexport.model.images import read_image
-from vlmexport.model.pixels import to_size
 from vlmexport.pipeline import export
+from vlmexport.processing.images import read_image
+from vlmexport.processing.pixels import to_size
 from vlmexport.recipe import resolve
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.serve.server import open_server
+from vlmexport.source.locate import open_model
 
 pytestmark = pytest.mark.slow
 

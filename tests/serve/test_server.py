@@ -19,7 +19,7 @@ import pytest
 from tests.checkpoints import tiny_spec
 from tests.command import vlmexport
 from tests.test_cli import assert_one_line_error
-from vlmexport.artifact.bundle import Manifest, Source, list_files, write_manifest
+from vlmexport.artifact.bundle.manifest import Manifest, Source, list_files, write_manifest
 from vlmexport.console import QUIET
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.recipe import resolve

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlmexport.artifact import gguf_decoder, onnx_layout, trace
-from vlmexport.artifact.bundle import (
+from vlmexport.artifact.bundle.manifest import (
     Manifest,
     calibration_of,
     list_files,
@@ -18,17 +17,20 @@ from vlmexport.artifact.bundle import (
     tool_versions,
     write_manifest,
 )
-from vlmexport.artifact.gguf import JINJA, refuse_gguf, write_files
-from vlmexport.artifact.gguf_decoder import LANGUAGE, Decoder
-from vlmexport.artifact.int8 import Fallback, Int8
-from vlmexport.artifact.onnx_graphs import COMPONENT_OF, Written, write_vision
-from vlmexport.artifact.onnx_sizes import vision_sizes
+from vlmexport.artifact.gguf import decoder as gguf_decoder
+from vlmexport.artifact.gguf.decoder import LANGUAGE, Decoder
+from vlmexport.artifact.gguf.export import JINJA, refuse_gguf, write_files
+from vlmexport.artifact.onnx import client_files
+from vlmexport.artifact.onnx.graphs import COMPONENT_OF, Written, write_vision
+from vlmexport.artifact.onnx.sizes import vision_sizes
+from vlmexport.artifact.onnx.trace import components as trace
 from vlmexport.calibrate.sensitivity import Sensitivity
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint import Checkpoint
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
+from vlmexport.quantize.int8 import Fallback, Int8
 from vlmexport.recipe import Recipe
+from vlmexport.source.checkpoint import Checkpoint
 
 PREPROCESSOR = "preprocessor_config.json"
 _JOINED = (
@@ -73,7 +75,7 @@ def export_hybrid(
     with staged(destination, force, needed) as folder:
         written = write_vision(checkpoint, recipe.onnx, int8, folder, console)
         hashes = written.hashes | write_files(files, folder, console)
-        document = json.dumps(onnx_layout.preprocessor(checkpoint.spec), indent=2, ensure_ascii=False) + "\n"
+        document = json.dumps(client_files.preprocessor(checkpoint.spec), indent=2, ensure_ascii=False) + "\n"
         (folder / PREPROCESSOR).write_text(document, encoding="utf-8", newline="\n")
         components = {file.name: component for component, file in files.items()}
         components |= {file: COMPONENT_OF[name] for name, file in written.files.items()}

@@ -11,17 +11,21 @@ from statistics import mean
 
 from PIL import Image
 
-from vlmexport.artifact.bundle import Manifest, read_manifest
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.bench.energy import open_meter
-from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.bench.halves import decoder_alone, vision_alone
 from vlmexport.errors import UsageError
-from vlmexport.runtime.halves import decoder_alone, vision_alone
+from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.stages import F32, Runtime, Seeing
 
 WARM_ANSWERS = 3
-_RUNTIME = {"onnx": "vlmexport.runtime.ort", "hybrid": "vlmexport.runtime.hybrid", "gguf": "vlmexport.runtime.llamacpp"}
+_RUNTIME = {
+    "onnx": "vlmexport.runtime.ort.runtime",
+    "hybrid": "vlmexport.runtime.joined",
+    "gguf": "vlmexport.runtime.llamacpp.runtime",
+}
 
 
 @dataclass(frozen=True)

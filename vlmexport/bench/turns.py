@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from PIL import Image
 
-from vlmexport.artifact.bundle import Manifest, read_manifest
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.bench import measure
 from vlmexport.bench.measure import Request, Round
 from vlmexport.bench.result import BundleBench, Component, Spread

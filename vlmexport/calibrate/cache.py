@@ -17,10 +17,9 @@ from vlmexport.calibrate.partial import Partial, save
 from vlmexport.calibrate.samples import Sample, image_hashes
 from vlmexport.calibrate.sensitivity import SENSITIVE, Sensitivity, measure
 from vlmexport.calibrate.statistics import BINS, ROWS, Statistics
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.console import Console
 from vlmexport.model import load
+from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 
 _VERSION = 7
 _OF_NOTHING = ("name", "torch_dtype", "pad_token_id")

@@ -15,21 +15,22 @@ from pathlib import Path
 from pkgutil import iter_modules
 
 import vlmexport
-from vlmexport.checkpoint import Spec, layouts
-from vlmexport.checkpoint.layout import COMPONENTS
+from vlmexport import families
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.model import plugins
+from vlmexport.source.checkpoint import COMPONENTS
 
 _ROOT = Path(vlmexport.__file__).parent
 _COUNTING = (
     "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics", "model",
-    "checkpoint.json_tokenizer", "checkpoint.layouts", "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors",
-    "checkpoint.tokenizer",
+    "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families", "processing.images",
+    "processing.json_tokenizer", "processing.pixels", "processing.tokenizer",
 )  # fmt: skip
 """Modules and rooms that imports are followed into. What the others find out is in the key already: the Spec, the bytes
 of tokenizer and images."""
 
-_ALWAYS = ("model.images", "model.vlm", "checkpoint.json_tokenizer")
-"""Modules that no import of a measurement names; nor does one name the layouts."""
+_ALWAYS = ("model.vlm", "processing.images", "processing.json_tokenizer")
+"""Modules that no import of a measurement names; nor does one name the families."""
 
 _TOOLS = ("torch", "transformers", "timm", "pillow", "sentencepiece", "tokenizers")
 
@@ -47,7 +48,7 @@ def code(spec: Spec, measurement: str, components: tuple[str, ...] = COMPONENTS)
 def modules(spec: Spec, measurement: str, components: tuple[str, ...]) -> set[str]:
     """Names, without ``vlmexport.``, of the modules that count."""
     found: set[str] = set()
-    todo = [measurement, *_ALWAYS, *(f"checkpoint.layouts.{info.name}" for info in iter_modules(layouts.__path__))]
+    todo = [measurement, *_ALWAYS, *(f"families.{info.name}" for info in iter_modules(families.__path__))]
     todo += [name for component in components for name in _kinds(spec, component)]
     while todo:
         name = todo.pop()

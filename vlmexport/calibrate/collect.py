@@ -16,9 +16,10 @@ from transformers import DynamicCache
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint import LanguageSpec, Tokenizer
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM
+from vlmexport.processing.tokenizer import Tokenizer
 
 SHARD = 8
 """Samples that go through the decoder together, as far as ``AT_ONCE`` reaches: each of its weights is read, and

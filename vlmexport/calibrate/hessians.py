@@ -19,9 +19,9 @@ from torch import nn
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.sensitivity import Sequence, sequence
 from vlmexport.calibrate.statistics import F32
-from vlmexport.checkpoint import Tokenizer
 from vlmexport.model import VLM
 from vlmexport.model.sketch import prefix
+from vlmexport.processing.tokenizer import Tokenizer
 
 SAMPLES = 24
 """Samples of a calibration set that are run: each position adds one to the rank."""

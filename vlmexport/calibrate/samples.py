@@ -16,7 +16,7 @@ from vlmexport.demo.heldout import heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import VERSION
 from vlmexport.errors import CheckpointError, UsageError
-from vlmexport.model.images import read_image, rgb
+from vlmexport.processing.images import read_image, rgb
 
 Task = Literal["exact", "vqa", "yes_no", "caption"]
 """How an answer is scored."""

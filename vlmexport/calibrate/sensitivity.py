@@ -22,8 +22,8 @@ from torch import nn
 from vlmexport.calibrate.collect import longest_answer
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import F64
-from vlmexport.checkpoint import Tokenizer
 from vlmexport.model import VLM
+from vlmexport.processing.tokenizer import Tokenizer
 
 SENSITIVE = 24
 """Samples of a calibration set that are run: a backward pass costs as much as three forward ones."""

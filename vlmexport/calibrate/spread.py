@@ -16,10 +16,10 @@ from vlmexport.calibrate.collect import collect_shard
 from vlmexport.calibrate.partial import Partial
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.locate import open_model
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
 from vlmexport.model import VLM, load
+from vlmexport.source.checkpoint import Checkpoint
+from vlmexport.source.locate import open_model
 from vlmexport.threads import cores
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ def read_pixels(folder: Path) -> Pixels:
 
     Raises:
         CheckpointError: a value is no number.
-        Unsupported: pixels that would be made otherwise than ``model/pixels.py`` makes them.
+        Unsupported: pixels that would be made otherwise than ``processing/pixels.py`` makes them.
     """
     path = folder / "preprocessor_config.json"
     found: dict[str, Any] | None = read_object(path)

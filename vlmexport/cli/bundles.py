@@ -132,7 +132,7 @@ def bench(
 ) -> None:
     """Measure bundles side by side: time, memory, size, energy."""
     from vlmexport.bench import bench as measure
-    from vlmexport.model.images import read_image
+    from vlmexport.processing.images import read_image
     from vlmexport.report import bench as report
 
     console = Console(as_json, quiet)

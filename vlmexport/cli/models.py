@@ -56,11 +56,11 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Tell the bytes, memory and times on phones of an export. Reads no weights."""
-    from vlmexport.checkpoint.locate import open_model
     from vlmexport.costs import choose_phones, estimate
     from vlmexport.flags import budget_flags
     from vlmexport.plan import choose
     from vlmexport.report.plan import table
+    from vlmexport.source.locate import open_model
 
     console = Console(as_json, quiet)
     checkpoint = open_model(model, vision_tower, console)
@@ -82,10 +82,10 @@ def compare(
     quiet: Quiet = False,
 ) -> None:
     """Compare what designs would cost before they are trained. Parameters, operations, bytes, times; no weights."""
-    from vlmexport.checkpoint.locate import open_model
     from vlmexport.costs import choose_phones, estimate
     from vlmexport.recipe import resolve
     from vlmexport.report import costs as report
+    from vlmexport.source.locate import open_model
 
     console, chosen, on = Console(as_json, quiet), resolve(recipe), choose_phones([phone])
     found = [estimate(open_model(model, console=console), chosen, on) for model in models]
@@ -198,7 +198,7 @@ def _export(
     force: bool,
     console: Console,
 ) -> None:
-    from vlmexport.artifact.bundle import read_manifest
+    from vlmexport.artifact.bundle.manifest import read_manifest
     from vlmexport.extras import require
     from vlmexport.recipe import resolve
     from vlmexport.report.bundle import facts, table

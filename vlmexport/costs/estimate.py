@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vlmexport.artifact.gguf_decoder import LANGUAGE
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.layout import COMPONENTS
+from vlmexport.artifact.gguf.decoder import LANGUAGE
 from vlmexport.costs.operations import Operations, count
 from vlmexport.costs.phones import Phone, Range
 from vlmexport.plan import Plan, plan
 from vlmexport.recipe import Recipe
+from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 
 _FLOATS = ("fp32", "fp16", "f32", "f16", "bf16")
 """Decoders whose products are float; those of quantized ones round their input to int8."""

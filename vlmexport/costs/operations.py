@@ -8,7 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
-from vlmexport.checkpoint import Spec
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.model.vlm import VLM
 
 QUESTION = 40

@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from vlmexport.checkpoint import Checkpoint, LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import plugins
+from vlmexport.source.checkpoint import Checkpoint
+from vlmexport.source.locate import open_model
 
 DEFAULTS = {"vision": "clip:l14-336", "projector": "ldpnetv2", "language": "llama:tiny"}
 DTYPE = "float16"

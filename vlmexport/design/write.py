@@ -13,14 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmexport.artifact.staging import staged
-from vlmexport.checkpoint import Checkpoint, Spec
-from vlmexport.checkpoint.layouts import design as layout
-from vlmexport.checkpoint.locate import demo_folder
-from vlmexport.checkpoint.tokenizer_files import FILES
+from vlmexport.artifact.bundle.staging import staged
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.console import QUIET, Console
 from vlmexport.design.specify import Design, open_origin, specify, vision_of
+from vlmexport.families import design as layout
 from vlmexport.model import plugins
+from vlmexport.processing.tokenizer_files import FILES
+from vlmexport.source.checkpoint import Checkpoint
+from vlmexport.source.locate import demo_folder
 
 if TYPE_CHECKING:
     import torch

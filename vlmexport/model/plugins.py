@@ -13,14 +13,15 @@ from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, Spec, VisionSpec, expected
-from vlmexport.checkpoint.expected import KNOWN_ENCODERS, KNOWN_LANGUAGES, check_shapes
+from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import LanguagePlugin, ProjectorPlugin, VisionPlugin
+from vlmexport.source import shapes as expected
+from vlmexport.source.shapes import KNOWN_ENCODERS, KNOWN_LANGUAGES, check_shapes
 
 if TYPE_CHECKING:
-    from vlmexport.checkpoint import Checkpoint
     from vlmexport.checkpoint.tensors import LazyTensor
+    from vlmexport.source.checkpoint import Checkpoint
 
 Variant = TypeVar("Variant")
 

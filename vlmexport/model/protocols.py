@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from vlmexport.checkpoint import LanguageSpec, ProjectorSpec, VisionSpec
+from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, VisionSpec
 
 if TYPE_CHECKING:
     import torch

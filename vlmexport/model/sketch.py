@@ -8,11 +8,11 @@ from typing import cast
 import torch
 from torch import nn
 
-from vlmexport.checkpoint import Spec
-from vlmexport.checkpoint.layout import COMPONENTS
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.model import plugins
 from vlmexport.model.random_weights import measure_statistics, randomise
 from vlmexport.model.vlm import VLM
+from vlmexport.source.checkpoint import COMPONENTS
 
 VOCABULARY = 64
 """Tokens of a sketch: nothing but the output layer's width depends on their number."""

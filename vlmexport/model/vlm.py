@@ -12,13 +12,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, PreTrainedModel
 
-from vlmexport.checkpoint import Checkpoint, Spec
-from vlmexport.checkpoint.expected import check_shapes
-from vlmexport.checkpoint.layout import COMPONENTS
-from vlmexport.checkpoint.tokenizer import Prompt
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.model import plugins
-from vlmexport.model.pixels import pixel_values
 from vlmexport.model.weights import available_memory, fill
+from vlmexport.processing.pixels import pixel_values
+from vlmexport.processing.tokenizer import Prompt
+from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
+from vlmexport.source.shapes import check_shapes
 from vlmexport.threads import operator_threads
 
 

@@ -7,27 +7,28 @@ import json
 import time
 from pathlib import Path
 
-from vlmexport.artifact.bundle import Manifest, read_manifest, store_result, tool_versions, verify
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest, store_result, tool_versions, verify
 from vlmexport.bench import Request, halves
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.samples import image_hashes
-from vlmexport.checkpoint import Checkpoint, VisionSpec
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import UsageError, VlmExportError
-from vlmexport.parity.against import Against
 from vlmexport.parity.baseline import SLACK, compared, read_baseline, refuse_baseline
-from vlmexport.parity.bisect import bisect as layer_by_layer
-from vlmexport.parity.bisect import worst
-from vlmexport.parity.chosen import Chosen, choose
-from vlmexport.parity.clients import More, client_gates
-from vlmexport.parity.evaluate import CoreRun, Evaluation
+from vlmexport.parity.compare.clients import More, client_gates
+from vlmexport.parity.compare.evaluate import CoreRun, Evaluation
+from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.gates import broken_stage, earliest, judge
-from vlmexport.parity.measured import Measured
+from vlmexport.parity.layers.bisect import bisect as layer_by_layer
+from vlmexport.parity.layers.bisect import worst
+from vlmexport.parity.layers.int8_weights import compare_weights, weight_gates
 from vlmexport.parity.pictures import pictures
+from vlmexport.parity.reference.same import spec_facts
+from vlmexport.parity.reference.source import Against
 from vlmexport.parity.result import CoreResult, GateResult, Inputs, ParityResult, StockResult, WeightsResult
-from vlmexport.parity.same import spec_facts
-from vlmexport.parity.weights import compare_weights, weight_gates
-from vlmexport.runtime.opening import Machine
+from vlmexport.parity.samples import Chosen, choose
+from vlmexport.runtime.open import Machine
+from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.text import plain
 
 RESULT = "parity.json"

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from vlmexport.artifact.int8 import Decisions
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.sensitivity import Sequence as Decoded
 from vlmexport.calibrate.sensitivity import sequence
-from vlmexport.checkpoint import Tokenizer
+from vlmexport.measures.metrics import F32, ArrayMeasure, LogitsMeasure
 from vlmexport.model import VLM
 from vlmexport.parity.gates import holds
-from vlmexport.parity.metrics import F32, ArrayMeasure, LogitsMeasure
 from vlmexport.parity.simulated import int8_layers
+from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.quantize.int8 import Decisions
 from vlmexport.recipe import Gates
 
 SAMPLES = 24

@@ -10,10 +10,10 @@ from typing import Literal
 from PIL import Image
 
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint import VisionSpec
-from vlmexport.model.pixels import to_size
-from vlmexport.parity.measured import Measured
+from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.result import Picture
+from vlmexport.processing.pixels import to_size
 
 SIDE = 224
 """Longest side in pixels: some 10 kB an image, whatever the model's own size."""

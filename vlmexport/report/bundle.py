@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from vlmexport.artifact.bundle import Manifest
+from vlmexport.artifact.bundle.manifest import Manifest
 
 
 def facts(folder: Path, manifest: Manifest) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from vlmexport.artifact.card import number
+from vlmexport.artifact.bundle.card import number
 from vlmexport.parity.result import CoreResult, GateResult, ParityResult, StageResult
 from vlmexport.report.rows import SHOWN, ran_on
 

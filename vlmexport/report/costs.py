@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from rich.table import Table
 
-from vlmexport.checkpoint.layout import COMPONENTS
 from vlmexport.costs import Costs
 from vlmexport.costs.phones import Range
 from vlmexport.report.scatter import Panel, Point, svg
+from vlmexport.source.checkpoint import COMPONENTS
 
 _MEGA, _GIGA = 1e-6, 1e-9
 _NO_TOKEN = "answers at once"

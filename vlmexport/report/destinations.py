@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlmexport.artifact.bundle import read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import UsageError, VlmExportError
 from vlmexport.parity.result import ParityResult
 from vlmexport.report.html import html

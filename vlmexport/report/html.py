@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import takewhile
 
-from vlmexport.artifact.bundle import Manifest
-from vlmexport.artifact.card import budget_rows
+from vlmexport.artifact.bundle.card import budget_rows
+from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.parity.result import Answer, ParityResult
 from vlmexport.report.heat import LEGEND, heats
 from vlmexport.report.histogram import histogram

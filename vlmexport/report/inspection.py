@@ -9,15 +9,14 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from vlmexport.artifact.bundle import MANIFEST, read_manifest
-from vlmexport.artifact.mmproj import projector_of
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.layout import COMPONENTS
-from vlmexport.checkpoint.locate import open_model
+from vlmexport.artifact.bundle.manifest import MANIFEST, read_manifest
+from vlmexport.artifact.gguf.mmproj import projector_of
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.report import bundle, library
+from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
+from vlmexport.source.locate import open_model
 
 
 def describe(

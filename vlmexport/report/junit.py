@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from vlmexport.artifact.card import number
+from vlmexport.artifact.bundle.card import number
 from vlmexport.errors import VlmExportError
 from vlmexport.parity.result import ParityResult
 from vlmexport.report.rows import Row, rows

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from vlmexport.errors import VlmExportError
-from vlmexport.runtime.llamacpp_probe import probe
+from vlmexport.runtime.llamacpp.probe.probe import probe
 
 
 def facts() -> dict[str, Any]:

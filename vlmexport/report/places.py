@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlmexport.artifact.card import number
+from vlmexport.artifact.bundle.card import number
 from vlmexport.parity.result import BisectResult, LayerDifference, ParityResult
 
 _SHOWN = 5

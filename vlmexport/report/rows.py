@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from vlmexport.artifact.card import number
+from vlmexport.artifact.bundle.card import number
+from vlmexport.parity.layers.int8_weights import WRONG
 from vlmexport.parity.result import MODES, BaselineResult, Change, CoreResult, GateResult, ParityResult, StageResult
-from vlmexport.parity.weights import WRONG
 from vlmexport.report.places import places
 from vlmexport.runtime import STAGES
 

@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from vlmexport.artifact.card import number
+from vlmexport.artifact.bundle.card import number
 from vlmexport.text import plain
 
 

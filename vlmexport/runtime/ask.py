@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlmexport.artifact.staging import MANIFEST
+from vlmexport.artifact.bundle.staging import MANIFEST
 from vlmexport.console import QUIET, Console
-from vlmexport.model.images import read_image
-from vlmexport.runtime.opening import open_runtime
+from vlmexport.processing.images import read_image
+from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.stages import Runtime
 
 
@@ -55,7 +55,7 @@ def ask(
 
 def _float_model(model: str, vision_tower: str | None, console: Console) -> Runtime:
     """Imported here: a bundle runs without PyTorch."""
-    from vlmexport.checkpoint.locate import open_model
     from vlmexport.runtime.reference import ReferenceRuntime
+    from vlmexport.source.locate import open_model
 
     return ReferenceRuntime(open_model(model, vision_tower, console))

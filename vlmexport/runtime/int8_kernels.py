@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from vlmexport.runtime.ort_sessions import MACHINES, LocalSessions, Sessions
+from vlmexport.runtime.ort.sessions import MACHINES, LocalSessions, Sessions
 
 _LLAMA_CPP = {
     "AMX_INT8": "AMX", "AVX512_VNNI": "VNNI", "AVX_VNNI": "VNNI", "AVX512": "AVX-512 without VNNI",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-from vlmexport.artifact.boundaries import Boundary
+from vlmexport.artifact.onnx.read.layer_outputs import Boundary
 from vlmexport.runtime.stages import F32
 
 Component = Literal["vision", "projector", "language"]

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from PIL import Image
 
-from vlmexport.checkpoint import Checkpoint
-from vlmexport.checkpoint.tokenizer import Prompt
 from vlmexport.model import load
+from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.stages import F32, Token
+from vlmexport.source.checkpoint import Checkpoint
 
 
 class ReferenceRuntime:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # runtimes run in workers, which start faster without torch
     from PIL import Image
 
-    from vlmexport.checkpoint.tokenizer import Prompt
+    from vlmexport.processing.tokenizer import Prompt
 
 F32 = npt.NDArray[np.float32]
 STAGES = ("pixels", "features", "tokens", "logits", "answer")

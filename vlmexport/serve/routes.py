@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmexport.artifact.bundle import Manifest
+from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.errors import Unsupported
 
 _PAGE = Path(__file__).with_name("page")

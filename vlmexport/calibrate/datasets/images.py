@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vlmexport.calibrate.samples import Sample, Task
 from vlmexport.errors import UsageError
-from vlmexport.model.images import read_image
+from vlmexport.processing.images import read_image
 
 CAPTION_PROMPT = "Provide a one-sentence caption for the provided image."
 """LLaVA's prompt for captions."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlmexport.calibrate.datasets.images import find, sample
 from vlmexport.calibrate.samples import Sample
-from vlmexport.checkpoint.tokenizer import IMAGE_MARKER
+from vlmexport.processing.tokenizer import IMAGE_MARKER
 
 NAME = "LLaVA's JSON"
 

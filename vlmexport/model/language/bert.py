@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from vlmexport.checkpoint import LanguageSpec
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.demo.questions import NUMBERS
 from vlmexport.demo.scenes import BACKGROUNDS
 from vlmexport.errors import Unsupported

@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from vlmexport.checkpoint import LanguageSpec
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.model import plugins
 from vlmexport.model.protocols import GgufLanguage
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from vlmexport.checkpoint import LanguageSpec, expected
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.model import plugins
 from vlmexport.model.protocols import GgufLanguage
+from vlmexport.source import shapes as expected
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from vlmexport.checkpoint import LanguageSpec
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.language import llama

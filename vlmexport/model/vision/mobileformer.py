@@ -13,7 +13,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.mobileformer_blocks import Block, make, with_norm

@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 

@@ -13,7 +13,7 @@ from math import isqrt
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
-from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import MissingDependency, Unsupported, first_line
 
 if TYPE_CHECKING:

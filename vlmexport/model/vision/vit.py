@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlmexport.checkpoint import VisionSpec
+from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.model import plugins
 from vlmexport.model.attention import Attention
 

@@ -1,4 +1,4 @@
-// The pixels stage as vlmexport's model/pixels.py has it, value for value: pad to a square (or crop to one), then
+// The pixels stage as vlmexport's processing/pixels.py has it, value for value: pad to a square (or crop to one), then
 // resize by PIL's antialiased bicubic. A browser's own resizing is neither bicubic nor antialiased.
 
 const FRACTION = 22; // bits after the point of PIL's integer weights
@@ -63,7 +63,7 @@ function decoded(bitmap, square, mean) {
   context.fillStyle = `rgb(${mean.map((value) => Math.floor(255 * value)).join(' ')})`;
   context.fillRect(0, 0, width, height);
   const [left, top] = [Math.floor((width - bitmap.width) / 2), Math.floor((height - bitmap.height) / 2)];
-  context.fillStyle = 'white'; // what is transparent, as in model/images.py
+  context.fillStyle = 'white'; // what is transparent, as in processing/images.py
   context.fillRect(left, top, bitmap.width, bitmap.height);
   context.drawImage(bitmap, left, top);
   const rgba = context.getImageData(0, 0, width, height).data;

@@ -1,0 +1,126 @@
+"""Write a GGUF bundle: the language model, its mmproj and the importance matrix, tensor by tensor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlmexport.artifact.bundle.manifest import (
+    Manifest,
+    calibration_of,
+    list_files,
+    source_of,
+    staged,
+    tool_versions,
+    write_manifest,
+)
+from vlmexport.artifact.gguf import decoder as gguf_decoder
+from vlmexport.artifact.gguf import mmproj
+from vlmexport.artifact.gguf.decoder import LANGUAGE, VISION, unlike
+from vlmexport.artifact.gguf.file import GgufFile, library
+from vlmexport.checkpoint.spec import Spec
+from vlmexport.console import Console
+from vlmexport.model import plugins
+from vlmexport.quantize.ggml import library_path
+from vlmexport.recipe import Recipe
+from vlmexport.source.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from vlmexport.calibrate.sensitivity import Sensitivity
+    from vlmexport.calibrate.statistics import Statistics
+
+JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
+_CLASS_TOKEN = (
+    "stock libmtmd computes this tower wrong (llama.cpp #25814); vlmexport repairs that when it runs the bundle, other "
+    "programs need the patch of docs/llama-cpp.md, or a hybrid (--vision onnx) in place of this bundle"
+)
+_PADDING = (122, 116, 104)
+_OTHER_COLOUR = f"libmtmd pads with {_PADDING}, CLIP's mean, this model was trained with another: wide images differ"
+_NOT_PADDED = "libmtmd pads images to a square, this model was trained on centre crops: wide images differ"
+
+
+def export_gguf(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    statistics: Statistics | None,
+    destination: Path,
+    *,
+    force: bool,
+    console: Console,
+    sensitivity: Sensitivity | None = None,
+) -> Manifest:
+    """Export a checkpoint to a folder with ``<name>-<TYPE>.gguf``, ``mmproj-<name>-<TYPE>.gguf`` and, where it was
+    used, ``imatrix.gguf``.
+
+    Args:
+        statistics: of a calibration pass; needed where ``recipe.gguf.imatrix`` is ``auto`` and the type uses it.
+        force: replace a bundle that is there.
+        sensitivity: of the same samples; needed where a budget is set.
+
+    Returns:
+        the manifest that was written.
+
+    Raises:
+        Unsupported: GGUF or libmtmd cannot hold the model; nothing is written.
+        UsageError: the destination exists, the type is unknown, or there is no importance matrix to take.
+        MissingDependency: gguf or llama-cpp-python is not installed.
+    """
+    refuse_gguf(checkpoint, recipe)
+    settings, vision = recipe.gguf, mmproj.file(checkpoint, recipe.gguf.mmproj_type)
+    decoder = gguf_decoder.build(checkpoint, recipe, statistics, sensitivity, console)
+    files = {LANGUAGE: decoder.files[LANGUAGE], VISION: vision} | decoder.files
+    with staged(destination, force, sum(file.size for file in files.values())) as folder:
+        hashes = write_files(files, folder, console)
+        manifest = Manifest(
+            kind="gguf",
+            source=source_of(checkpoint),
+            recipe=recipe,
+            tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
+            calibration=calibration_of(statistics) if settings.imatrix == "auto" else None,
+            files=list_files(folder, {file.name: component for component, file in files.items()}, hashes),
+            tensors=decoder.unlike() | unlike(vision, settings.mmproj_type),
+            notes=_notes(checkpoint.spec),
+            details={
+                "language": files[LANGUAGE].name,
+                "mmproj": vision.name,
+                "types": {"language": decoder.types, "mmproj": settings.mmproj_type},
+            }
+            | decoder.details(),
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def write_files(files: dict[str, GgufFile], folder: Path, console: Console) -> dict[str, str]:
+    """Write component → file; file name → SHA-256 is returned."""
+    hashes = {}
+    for component, file in files.items():
+        with console.progress(f"{component}: {file.name}", file.size, "bytes") as advance:
+            hashes[file.name] = file.write(folder, advance)
+    return hashes
+
+
+def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    """Say at once what cannot work, before anything long begins. What libmtmd cannot hold, a hybrid can.
+
+    Raises:
+        Unsupported: GGUF or libmtmd cannot hold the model.
+        UsageError: a type is unknown, does not fit, or needs an importance matrix; a file of one is of no use; a
+            budget is too small.
+        MissingDependency: gguf or llama-cpp-python is not installed.
+    """
+    language = checkpoint.spec.language
+    plugins.language(language).gguf(language)  # first: a hybrid is no cure for it
+    library()
+    library_path("ggml-base")
+    if recipe.gguf.vision == "mmproj":
+        mmproj.projector_of(checkpoint.spec)
+    gguf_decoder.refuse(checkpoint, recipe)
+
+
+def _notes(spec: Spec) -> list[str]:
+    notes = [JINJA, _CLASS_TOKEN]
+    if spec.vision.aspect_ratio != "pad":
+        return [*notes, _NOT_PADDED]
+    colour = tuple(int(255 * mean) for mean in spec.vision.image_mean)
+    return notes if colour == _PADDING else [*notes, _OTHER_COLOUR]

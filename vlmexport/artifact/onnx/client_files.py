@@ -1,0 +1,272 @@
+"""The configuration files of an ONNX bundle, as transformers.js, transformers and onnxruntime-genai read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+from vlmexport.artifact.gguf.chat_template import quoted
+from vlmexport.checkpoint.spec import Spec, VisionSpec
+from vlmexport.errors import Unsupported
+from vlmexport.families import design
+from vlmexport.model import plugins
+from vlmexport.processing.pixels import background
+
+_LANCZOS, _BICUBIC = 1, 3
+"""PIL's numbers. transformers.js under Node resizes without antialiasing at 3; at 1 it comes near PIL's bicubic."""
+
+_MAX_NEW_TOKENS = 256
+_CLIENT_GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the files need to know beside the Spec.
+
+    ``suffixes``: graph → its file's suffix (``_int8``); ``external``: graph file → number of external data files;
+    ``has_positions``: whether the decoder takes ``position_ids``.
+    """
+
+    spec: Spec
+    image_token: int
+    image_tokens: int
+    special: dict[str, str]
+    suffixes: dict[str, str]
+    external: dict[str, int]
+    has_positions: bool = True
+
+
+def files(layout: Layout) -> dict[str, dict[str, Any]]:
+    """File name → JSON document. Transformers.js and onnxruntime-genai generate text: a classifier goes without what is
+    theirs alone."""
+    found = {
+        "preprocessor_config.json": preprocessor(layout.spec),
+        "processor_config.json": processor(layout),
+        "tokenizer_config.json": tokenizer(layout),
+    }
+    if not layout.spec.language.generates:
+        return found | {"config.json": classifier(layout)}
+    return found | {
+        "config.json": config(layout),
+        "generation_config.json": generation(layout),
+        "genai_config.json": genai(layout),
+    }
+
+
+def classifier(layout: Layout) -> dict[str, Any]:
+    """The design with its classes, under a type that no client takes for one of its own."""
+    classes = layout.spec.language.classes
+    return design.config(layout.spec) | {
+        "image_token_index": layout.image_token,
+        "image_seq_length": layout.image_tokens,
+        "id2label": {str(number): text for number, text in enumerate(classes)},
+    }
+
+
+def config(layout: Layout) -> dict[str, Any]:
+    """A LLaVA; the decoder's sizes, and which precision transformers.js takes of each graph."""
+    spec, language, vision = layout.spec, layout.spec.language, layout.spec.vision
+    names = {"": "fp32", "_fp16": "fp16", "_int8": "int8", "_q4": "q4"}
+    client: dict[str, Any] = {"dtype": {graph: names[layout.suffixes[graph]] for graph in _CLIENT_GRAPHS}}
+    if layout.external:
+        client["use_external_data_format"] = layout.external
+    return {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "image_token_index": layout.image_token,
+        "image_seq_length": layout.image_tokens,
+        "projector_hidden_act": "gelu",
+        "vision_feature_layer": vision.select_layer,
+        "vision_feature_select_strategy": "default" if vision.select_feature == "patch" else "full",
+        "text_config": {
+            "model_type": getattr(plugins.language(language), "CLIENT_TYPE", language.kind),
+            "vocab_size": max(language.vocab_size, layout.image_token + 1),
+            "hidden_size": language.hidden_size,
+            "intermediate_size": language.intermediate_size,
+            "num_hidden_layers": language.num_layers,
+            "num_attention_heads": language.num_heads,
+            "num_key_value_heads": language.num_kv_heads,
+            "head_dim": language.head_dim,
+            "rms_norm_eps": language.rms_norm_eps,
+            "rope_theta": language.rope_theta,
+            "max_position_embeddings": language.max_positions,
+            "tie_word_embeddings": language.tie_word_embeddings,
+            "bos_token_id": spec.bos_token_id,
+            "eos_token_id": spec.eos_token_id,
+        },
+        "vision_config": _vision(vision),
+        "transformers.js_config": client,
+    }
+
+
+def _vision(vision: VisionSpec) -> dict[str, Any]:
+    """Clients read the sizes of an image and of a patch. They refuse a type that they do not know, so an encoder that
+    transformers has no class for (its file names none) goes by CLIP's, without sizes where it has no layers."""
+    found: dict[str, Any] = {
+        "model_type": getattr(plugins.vision(vision), "CLIENT_TYPE", "clip_vision_model"),
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "hidden_size": vision.hidden_size,
+    }
+    if not vision.num_layers:
+        return found
+    return found | {
+        "intermediate_size": vision.intermediate_size,
+        "num_hidden_layers": vision.num_layers,
+        "num_attention_heads": vision.num_heads,
+        "hidden_act": vision.hidden_act,
+    }
+
+
+def generation(layout: Layout) -> dict[str, Any]:
+    """Greedy."""
+    spec = layout.spec
+    return {
+        "bos_token_id": spec.bos_token_id, "eos_token_id": spec.eos_token_id, "pad_token_id": _pad(spec),
+        "do_sample": False, "max_new_tokens": _MAX_NEW_TOKENS,
+    }  # fmt: skip
+
+
+def preprocessor(spec: Spec) -> dict[str, Any]:
+    """The image processor of transformers.js. One that pads does so after normalisation, hence its colour."""
+    vision = spec.vision
+    side = vision.image_size
+    common = {
+        "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True, "resample": _LANCZOS,
+        "rescale_factor": 1 / 255, "image_mean": list(vision.image_mean), "image_std": list(vision.image_std),
+        "processor_class": "LlavaProcessor",
+    }  # fmt: skip
+    if vision.aspect_ratio != "pad":
+        crop = {"do_center_crop": True, "crop_size": _square(side), "size": {"shortest_edge": side}}
+        return common | crop | {"image_processor_type": "CLIPImageProcessor"}
+    colour = [
+        255 * (value / 255 - mean) / std
+        for value, mean, std in zip(background(vision), vision.image_mean, vision.image_std, strict=True)
+    ]
+    return common | {
+        "image_processor_type": "VLMImageProcessor", "image_size": side, "size": {"longest_edge": side},
+        "do_center_crop": False, "do_pad": True, "pad_size": _square(side), "background_color": colour,
+    }  # fmt: skip
+
+
+def processor(layout: Layout) -> dict[str, Any]:
+    """How far ``<image>`` expands; inside it the image processor of Python's transformers.
+
+    Raises:
+        Unsupported: a number of visual tokens that no patch size gives.
+    """
+    vision = layout.spec.vision
+    side = isqrt(layout.image_tokens)
+    patch = vision.image_size // side
+    if vision.image_size // patch != side:
+        raise Unsupported(
+            f"{layout.image_tokens} visual tokens from {vision.image_size} pixels fit no patch size",
+            "the clients of this layout cannot expand <image> to that: export to GGUF",
+        )
+    pads = vision.aspect_ratio == "pad"
+    return {
+        "processor_class": "LlavaProcessor",
+        "image_token": "<image>",
+        "patch_size": patch,
+        "num_additional_image_tokens": layout.image_tokens - side**2,
+        "vision_feature_select_strategy": "full",
+        "image_processor": {
+            "image_processor_type": "LlavaImageProcessor", "do_pad": pads, "do_resize": True, "resample": _BICUBIC,
+            "size": _square(vision.image_size) if pads else {"shortest_edge": vision.image_size},
+            "do_center_crop": not pads, "crop_size": _square(vision.image_size), "do_rescale": True,
+            "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(vision.image_mean),
+            "image_std": list(vision.image_std), "do_convert_rgb": True,
+        },
+    }  # fmt: skip
+
+
+def tokenizer(layout: Layout) -> dict[str, Any]:
+    """Special tokens and the conversation template."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": layout.spec.language.max_positions,
+        "padding_side": "left",
+        "chat_template": chat_template(layout.spec),
+        "extra_special_tokens": {"image_token": "<image>"},
+        **layout.special,
+    }
+
+
+def chat_template(spec: Spec) -> str:
+    """Jinja for ``PromptSpec``; the tokenizer adds BOS itself. Turns end as MobileVLM's ``v1`` template ends them."""
+    prompt = spec.prompt
+    image = f"{prompt.image_start}<image>{prompt.image_end}\n"
+    text = (
+        "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + image + "{% endif %}{% endfor %}"
+        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    )
+    content = "{% if message['content'] is string %}{{ message['content'] }}{% else %}" + text + "{% endif %}"
+    return (
+        "{% if messages[0]['role'] != 'system' %}{{ " + quoted(f"{prompt.system} ") + " }}{% endif %}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ " + quoted(f"{prompt.user}: ") + " }}" + content + "{{ ' ' }}"
+        "{% elif message['role'] == 'assistant' %}{{ "
+        + quoted(f"{prompt.assistant}: ")
+        + " }}"
+        + content
+        + "{{ eos_token }}"
+        "{% else %}" + content + "{{ ' ' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ " + quoted(f"{prompt.assistant}:") + " }}{% endif %}"
+    )
+
+
+def genai(layout: Layout) -> dict[str, Any]:
+    """onnxruntime-genai, which knows this chain of graphs under the name of Phi-3 vision."""
+    spec, language = layout.spec, layout.spec.language
+    suffixes = layout.suffixes
+    options = {"session_options": {"log_id": "onnxruntime-genai", "provider_options": []}}
+    decoder_in = {
+        "inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask",
+        "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value",
+    }  # fmt: skip
+    if layout.has_positions:
+        decoder_in["position_ids"] = "position_ids"
+    decoder_out = {
+        "logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"
+    }  # fmt: skip
+    return {
+        "model": {
+            "type": "phi3v",
+            "bos_token_id": spec.bos_token_id,
+            "eos_token_id": spec.eos_token_id,
+            "pad_token_id": _pad(spec),
+            "context_length": language.max_positions,
+            "vocab_size": language.vocab_size,
+            "vision": {
+                "filename": f"onnx/vision_encoder{suffixes['vision_encoder']}.onnx",
+                "inputs": {"pixel_values": "pixel_values"}, "outputs": {"image_features": "image_features"}, **options,
+            },
+            "embedding": {
+                "filename": "embedding.onnx",
+                "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
+                "outputs": {"inputs_embeds": "inputs_embeds"}, **options,
+            },
+            "decoder": {
+                "filename": f"decoder{suffixes['decoder']}.onnx",
+                "head_size": language.head_dim, "hidden_size": language.hidden_size,
+                "num_attention_heads": language.num_heads, "num_key_value_heads": language.num_kv_heads,
+                "num_hidden_layers": language.num_layers, "inputs": decoder_in, "outputs": decoder_out, **options,
+            },
+        },
+        "search": {
+            "do_sample": False, "max_length": language.max_positions, "min_length": 0, "num_beams": 1, "top_k": 1,
+            "past_present_share_buffer": False, "repetition_penalty": 1.0, "temperature": 1.0,
+        },
+    }  # fmt: skip
+
+
+def _pad(spec: Spec) -> int:
+    return spec.pad_token_id if spec.pad_token_id is not None else spec.eos_token_id
+
+
+def _square(side: int) -> dict[str, int]:
+    return {"width": side, "height": side}

@@ -1,0 +1,125 @@
+"""Bytes of an ONNX bundle's graphs, from shapes alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from math import prod
+
+from vlmexport.artifact.onnx.passes.clean import EXTERNAL_FROM
+from vlmexport.artifact.onnx.tokenizer_file import build, image_token_id
+from vlmexport.checkpoint.spec import LanguageSpec
+from vlmexport.checkpoint.tensors import LazyTensor
+from vlmexport.model import plugins
+from vlmexport.recipe import Onnx
+from vlmexport.source.checkpoint import Checkpoint
+
+_SCALE, _ZERO_POINT, _FLOAT, _HALF = 4, 1, 4, 2
+_NODES = {"fp32": 7_500, "fp16": 3_500, "int8": 15_000, "int4": 5_300}
+"""Bytes of a layer's nodes, measured: names mostly, so that they hardly depend on its widths."""
+
+_TENSORS, _COLOURS = 16, 3
+"""Tensors of a layer that ``_NODES`` was measured on."""
+
+_SETTINGS = 10_000
+"""Bytes of the clients' configuration files and the manifest."""
+
+
+def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
+    """Graph → bytes of its weights, external data included. Reads no weights.
+
+    Int8 takes every product to be quantized; what calibration keeps in float comes on top.
+
+    Raises:
+        Unsupported: an int4 or float16 decoder of a kind that has none.
+    """
+    spec, language, table = checkpoint.spec, checkpoint.tensors["language"], plugins.token_table(checkpoint)
+    rows, tables = max(table.shape[0], image_token_id(checkpoint) + 1), plugins.language(spec.language).TABLES
+    decoder = [(name, tensor) for name, tensor in language.items() if name not in tables]
+    if spec.language.tie_word_embeddings:
+        decoder.append(("lm_head.weight", table))
+    embeddings = rows * table.columns * (2 if table.dtype == "f16" else _FLOAT)
+    if settings.fused_decoder:
+        plugins.check_fused(spec.language)
+        language_bytes = _fused(decoder, checkpoint, settings)
+    else:
+        positions = sum(_FLOAT * language[name].numel for name in tables[1:])
+        language_bytes = _graph(decoder, settings.decoder) + positions
+    merged = {"embedding": embeddings if embeddings < EXTERNAL_FROM else 0} if spec.language.generates else {}
+    decoder_bytes = language_bytes + spec.language.num_layers * _NODES[settings.decoder]
+    if spec.language.generates:
+        merged["decoder"] = spec.language.num_layers * _NODES[settings.decoder]
+    text = {"embed_tokens": embeddings} | merged | {"decoder_model_merged": decoder_bytes}
+    return vision_sizes(checkpoint, settings) | text
+
+
+def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
+    """The same of tower and projector alone."""
+    tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
+    spec = checkpoint.spec.vision
+    stack = plugins.vision(spec).layers(spec) is not None
+    nodes = int((spec.used_layers if stack else len(tower) / _TENSORS) * _NODES[settings.vision])
+    return {
+        "vision_encoder": _graph([*tower, *projector], settings.vision) + nodes,
+        "projector": _graph(projector, settings.vision),
+    }
+
+
+def extras(checkpoint: Checkpoint) -> int:
+    """Bytes of the other files, most of them ``tokenizer.json``."""
+    return len(build(checkpoint).to_str(pretty=True).encode()) + _SETTINGS
+
+
+def used_tower(checkpoint: Checkpoint) -> list[tuple[str, LazyTensor]]:
+    """Tensors of the vision encoder that the features stage reads."""
+    spec = checkpoint.spec.vision
+    plugin = plugins.vision(spec)
+    prefix, unused = plugin.layers(spec), plugin.unused(spec)
+    layer = re.compile(rf"{re.escape(prefix)}(\d+)\." if prefix is not None else "(?!)")
+    found = []
+    for name, tensor in checkpoint.tensors["vision"].items():
+        match = layer.match(name)
+        if not name.startswith(unused) and (match is None or int(match[1]) < spec.used_layers):
+            found.append((name, tensor))
+    return found
+
+
+def _graph(tensors: Iterable[tuple[str, LazyTensor]], precision: str) -> int:
+    total = 0
+    for name, tensor in tensors:
+        quantized = precision == "int8" and _is_product(name, tensor)
+        total += _int8(tensor.shape) if quantized else _FLOAT * tensor.numel
+    return total
+
+
+def _is_product(name: str, tensor: LazyTensor) -> bool:
+    """The weight of a linear layer or of a convolution that is neither depthwise nor the first, of three colours."""
+    shape = tensor.shape
+    is_convolution = len(shape) == 4 and shape[1] not in (1, _COLOURS)
+    return name.endswith(".weight") and not name.endswith("embedding.weight") and (len(shape) == 2 or is_convolution)
+
+
+def _int8(shape: tuple[int, ...]) -> int:
+    return prod(shape) + shape[0] * (_SCALE + _ZERO_POINT)
+
+
+def _fused(tensors: Iterable[tuple[str, LazyTensor]], checkpoint: Checkpoint, settings: Onnx) -> int:
+    spec = checkpoint.spec.language
+    total = spec.max_positions * spec.head_dim * _FLOAT
+    for name, tensor in tensors:
+        if len(tensor.shape) < 2:
+            total += _FLOAT * tensor.numel
+            continue
+        if settings.decoder == "fp16":
+            total += _HALF * tensor.numel
+            continue
+        bits = settings.head_bits if name == "lm_head.weight" else 4
+        count = -(-tensor.columns // settings.block)
+        total += tensor.shape[0] * count * (settings.block * bits // 8 + _SCALE)
+    return total
+
+
+def hessian_bytes(spec: LanguageSpec) -> int:
+    """Bytes of the files that ``calibrate.hessians`` writes, to a percent: a layer has four inputs of linear layers."""
+    columns = (spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
+    return spec.num_layers * sum(4 * size * size for size in columns)

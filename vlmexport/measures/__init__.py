@@ -1,0 +1,1 @@
+"""Differences and scores as numbers, with their intervals."""

@@ -1,0 +1,231 @@
+"""One runtime of a bundle beside the float model's values: run, measured, errors kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vlmexport.calibrate import Sample
+from vlmexport.errors import VlmExportError
+from vlmexport.measures.metrics import F64, ArrayMeasure, LogitsMeasure, ShapeDiffersError, preference
+from vlmexport.parity.compare.clients import Client
+from vlmexport.parity.compare.measured import Measured
+from vlmexport.parity.compare.prompts import difference
+from vlmexport.parity.reference.values import MAX_NEW_TOKENS, ImageValues, QuestionValues
+from vlmexport.parity.result import MODES, Answer, Mode
+from vlmexport.processing.tokenizer import Prompt
+from vlmexport.runtime import Runtime
+from vlmexport.runtime.stages import F32
+
+_SAME = 1e-6
+"""Difference of normalised pixels that is the same picture: float32 rounds otherwise. A level of 255 is 0.015."""
+
+
+class Side:
+    """A stage that raises is recorded as an error of that stage and mode, once.
+
+    Args:
+        modes: in which stages are run; without ``local``, only what users get.
+        clients: who makes pixels of it, too; chained stages are fed by the first. Where there are none, the runtime is
+            what clients run.
+
+    Attributes:
+        values: what the last image or question gave, chained: stage → array (of ``answer``, the token ids).
+    """
+
+    def __init__(self, runtime: Runtime, modes: tuple[Mode, ...] = MODES, clients: Sequence[Client] = ()) -> None:
+        self.runtime, self._clients = runtime, clients
+        self.measured = Measured()
+        self.values: dict[str, npt.NDArray[Any]] = {}
+        self._modes = modes
+        self._tokens: dict[str, F32 | None] = {}
+
+    def image(self, name: str, image: Image.Image, expected: ImageValues) -> None:
+        """Run the stages of an image; its visual tokens are kept for the questions about it, until ``forget``."""
+        self.values = {}
+        cosines: dict[str, F64] = {}
+        self._tokens[name] = self._chain(image, expected, cosines)
+        self.measured.image(name, cosines)
+
+    def forget(self, name: str) -> None:
+        """There are no more questions about an image."""
+        self._tokens.pop(name, None)
+        self.values = {}
+
+    def question(self, sample: Sample, expected: QuestionValues, tokens: F32) -> None:
+        """Run the stages of a question about an image that was run; ``tokens`` are the float model's."""
+        self.values = {}
+        self.measured.samples += 1
+        if "local" in self._modes:
+            self._answer(sample, "local", expected.prompt, tokens, expected)
+        own_tokens = self._tokens[sample.image_id]
+        if own_tokens is None:
+            self.measured.errors.setdefault(("logits", "chained"), "not run: there are no tokens")
+            self.measured.errors.setdefault(("answer", "chained"), "not run: there are no tokens")
+            return
+        try:
+            own = self.runtime.prompt(sample.question)
+        except VlmExportError as error:
+            self.measured.errors.setdefault(("logits", "chained"), str(error))
+            return
+        if other := difference(expected.prompt, own):
+            self.measured.errors.setdefault(("logits", "chained"), other)
+        self._answer(sample, "chained", own, own_tokens, expected)
+
+    def pixels(self, image: Image.Image, expected: F32) -> F32 | None:
+        """Run the first stage alone: the pixels that the others are fed. What the runtime makes of the image and what
+        its first client does are one measure; every client has one of its own, too."""
+        made = self._try("pixels", "chained", lambda: self.runtime.pixels(image), expected)
+        if made is None or not self._clients:
+            return made
+        found = []
+        for client in self._clients:
+            try:
+                found.append(client.pixels(image))
+                self.measured.clients.setdefault(client.name, ArrayMeasure()).add(expected, found[-1])
+            except (VlmExportError, ShapeDiffersError) as error:
+                self.measured.errors["pixels", "chained"] = str(error)
+                return None
+        return self._try("pixels", "chained", lambda: found[0], expected, is_run=False)
+
+    def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, F64]) -> F32 | None:
+        """The visual tokens that the bundle itself makes of an image; ``cosines`` get those of each row, by stage."""
+        local, runtime = None, self.runtime
+        if "local" in self._modes:
+            local = self._try("features", "local", lambda: runtime.features(expected.pixels), expected.features)
+            self._try("tokens", "local", lambda: runtime.tokens(expected.features), expected.tokens)
+        pixels = self.pixels(image, expected.pixels)
+        if pixels is None:
+            return None
+        if np.allclose(pixels, expected.pixels, rtol=0, atol=_SAME):
+            pixels = expected.pixels
+        if local is not None and pixels is expected.pixels:  # the same input once more
+            features = self._try("features", "chained", lambda: local, expected.features, is_run=False)
+        else:
+            features = self._try("features", "chained", lambda: runtime.features(pixels), expected.features)
+        if features is None:
+            return None
+        cosines["features"] = self.measured.arrays["features", "chained"].last
+        tokens = self._try("tokens", "chained", lambda: runtime.tokens(features), expected.tokens)
+        if tokens is not None:
+            cosines["tokens"] = self.measured.arrays["tokens", "chained"].last
+        return tokens
+
+    def _try(
+        self, stage: str, mode: Mode, compute: Callable[[], F32], reference: F32, is_run: bool = True
+    ) -> F32 | None:
+        """Compute an array and measure it against the reference's; None when it could not be had.
+
+        Args:
+            is_run: False where the value is known already, so that its time says nothing.
+        """
+        if (stage, mode) in self.measured.errors:
+            return None
+        try:
+            start = time.perf_counter()
+            value = compute()
+            if is_run:
+                self._took(stage, mode, start)
+            self.measured.arrays.setdefault((stage, mode), ArrayMeasure()).add(reference, value)
+        except (VlmExportError, ShapeDiffersError) as error:
+            self.measured.errors[stage, mode] = str(error)
+            return None
+        self._keep(stage, mode, value)
+        return value
+
+    def _took(self, stage: str, mode: Mode, start: float) -> None:
+        self.measured.seconds.setdefault((stage, mode), []).append(time.perf_counter() - start)
+
+    def _answer(self, sample: Sample, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues) -> None:
+        """Decode greedily, and measure the logits over the float model's answer.
+
+        Where both answers are the same, decoding has computed these logits on its way.
+        """
+        try:
+            ids, rows = self._decode(mode, prompt, tokens)
+            text = self.runtime.decode(ids)
+        except VlmExportError as error:
+            for stage in ("logits", "answer"):
+                self.measured.errors.setdefault((stage, mode), str(error))
+            return
+        self._keep("answer", mode, np.array(ids))
+        divergence = self._logits(mode, prompt, tokens, expected, rows if ids == expected.answer else None)
+        first = _first_difference(ids, expected.answer)
+        margins = expected.margins
+        if first is not None and first == min(len(ids), len(expected.answer)):
+            self.measured.errors.setdefault(("answer", mode), _other_end(ids, expected.answer))
+        self.measured.answers[mode].append(
+            Answer(
+                sample=sample.id, question=sample.question, expected=list(sample.answers), task=sample.task,
+                reference=expected.text, bundle=text, equal=first is None, first_difference=first,
+                margin=margins[first] if first is not None and first < len(margins) else None,
+                decisions=len(ids) if first is None else first + 1, lost=_lost(ids, first, expected), kld=divergence,
+            )
+        )  # fmt: skip
+
+    def _decode(self, mode: Mode, prompt: Prompt, tokens: F32) -> tuple[list[int], F32]:
+        """Ids of the greedy answer, and the logits [1, tokens of the answer, vocabulary] that they are taken from."""
+        ids: list[int] = []
+        rows, start = [], time.perf_counter()
+        for token, logits in self.runtime.steps(prompt, tokens, MAX_NEW_TOKENS):
+            if not ids:
+                self._took("logits", mode, start)
+            if not np.isfinite(logits).all():
+                raise VlmExportError("logits are not finite", "see where with --bisect")
+            ids.append(token.id)
+            rows.append(logits)
+        self._took("answer", mode, start)
+        return ids, np.concatenate(rows)[None]
+
+    def _logits(
+        self, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues, logits: F32 | None
+    ) -> float | None:
+        """Measure the logits over the float model's answer; their mean KL divergence is returned.
+
+        Args:
+            logits: they, where they are known; else they are computed.
+        """
+        try:
+            if logits is None:
+                whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
+                logits = self.runtime.logits(whole, tokens, len(expected.answer))
+            self._keep("logits", mode, logits)
+            measure = self.measured.logits.setdefault(mode, LogitsMeasure())
+            divergence = measure.add(expected.logits, logits, expected.answer)
+        except (VlmExportError, ShapeDiffersError) as error:
+            self.measured.errors.setdefault(("logits", mode), str(error))
+            return None
+        return float(divergence.mean())
+
+    def _keep(self, stage: str, mode: Mode, value: npt.NDArray[Any]) -> None:
+        if mode == "chained":
+            self.values[stage] = value
+
+
+def _first_difference(ids: list[int], answer: list[int]) -> int | None:
+    """Index of the first token that differs, or that one of them lacks."""
+    length = max(len(ids), len(answer))
+    return next((i for i in range(length) if ids[i : i + 1] != answer[i : i + 1]), None)
+
+
+def _lost(ids: list[int], first: int | None, expected: QuestionValues) -> float:
+    """How much the float model preferred its token to the other's, where the answers part; 1 where one only ends."""
+    answer = expected.answer
+    if first is None:
+        return 0.0
+    if first == min(len(ids), len(answer)):
+        return 1.0
+    logits = expected.logits[0, first - len(answer)]
+    return float(preference(logits[None], np.array([answer[first]]), np.array([ids[first]]))[0])
+
+
+def _other_end(ids: list[int], answer: list[int]) -> str:
+    """Of two answers of which one is the beginning of the other: not a choice between tokens, another end."""
+    if len(ids) < len(answer):
+        return f"the answer ends with token {ids[-1]}, behind which the float model goes on"
+    return f"the answer goes on behind token {answer[-1]}, with which the float model's ends"

@@ -1,0 +1,120 @@
+"""Run reference and bundle over samples, stage by stage, local and chained, and measure the difference."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from vlmexport.calibrate import Sample
+from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.parity.compare.clients import SIZES, Client
+from vlmexport.parity.compare.machines import KernelDifference
+from vlmexport.parity.compare.measured import Measured
+from vlmexport.parity.compare.one_runtime import Side
+from vlmexport.parity.reference.values import Expected
+from vlmexport.processing.pixels import pixel_values
+from vlmexport.runtime import Runtime
+from vlmexport.runtime.stages import F32, Repairing
+
+
+class Comparison:
+    """Reference against bundle.
+
+    Args:
+        expected: the float model's values.
+        stock: of this many samples, the first ones, also what the bundle's library computes without our repairs,
+            chained; where that makes no difference nothing is run twice.
+        cores: the same bundle on other machines' kernels, by name; chained too.
+        clients: who makes pixels of it; the cores are fed by the first alone.
+        spec: the float model's encoder, to hold the pixels of pictures of all ``SIZES`` against it; none where it is
+            None.
+    """
+
+    def __init__(
+        self,
+        expected: Expected,
+        bundle: Runtime,
+        stock: int = 0,
+        cores: Mapping[str, Runtime] | None = None,
+        clients: Sequence[Client] = (),
+        spec: VisionSpec | None = None,
+    ) -> None:
+        self.expected, self._spec = expected, spec
+        self._bundle, self._first = Side(bundle, clients=clients), stock
+        self._stock: Side | None = None
+        self._cores = {name: Side(runtime, ("chained",), clients[:1]) for name, runtime in (cores or {}).items()}
+        self._beside = {name: KernelDifference() for name in self._cores}
+        self._tokens: dict[str, F32] = {}
+
+    @property
+    def measured(self) -> Measured:
+        """Of the bundle."""
+        return self._bundle.measured
+
+    @property
+    def stock(self) -> Measured | None:
+        """Of the bundle without our repairs; None where there are none."""
+        return self._stock.measured if self._stock else None
+
+    @property
+    def cores(self) -> dict[str, tuple[Measured, KernelDifference]]:
+        """Of each core: against the float model, and against the bundle here."""
+        return {name: (side.measured, self._beside[name]) for name, side in self._cores.items()}
+
+    def run(self, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None) -> None:
+        """Compare over samples. Images that several samples share are computed once; their visual tokens stay in memory
+        until the last of these samples, so neighbours should share them."""
+        left = Counter(sample.image_id for sample in samples)
+        self._open_stock(samples[: self._first])
+        if self._spec is not None and samples:
+            self._sizes(samples[0].image(), self._spec)
+        for number, sample in enumerate(samples):
+            sides = [self._bundle, *self._cores.values()]
+            if self._stock is not None and number < self._first:
+                sides.append(self._stock)
+            if sample.image_id not in self._tokens:
+                self._image(sample, sides)
+            self._question(sample, sides)
+            left[sample.image_id] -= 1
+            if not left[sample.image_id]:
+                self._forget(sample.image_id)
+            advance()
+
+    def _sizes(self, image: Image.Image, spec: VisionSpec) -> None:
+        for size in SIZES:
+            picture = image.resize(size)
+            self._bundle.pixels(picture, np.asarray(pixel_values(picture, spec)))
+
+    def _open_stock(self, samples: Sequence[Sample]) -> None:
+        runtime = self._bundle.runtime
+        if self._stock is None and samples and isinstance(runtime, Repairing):
+            images = {sample.image_id: sample for sample in samples}.values()
+            as_is = runtime.stock(sample.image() for sample in images)
+            self._stock = None if as_is is None else Side(as_is, ("chained",))
+
+    def _forget(self, image: str) -> None:
+        del self._tokens[image]
+        for side in (self._bundle, self._stock, *self._cores.values()):
+            if side is not None:
+                side.forget(image)
+
+    def _image(self, sample: Sample, sides: list[Side]) -> None:
+        expected, image = self.expected.image(sample), sample.image()
+        self._tokens[sample.image_id] = expected.tokens
+        for side in sides:
+            side.image(sample.image_id, image, expected)
+        self._compare_cores()
+
+    def _question(self, sample: Sample, sides: list[Side]) -> None:
+        tokens = self._tokens[sample.image_id]
+        expected = self.expected.question(sample, tokens)
+        for side in sides:
+            side.question(sample, expected, tokens)
+        self._compare_cores()
+
+    def _compare_cores(self) -> None:
+        for name, side in self._cores.items():
+            self._beside[name].add(self._bundle.values, side.values)

@@ -1,0 +1,147 @@
+"""The float model's values in a file, to check bundles where the float model is not: recorded once, replayed anywhere.
+
+A safetensors file: ``image.N.pixels``, ``.features`` and ``.tokens``, ``question.N.logits`` (the rows that predict the
+answer, in f32), and in its metadata what was asked and what was answered. It is written sample by sample, so memory
+does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from vlmexport.calibrate import Sample
+from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.files import beside, whole
+from vlmexport.parity.reference.same import other_model, other_samples
+from vlmexport.parity.reference.values import Expected, ImageValues, QuestionValues
+from vlmexport.parity.result import Inputs
+from vlmexport.processing.tokenizer import Prompt
+from vlmexport.runtime.stages import F32
+
+_SCHEMA = 2
+_KEY = "vlmexport"
+
+
+class Recorder:
+    """Passes on what another source tells, and writes it down; the file is there after ``finish``.
+
+    Args:
+        inputs: float model and samples, which a replay must match.
+    """
+
+    def __init__(self, source: Expected, path: Path, inputs: Inputs) -> None:
+        self.name = source.name
+        self._source, self._path = source, path
+        self._about: dict[str, Any] = {
+            "schema": _SCHEMA, "reference": source.name, "images": [], "questions": [],
+            "inputs": inputs.model_copy(update={"files": {}}).model_dump(),
+        }  # fmt: skip
+        self._header: dict[str, Any] = {}
+        self._partial = beside(path)
+        self._data = self._partial.open("wb")
+
+    def image(self, sample: Sample) -> ImageValues:
+        """The source's values."""
+        values = self._source.image(sample)
+        number = len(self._about["images"])
+        self._about["images"].append(sample.image_id)
+        for stage in ("pixels", "features", "tokens"):
+            self._write(f"image.{number}.{stage}", getattr(values, stage))
+        return values
+
+    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+        """The source's values."""
+        values = self._source.question(sample, tokens)
+        prompt = values.prompt
+        self._write(f"question.{len(self._about['questions'])}.logits", values.logits)
+        self._about["questions"].append(
+            {
+                "sample": sample.id, "prompt": [prompt.text, prompt.before, prompt.after],
+                "answer": values.answer, "margins": values.margins, "text": values.text,
+            }
+        )  # fmt: skip
+        return values
+
+    def _write(self, name: str, values: F32) -> None:
+        begin = self._data.tell()
+        self._data.write(values.astype("<f4", order="C", copy=False).tobytes())
+        self._header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [begin, self._data.tell()]}
+
+    def finish(self) -> None:
+        """Put the header before the data."""
+        self._data.close()
+        header = json.dumps({"__metadata__": {_KEY: json.dumps(self._about)}, **self._header}).encode()
+        with whole(self._path) as temporary, temporary.open("wb") as file, self._partial.open("rb") as data:
+            file.write(len(header).to_bytes(8, "little") + header)
+            shutil.copyfileobj(data, file)
+        self.close()
+
+    def close(self) -> None:
+        """Remove what is left of an unfinished file."""
+        self._data.close()
+        self._partial.unlink(missing_ok=True)
+
+
+class Recording:
+    """A file that a ``Recorder`` wrote.
+
+    Raises:
+        UsageError: it is missing, damaged, or no recording of this schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        cure = "record it again, with --record"
+        if not path.is_file():
+            raise UsageError(f"recording {path} does not exist", "make it where the float model is, with --record")
+        try:
+            self._file: Any = safe_open(path, "numpy")  # its methods have no types
+            self._about: dict[str, Any] = json.loads(self._file.metadata()[_KEY])  # type: ignore[no-untyped-call]
+            if self._about["schema"] != _SCHEMA:
+                raise UsageError(f"{path} is a recording of schema {self._about['schema']}, not {_SCHEMA}", cure)
+            self._inputs = Inputs.model_validate(self._about["inputs"])
+            self._images = {name: number for number, name in enumerate(self._about["images"])}
+            self._questions = {entry["sample"]: number for number, entry in enumerate(self._about["questions"])}
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path} is no recording, or damaged ({error!r})", cure) from error
+        self.name = f"{self._about['reference']}, recorded"
+
+    def refuse_other(self, inputs: Inputs) -> None:
+        """Raise where it is of another comparison than the one that is about to run.
+
+        Raises:
+            CheckpointError: it is of another float model, or of one configured otherwise.
+            UsageError: it is of other samples.
+        """
+        model = other_model(self._inputs.model, "the recording", inputs.model, "the bundle")
+        if model:
+            raise CheckpointError(
+                f"{self.path} was recorded from another model than this bundle was made from ({model})",
+                "record the right one",
+            )
+        samples = other_samples(self._inputs, inputs)
+        if samples:
+            raise UsageError(
+                f"{self.path} was recorded on {samples} ({len(self._questions)} samples)",
+                "pass the same --data and --samples",
+            )
+
+    def image(self, sample: Sample) -> ImageValues:
+        """As recorded."""
+        number = self._images[sample.image_id]
+        stages = ("pixels", "features", "tokens")
+        return ImageValues(*(self._file.get_tensor(f"image.{number}.{stage}") for stage in stages))
+
+    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+        """As recorded; the tokens are those of the recording."""
+        number = self._questions[sample.id]
+        entry = self._about["questions"][number]
+        text, before, after = entry["prompt"]
+        logits = self._file.get_tensor(f"question.{number}.logits")
+        prompt = Prompt(text, tuple(before), tuple(after))
+        return QuestionValues(prompt, entry["answer"], entry["margins"], entry["text"], logits)

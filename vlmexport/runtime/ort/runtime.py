@@ -1,0 +1,107 @@
+"""An ONNX bundle on ONNX Runtime, through nothing but the bundle's own files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.onnx.tokenizer_file import encode
+from vlmexport.checkpoint.documents import read_bounded
+from vlmexport.errors import CheckpointError
+from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.tokenizer import IMAGE_MARKER, Prompt
+from vlmexport.runtime.ort.sessions import Cache, Sessions
+from vlmexport.runtime.ort.vision import OrtVision
+from vlmexport.runtime.stages import F32, Token
+
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+class OrtRuntime(OrtVision):
+    """The five stages of an ONNX bundle.
+
+    Args:
+        threads: of one operator; ``operator_threads()`` where it is None.
+        sessions: where the graphs run; in this process where it is None.
+    """
+
+    def __init__(
+        self, bundle: Path, manifest: Manifest, threads: int | None = None, sessions: Sessions | None = None
+    ) -> None:
+        super().__init__(bundle, manifest, threads, sessions)
+        self.eos_token_id = int(manifest.source.spec["eos_token_id"])
+        self.classes = manifest.classes
+        self.context = int(manifest.source.spec["language"]["max_positions"])
+        self._template = _template(bundle / _TOKENIZER_CONFIG)
+        try:
+            self._tokenizer = Tokenizer.from_file(str(bundle / self.details["tokenizer"]))
+        except Exception as error:  # tokenizers raises Exception itself
+            raise CheckpointError(f"{bundle} has no readable tokenizer.json ({error})", "export it again") from error
+
+    def prompt(self, question: str) -> Prompt:
+        """Token ids before and after the image, by ``tokenizer.json`` and the chat template of its configuration."""
+        text, before, after = self._template.prompt(question)
+        begin = self._tokenizer.encode("").ids  # BOS, which the tokenizer itself puts before a text
+        return Prompt(text, (*begin, *encode(self._tokenizer, before)), tuple(encode(self._tokenizer, after)))
+
+    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+        """[1, last, vocabulary], or [1, 1, classes]."""
+        prompt.room(tokens.shape[-2], self.context)
+        embeds = self._embeds(prompt, tokens)
+        return self._cache(embeds.shape[1]).step(embeds, last)
+
+    def generate(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[Token]:
+        """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
+        return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
+
+    def steps(
+        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+    ) -> Iterator[tuple[Token, F32]]:
+        """``generate``, each token with the logits that it was taken from."""
+        start = time.perf_counter()
+        max_new_tokens = min(max_new_tokens, prompt.room(tokens.shape[-2], self.context))
+        embeds = self._embeds(prompt, tokens)
+        cache = self._cache(embeds.shape[1] + max_new_tokens - 1)
+        for _ in range(max_new_tokens):
+            logits = cache.step(embeds, 1)[0]
+            seconds = time.perf_counter() - start
+            second, best = np.partition(logits[-1], -2)[-2:]
+            token = int(logits[-1].argmax())
+            yield Token(token, float(best - second), seconds), logits
+            if self.classes or (token == self.eos_token_id and not ignore_eos):
+                return
+            start = time.perf_counter()
+            embeds = self._embed((token,))
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, without control tokens; of a class."""
+        if self.classes:
+            return " ".join(self.classes[i] for i in ids)
+        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip()
+
+    def _cache(self, length: int) -> Cache:
+        return self.sessions.cache(self.opened("decoder_model_merged"), length)
+
+    def _embed(self, ids: tuple[int, ...]) -> F32:
+        return self.run("embed_tokens", {"input_ids": np.array([ids], np.int64).reshape(1, -1)})["inputs_embeds"]
+
+    def _embeds(self, prompt: Prompt, tokens: F32) -> F32:
+        image = tokens.reshape(1, -1, tokens.shape[-1])
+        return np.concatenate([self._embed(prompt.before), image, self._embed(prompt.after)], 1)
+
+
+def _template(path: Path) -> ChatTemplate:
+    try:
+        source = json.loads(read_bounded(path)).get("chat_template")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})", "export the bundle again") from error
+    return ChatTemplate(source, IMAGE_MARKER, path.name)
