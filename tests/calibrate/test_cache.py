@@ -150,16 +150,17 @@ def test_the_code_that_counts(tiny: Checkpoint) -> None:
         code.modules(tiny.spec, "calibrate.collect", TOWER), code.modules(tiny.spec, "calibrate.sensitivity", ALL)
     )  # fmt: skip
     everywhere = {
-        "model.vlm", "model.pixels", "model.images", "model.weights", "model.vision.clip", "model.projector.ldpnetv2",
+        "model.vlm", "model.weights", "model.vision.clip", "model.projector.ldpnetv2", "processing.pixels",
         "calibrate.collect", "calibrate.recorder", "calibrate.statistics", "checkpoint.tensors", "checkpoint.spec",
-        "checkpoint.tokenizer", "checkpoint.rope", "checkpoint.layouts.original",
+        "processing.images", "processing.tokenizer", "checkpoint.rope", "families.original",
     }  # fmt: skip
     assert everywhere <= tower < collects < feels
     assert collects - tower == {"model.language.llama"}
     assert feels - collects == {"calibrate.sensitivity"}
     wrapped = replace(tiny.spec, vision=replace(tiny.spec.vision, kind="s2", variant="siglip:tiny"))
     assert {"model.vision.s2", "model.vision.siglip"} <= code.modules(wrapped, "calibrate.collect", TOWER)
-    assert not {name for name in feels if name.split(".")[0] not in ("model", "calibrate", "checkpoint")}
+    rooms = ("checkpoint", "processing", "families", "model", "calibrate")
+    assert not {name for name in feels if name.split(".")[0] not in rooms}
     assert not feels & {"calibrate.spread", "checkpoint.hub", "model.language.gpt2", "model.projector.qformer"}
 
 
