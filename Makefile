@@ -3,13 +3,14 @@
 # make thorough  every encoder with every projector and language model, from `new` to `check`; right bundles over 20 seeds (a quarter of an hour)
 # make rotating  a part of `make thorough`, which SEED chooses (by default the commit), so that CI goes through all of it in time
 # make parity the demo's bundles against the committed baselines; `make baselines` makes them anew
+# make same-bytes BASE=v1 whether this working copy exports what a commit exported, byte by byte: three minutes a tree
 # make optimum  optimum, which pins an older transformers, in an environment of its own: a test and a benchmark use it
 # make arm64  arm64's onnxruntime under QEMU, for `vlmexport check --on arm64` and its tests (Debian; 180 MB)
 # make bench  us and the peers in turn, on a MobileVLM V2 1.7B of random weights (16 GB of disk and 11 GB of memory)
 PYTHON ?= python3.11
 VENV := .venv
 
-.PHONY: demo announce test quick thorough rotating parity baselines optimum arm64 bench lint clean
+.PHONY: demo announce test quick thorough rotating parity baselines same-bytes optimum arm64 bench lint clean
 
 # `make demo` says which of its five steps it is at. Other goals share them, without the numbers.
 step = $(if $(filter demo,$(MAKECMDGOALS)),[$(1)/5] )
@@ -77,6 +78,13 @@ baselines: $(BUNDLES:=/vlmexport.json)
 	    $(VENV)/bin/vlmexport check $$bundle || exit 1; \
 	    cp $$bundle/parity.json baselines/$$(basename $$bundle).json; \
 	done
+
+# For changes that move code and are meant to change nothing. What BASE wrote stays in out/, for the next time.
+BASE ?= main
+
+same-bytes: $(VENV)/ready
+	@base=$$(git rev-parse --verify --short=12 "$(BASE)^{commit}") && \
+	    $(VENV)/bin/python benchmarks/same_bytes.py $$base --keep out/same-bytes/$$base
 
 quick: $(VENV)/ready
 	$(CALM) $(PYTEST) --dist loadfile -m "not slow"
