@@ -35,7 +35,7 @@ LEFT_IN_FLOAT = {"patch embedding", "depthwise", "gate", "its signal would drown
 
 def design(text: str) -> Design:
     """Behind the smallest images that make a few features."""
-    if text.startswith("timm"):
+    if text.startswith(("timm", "fastvit")):
         pytest.importorskip("timm", reason="timm is not installed")
     spec = vision_of(text)
     return Design(text, "linear", "llama:tiny", image_size=min(spec.image_size, 4 * spec.patch_size))

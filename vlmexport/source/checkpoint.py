@@ -31,8 +31,8 @@ from vlmexport.source.shapes import check_parts
 from vlmexport.source.tower import Tower, find_tower
 
 COMPONENTS = ("vision", "projector", "language")
-_SKIPPED = ("rotary_emb.inv_freq", "embeddings.position_ids")
-"""Buffers that older versions saved; they follow from the config."""
+_SKIPPED = ("rotary_emb.inv_freq", "embeddings.position_ids", "num_batches_tracked")
+"""Buffers that older versions saved and that follow from the config; what batch norms count while they are trained."""
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """Of PyTorch's data parallelism and DeepSpeed, and of torch.compile."""

@@ -114,7 +114,12 @@ def _rows(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     return found if found.ndim == 3 else found.flatten(2).transpose(1, 2)
 
 
-def _library() -> Any:
+def library() -> Any:
+    """timm.
+
+    Raises:
+        MissingDependency: it is not installed.
+    """
     try:
         import timm
     except ImportError as error:
@@ -123,7 +128,7 @@ def _library() -> Any:
 
 
 def _config(name: str) -> Any:
-    config = _library().get_pretrained_cfg(name)
+    config = library().get_pretrained_cfg(name)
     if config is None:
         raise Unsupported(f"timm has no model {name!r}", f"known, for example: {', '.join(SHOWN)}")
     return config
@@ -131,7 +136,7 @@ def _config(name: str) -> Any:
 
 def _create(name: str, side: int) -> Any:
     """The model with random weights on the CPU: timm fills tables of indices while it builds, which meta would lose."""
-    timm, config = _library(), _config(name)
+    timm, config = library(), _config(name)
     from timm.utils.model import reparameterize_model
 
     sized = {} if side == config.input_size[-1] else {"img_size": side}
