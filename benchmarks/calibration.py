@@ -22,7 +22,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from vlmexport.calibrate import calibration_samples, collect
-from vlmexport.checkpoint import open_checkpoint
+from vlmexport.source.checkpoint import open_checkpoint
 from vlmexport.model import load
 count = int(sys.argv[2])
 samples = calibration_samples(min(count, 72))

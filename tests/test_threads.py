@@ -99,7 +99,8 @@ def test_torch_knows_no_quota(tiny_folder: Path) -> None:
     one = min(os.sched_getaffinity(0))
     script = (
         f"import os, torch; torch.set_num_threads(7); os.sched_setaffinity(0, {{{one}}})\n"
-        "from pathlib import Path; from vlmexport.checkpoint import open_checkpoint; from vlmexport.model import load\n"
+        "from pathlib import Path; from vlmexport.source.checkpoint import open_checkpoint\n"
+        "from vlmexport.model import load\n"
         f"load(open_checkpoint(Path({str(tiny_folder)!r})), components=('projector',)); print(torch.get_num_threads())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}

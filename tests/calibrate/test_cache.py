@@ -183,7 +183,7 @@ import sys
 from pathlib import Path
 from tests.calibrate.pictures import samples
 from vlmexport.calibrate.cache import statistics
-from vlmexport.checkpoint import open_checkpoint
+from vlmexport.source.checkpoint import open_checkpoint
 from vlmexport.console import QUIET
 chosen = samples({count}, Path(sys.argv[2]), pause=0.1)
 statistics(open_checkpoint(Path(sys.argv[1])), chosen, QUIET, components={components})

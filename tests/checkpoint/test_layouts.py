@@ -273,7 +273,7 @@ def test_opening_imports_no_torch(tmp_path: Path) -> None:
 
     path, _ = write(CASES["v2-sharded"], tmp_path)
     code = (
-        "import sys; from pathlib import Path; from vlmexport.checkpoint import open_checkpoint\n"
+        "import sys; from pathlib import Path; from vlmexport.source.checkpoint import open_checkpoint\n"
         f"c = open_checkpoint(Path({str(path)!r})); c.tokenizer\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
