@@ -35,7 +35,7 @@ from vlmexport.console import QUIET
 from vlmexport.costs.operations import count
 from vlmexport.design import Design, create, specify
 from vlmexport.errors import Unsupported
-from vlmexport.measures.metrics import ArrayMeasure
+from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.model import load
 from vlmexport.model.sketch import sketch
 from vlmexport.quantize.int8 import Int8

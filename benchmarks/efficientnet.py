@@ -39,7 +39,8 @@ from vlmexport.artifact.onnx.trace.compare import check
 from vlmexport.artifact.onnx.trace.components import Traced, trace_module
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.statistics import F32
-from vlmexport.measures.metrics import ArrayMeasure, kl_divergence, log_softmax
+from vlmexport.measures.arrays import ArrayMeasure
+from vlmexport.measures.logits import kl_divergence, log_softmax
 from vlmexport.quantize.observers import activation_range
 from vlmexport.quantize.products import OPERATORS, Product
 from vlmexport.quantize.ranges import Range

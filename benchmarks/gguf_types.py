@@ -38,7 +38,7 @@ from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample, heldout_samples
 from vlmexport.flags import gguf_recipe
 from vlmexport.measures.intervals import paired_drop
-from vlmexport.measures.metrics import LogitsMeasure
+from vlmexport.measures.logits import LogitsMeasure
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, Live, QuestionValues
 from vlmexport.pipeline import export, open_whole
 from vlmexport.processing.tokenizer import Prompt

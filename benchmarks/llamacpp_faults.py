@@ -18,7 +18,7 @@ from vlmexport import export, open_model, resolve
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.gguf import mmproj
 from vlmexport.calibrate import heldout_samples
-from vlmexport.measures.metrics import ArrayMeasure
+from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.parity.compare.measured import Measured
 from vlmexport.runtime.llamacpp.probe.probe import probe

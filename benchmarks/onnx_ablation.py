@@ -26,10 +26,10 @@ from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import calibration_samples
 from vlmexport.calibrate.cache import statistics
 from vlmexport.console import QUIET
+from vlmexport.fallback.search import SAMPLES, LogitsLoss, TokensLoss, groups
+from vlmexport.fallback.simulated import int8_layers
 from vlmexport.model import load
 from vlmexport.parity import check
-from vlmexport.parity.fallback import SAMPLES, LogitsLoss, TokensLoss, groups
-from vlmexport.parity.simulated import int8_layers
 from vlmexport.pipeline import export
 from vlmexport.quantize.int8 import Int8
 from vlmexport.recipe import Recipe, resolve

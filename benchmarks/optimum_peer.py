@@ -23,8 +23,8 @@ import numpy as np
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.onnx.session import open_session, run
 from vlmexport.calibrate import Sample, calibration_samples, heldout_samples
+from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.measures.intervals import paired_drop
-from vlmexport.measures.metrics import ArrayMeasure
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 from vlmexport.runtime.ort.runtime import OrtRuntime

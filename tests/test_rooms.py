@@ -15,8 +15,8 @@ PACKAGE = Path(vlmexport.__file__).parent
 ROOMS = (
     "errors", "text", "extras", "threads", "units", "console", "files", "cache", "compiled", "workers", "demo",
     "recipe", "environment", "flags", "checkpoint", "processing", "families", "source", "model", "measures",
-    "calibrate", "quantize", "artifact", "design", "runtime", "serve", "bench", "parity", "plan", "costs",
-    "report", "pipeline", "cli", "pytest_plugin", "__init__", "__main__",
+    "calibrate", "quantize", "fallback", "artifact", "pipeline", "design", "runtime", "serve", "bench", "parity",
+    "plan", "costs", "report", "cli", "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

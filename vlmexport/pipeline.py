@@ -21,7 +21,7 @@ from vlmexport.source.locate import open_model
 if TYPE_CHECKING:
     from vlmexport.calibrate import Statistics
     from vlmexport.calibrate.sensitivity import Sensitivity
-    from vlmexport.parity.fallback import Fallback
+    from vlmexport.fallback.search import Fallback
 
 
 def export(
@@ -117,8 +117,8 @@ def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
     """What measures int8 layers; None where the decoder is one that calibration does not hold in memory either."""
     from vlmexport.calibrate import calibration_samples
     from vlmexport.calibrate.collect import LARGE
+    from vlmexport.fallback.search import Fallback
     from vlmexport.model import load
-    from vlmexport.parity.fallback import Fallback
 
     components = recipe.int8_components
     if sum(checkpoint.parameters(component) for component in components) >= LARGE:

@@ -14,7 +14,8 @@ import pytest
 
 if TYPE_CHECKING:
     from vlmexport.errors import VlmExportError
-    from vlmexport.parity.result import Mode, ParityResult
+    from vlmexport.measures.stage_result import Mode
+    from vlmexport.parity.result import ParityResult
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,10 +51,9 @@ class Bundle(pytest.Collector):
     def collect(self) -> Iterator[Gate]:
         """A case for every gate that the recipe sets, in every mode."""
         from vlmexport.artifact.bundle.manifest import read_manifest
-        from vlmexport.parity.gates import bounds_of
+        from vlmexport.measures.gates import bounds_of
+        from vlmexport.measures.stage_result import MODES, STAGES
         from vlmexport.parity.layers.int8_weights import WRONG, stage_of
-        from vlmexport.parity.result import MODES
-        from vlmexport.runtime import STAGES
 
         recipe = read_manifest(self.folder).recipe
         int8 = {stage_of(component) for component in recipe.int8_components}

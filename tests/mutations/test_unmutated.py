@@ -17,14 +17,15 @@ from tests.rotation import rotating
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.demo.scenes import HELDOUT_SEEDS
+from vlmexport.measures.gates import judge
+from vlmexport.measures.stage_result import STAGES
 from vlmexport.parity.compare.over_samples import Comparison
-from vlmexport.parity.gates import judge
 from vlmexport.parity.layers.int8_weights import compare_weights
 from vlmexport.parity.reference.values import ImageValues, Live, QuestionValues
 from vlmexport.processing.images import read_image
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
-from vlmexport.runtime.stages import F32, STAGES
+from vlmexport.runtime.stages import F32
 from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.source.locate import open_model
 

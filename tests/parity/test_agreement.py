@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmexport.measures.metrics import LogitsMeasure, agreement, log_softmax, preference
+from vlmexport.measures.gates import judge
+from vlmexport.measures.logits import LogitsMeasure, agreement, log_softmax, preference
+from vlmexport.measures.stage_result import GateResult, StageResult
 from vlmexport.parity.compare.tasks import answer_metrics
-from vlmexport.parity.gates import judge
-from vlmexport.parity.result import Answer, GateResult, StageResult
+from vlmexport.parity.result import Answer
 from vlmexport.recipe import resolve
 
 TIES = (0.000, 0.000, 0.001, 0.004, 0.006, 0.010, 0.041, 0.450)

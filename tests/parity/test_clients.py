@@ -22,10 +22,10 @@ from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.onnx import client_files
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
+from vlmexport.measures.gates import broken_stage, judge
 from vlmexport.parity.compare.clients import SIZES, Client, Transformers, client_gates, open_clients
 from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.parity.compare.node import FOLDER, TransformersJs
-from vlmexport.parity.gates import broken_stage, judge
 from vlmexport.processing.pixels import pixel_values
 from vlmexport.recipe import resolve
 from vlmexport.source.checkpoint import Checkpoint

@@ -4,10 +4,11 @@ import math
 
 import pytest
 
-from vlmexport.measures.metrics import agreement
+from vlmexport.measures.gates import broken_stage, judge
+from vlmexport.measures.logits import agreement
+from vlmexport.measures.stage_result import GateResult, StageResult
 from vlmexport.parity.check import _verdict
-from vlmexport.parity.gates import broken_stage, judge
-from vlmexport.parity.result import CoreResult, GateResult, StageResult
+from vlmexport.parity.result import CoreResult
 from vlmexport.recipe import Gates
 
 GATES = Gates(features_cosine=0.99, tokens_cosine=0.99, logits_kld=0.1, answer_equal=0.9)

@@ -9,9 +9,9 @@ import pytest
 
 from vlmexport.calibrate import heldout_samples
 from vlmexport.errors import UsageError
+from vlmexport.measures.stage_result import StageResult
 from vlmexport.parity.check import check
 from vlmexport.parity.compare.machines import KernelDifference
-from vlmexport.parity.result import StageResult
 
 
 def f32(*values: float) -> np.ndarray:

@@ -23,9 +23,9 @@ from tests.layouts import LLAVA, linear, llava, llava_hf, marked, short_spec, v1
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.errors import Unsupported
+from vlmexport.measures.gates import judge
 from vlmexport.model import load
 from vlmexport.parity.compare.over_samples import Comparison
-from vlmexport.parity.gates import judge
 from vlmexport.parity.reference.values import Live
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve

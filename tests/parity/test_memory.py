@@ -11,7 +11,7 @@ import pytest
 
 from tests.onnx_bundles import sample
 from vlmexport.calibrate import Sample
-from vlmexport.measures.metrics import ArrayMeasure, Thinned
+from vlmexport.measures.arrays import ArrayMeasure, Thinned
 from vlmexport.parity.compare import one_runtime
 from vlmexport.parity.compare.measured import SHOWN, Measured
 from vlmexport.parity.compare.over_samples import Comparison

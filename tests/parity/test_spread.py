@@ -11,7 +11,8 @@ import pytest
 
 from tests.onnx_bundles import Bundles, picture
 from vlmexport.calibrate import Sample
-from vlmexport.measures.metrics import ArrayMeasure, LogitsMeasure
+from vlmexport.measures.arrays import ArrayMeasure
+from vlmexport.measures.logits import LogitsMeasure
 from vlmexport.parity.compare import spread
 from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.parity.compare.measured import Measured

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmexport.parity.result import Answer, GateResult, Inputs, Mode, ParityResult, StageResult, StockResult
+from vlmexport.measures.stage_result import GateResult, Mode, StageResult
+from vlmexport.parity.result import Answer, Inputs, ParityResult, StockResult
 
 
 def gate(value: float, stage: str = "features", mode: Mode = "local") -> GateResult:

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from tests.report.test_html import manifest
 from vlmexport.artifact.bundle.card import _core
-from vlmexport.parity.result import Answer, CoreResult, GateResult, Inputs, ParityResult, StageResult
+from vlmexport.measures.stage_result import GateResult, StageResult
+from vlmexport.parity.result import Answer, CoreResult, Inputs, ParityResult
 from vlmexport.report.html import html
 from vlmexport.report.junit import junit
 from vlmexport.report.markdown import markdown

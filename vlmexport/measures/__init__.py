@@ -1,1 +1,1 @@
-"""Differences and scores as numbers, with their intervals."""
+"""Differences and scores as numbers with their intervals, and gates that judge them."""

@@ -20,6 +20,12 @@ def share_interval(successes: float, count: int) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
+def share(name: str, successes: float, count: int) -> dict[str, float]:
+    """A share of ``count``, and its 95 % interval: name, name_low, name_high."""
+    low, high = share_interval(successes, count)
+    return {name: successes / count, f"{name}_low": low, f"{name}_high": high}
+
+
 def paired_drop(reference: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
     """Mean of ``reference - other`` over the same samples, with its interval.
 

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.errors import UsageError
-from vlmexport.parity.gates import AT_LEAST, broken_stage, earliest
+from vlmexport.measures.gates import AT_LEAST, broken_stage, earliest
+from vlmexport.measures.stage_result import StageResult
 from vlmexport.parity.reference.same import other_model, other_samples
-from vlmexport.parity.result import BaselineResult, Change, Inputs, ParityResult, StageResult
+from vlmexport.parity.result import BaselineResult, Change, Inputs, ParityResult
 
 SLACK = 0.1
 _MARGINS = {"cosine": 1e-5, "cosine_p1": 1e-4, "nmse": 1e-6, "kld": 1e-3, "agreement": 2e-3}

@@ -14,18 +14,19 @@ from vlmexport.calibrate.samples import image_hashes
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import UsageError, VlmExportError
+from vlmexport.measures.gates import broken_stage, earliest, judge
+from vlmexport.measures.stage_result import GateResult
 from vlmexport.parity.baseline import SLACK, compared, read_baseline, refuse_baseline
 from vlmexport.parity.compare.clients import More, client_gates
 from vlmexport.parity.compare.evaluate import CoreRun, Evaluation
 from vlmexport.parity.compare.measured import Measured
-from vlmexport.parity.gates import broken_stage, earliest, judge
 from vlmexport.parity.layers.bisect import bisect as layer_by_layer
 from vlmexport.parity.layers.bisect import worst
 from vlmexport.parity.layers.int8_weights import compare_weights, weight_gates
 from vlmexport.parity.pictures import pictures
 from vlmexport.parity.reference.same import spec_facts
 from vlmexport.parity.reference.source import Against
-from vlmexport.parity.result import CoreResult, GateResult, Inputs, ParityResult, StockResult, WeightsResult
+from vlmexport.parity.result import CoreResult, Inputs, ParityResult, StockResult, WeightsResult
 from vlmexport.parity.samples import Chosen, choose
 from vlmexport.runtime.open import Machine
 from vlmexport.source.checkpoint import Checkpoint

@@ -8,39 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vlmexport.bench.result import Component
 from vlmexport.calibrate.samples import Task
+from vlmexport.measures.stage_result import GateResult, Mode, StageResult
 from vlmexport.runtime.int8_kernels import Int8Kernels
-
-Mode = Literal["local", "chained"]
-MODES: tuple[Mode, ...] = ("local", "chained")
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class StageResult(_Model):
-    """What was measured at one stage. ``local``: fed the reference's input. ``chained``: fed its predecessor.
-
-    ``seconds`` is the median of its runs within the check; None where it was not run by itself.
-    """
-
-    stage: str
-    mode: Mode
-    metrics: dict[str, float]
-    error: str | None = None
-    seconds: float | None = None
-
-
-class GateResult(_Model):
-    """One gate, judged."""
-
-    stage: str
-    mode: Mode
-    metric: str
-    value: float | None
-    bound: float
-    at_least: bool
-    passed: bool
 
 
 class Change(GateResult):
@@ -53,7 +26,7 @@ class Answer(_Model):
     """One question, answered by both. ``first_difference`` is a token index; ``margin`` the reference's there.
 
     ``decisions`` are the tokens that both chose after the same text, the one where they part included; ``lost`` is how
-    much the reference preferred its own token there (``metrics.preference``), 0 where the answers are equal.
+    much the reference preferred its own token there (``measures.logits.preference``), 0 where the answers are equal.
 
     ``expected`` are the answers that are right, none where that is not known.
     ``kld`` is the mean KL divergence over the positions of the float model's answer, in nats.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.table import Table
 
 from vlmexport.artifact.bundle.card import number
-from vlmexport.parity.result import CoreResult, GateResult, ParityResult, StageResult
+from vlmexport.measures.stage_result import GateResult, StageResult
+from vlmexport.parity.result import CoreResult, ParityResult
 from vlmexport.report.rows import SHOWN, ran_on
 
 _BESIDE = {"equal": "equal to here", "max_abs": "off from here by"}

@@ -8,12 +8,12 @@ from itertools import takewhile
 
 from vlmexport.artifact.bundle.card import budget_rows
 from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.measures.stage_result import STAGES
 from vlmexport.parity.result import Answer, ParityResult
 from vlmexport.report.heat import LEGEND, heats
 from vlmexport.report.histogram import histogram
 from vlmexport.report.rows import Row, ran_on, rows
 from vlmexport.report.templating import environment
-from vlmexport.runtime import STAGES
 
 _ANSWERS_SHOWN = 100
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from vlmexport.artifact.bundle.card import number
+from vlmexport.measures.stage_result import MODES, STAGES, GateResult, StageResult
 from vlmexport.parity.layers.int8_weights import WRONG
-from vlmexport.parity.result import MODES, BaselineResult, Change, CoreResult, GateResult, ParityResult, StageResult
+from vlmexport.parity.result import BaselineResult, Change, CoreResult, ParityResult
 from vlmexport.report.places import places
-from vlmexport.runtime import STAGES
 
 Side = str
 """``local``, ``chained``, ``stock``, or the core of another machine that ran it (chained)."""

@@ -1,5 +1,5 @@
 """Run the five stages of a bundle, or of the float model."""
 
-from vlmexport.runtime.stages import STAGES, Runtime, Token
+from vlmexport.runtime.stages import Runtime, Token
 
-__all__ = ["STAGES", "Runtime", "Token"]
+__all__ = ["Runtime", "Token"]

@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # runtimes run in workers, which start faster without torch
     from vlmexport.processing.tokenizer import Prompt
 
 F32 = npt.NDArray[np.float32]
-STAGES = ("pixels", "features", "tokens", "logits", "answer")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from PIL import Image
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, UsageError, VlmExportError
+from vlmexport.measures.stage_result import GateResult, StageResult
 from vlmexport.parity.compare.node import TransformersJs
-from vlmexport.parity.result import GateResult, StageResult
 from vlmexport.runtime.stages import F32
 
 More = Literal["node"]

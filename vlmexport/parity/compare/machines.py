@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlmexport.measures.metrics import EqualMeasure, ShapeDiffersError
-from vlmexport.parity.result import StageResult
-from vlmexport.runtime import STAGES
+from vlmexport.measures.arrays import EqualMeasure, ShapeDiffersError
+from vlmexport.measures.stage_result import STAGES, StageResult
 
 Values = Mapping[str, npt.NDArray[Any]]
 """Stage → its array; of ``answer``, the token ids."""

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from vlmexport.measures.metrics import F64, ArrayMeasure, LogitsMeasure
+from vlmexport.measures.arrays import F64, ArrayMeasure
+from vlmexport.measures.logits import LogitsMeasure
+from vlmexport.measures.stage_result import MODES, Mode, StageResult
 from vlmexport.parity.compare.tasks import answer_metrics
-from vlmexport.parity.result import MODES, Answer, Mode, StageResult
+from vlmexport.parity.result import Answer
 
 _IMAGE_STAGES = ("pixels", "features", "tokens")
 SHOWN = 256

@@ -12,12 +12,14 @@ from PIL import Image
 
 from vlmexport.calibrate import Sample
 from vlmexport.errors import VlmExportError
-from vlmexport.measures.metrics import F64, ArrayMeasure, LogitsMeasure, ShapeDiffersError, preference
+from vlmexport.measures.arrays import F64, ArrayMeasure, ShapeDiffersError
+from vlmexport.measures.logits import LogitsMeasure, preference
+from vlmexport.measures.stage_result import MODES, Mode
 from vlmexport.parity.compare.clients import Client
 from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.prompts import difference
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, ImageValues, QuestionValues
-from vlmexport.parity.result import MODES, Answer, Mode
+from vlmexport.parity.result import Answer
 from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32

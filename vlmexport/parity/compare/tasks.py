@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmexport.measures.captions import bleu, cider_d
-from vlmexport.measures.intervals import paired_drop
-from vlmexport.measures.metrics import agreement, share
+from vlmexport.measures.intervals import paired_drop, share
+from vlmexport.measures.logits import agreement
 from vlmexport.measures.scores import SCORES, f1, says_yes
 from vlmexport.parity.result import Answer
 

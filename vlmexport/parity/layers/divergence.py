@@ -11,7 +11,7 @@ from torch import nn
 
 from vlmexport.artifact.onnx.read.layer_outputs import Boundary
 from vlmexport.calibrate import Sample
-from vlmexport.measures.metrics import ArrayMeasure, ShapeDiffersError
+from vlmexport.measures.arrays import ArrayMeasure, ShapeDiffersError
 from vlmexport.model import VLM
 from vlmexport.parity.layers.int8_weights import stage_of
 from vlmexport.parity.result import LayerDifference

@@ -8,8 +8,9 @@ import numpy as np
 
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.onnx.read.int8_layers import Int8Layer
+from vlmexport.measures.stage_result import GateResult
 from vlmexport.parity.layers.unfolded import Unfolded, unfolded
-from vlmexport.parity.result import GateResult, LayerFault, WeightsResult
+from vlmexport.parity.result import LayerFault, WeightsResult
 from vlmexport.source.checkpoint import Checkpoint
 
 STAGE_OF = {"vision": "features", "projector": "tokens", "language": "logits"}

@@ -11,12 +11,12 @@ from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.onnx.read.int8_layers import Int8Layer
 from vlmexport.calibrate import Sample
 from vlmexport.console import Console
+from vlmexport.fallback.search import LogitsLoss, TokensLoss
+from vlmexport.fallback.simulated import int8_layers
 from vlmexport.model import VLM
-from vlmexport.parity.fallback import LogitsLoss, TokensLoss
 from vlmexport.parity.layers.int8_weights import stage_of
 from vlmexport.parity.layers.unfolded import unfolded
 from vlmexport.parity.result import LayerLoss
-from vlmexport.parity.simulated import int8_layers
 from vlmexport.quantize.choice import Choice
 from vlmexport.quantize.ranges import Range
 from vlmexport.quantize.schemes import Scheme, find_scheme

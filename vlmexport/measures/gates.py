@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from vlmexport.parity.result import GateResult, Mode, StageResult
+from vlmexport.measures.stage_result import STAGES, GateResult, Mode, StageResult
 from vlmexport.recipe import Gates
-from vlmexport.runtime import STAGES
 
 _LOCAL = "local_"
 """How a gate begins, behind its stage, that holds only where the stage is fed by the reference."""

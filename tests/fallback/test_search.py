@@ -7,9 +7,9 @@ import torch
 
 from vlmexport.calibrate import Sample, calibration_samples
 from vlmexport.calibrate.collect import collect
+from vlmexport.fallback.search import Fallback
+from vlmexport.fallback.simulated import int8_layers
 from vlmexport.model import VLM, load
-from vlmexport.parity.fallback import Fallback
-from vlmexport.parity.simulated import int8_layers
 from vlmexport.processing.tokenizer import Tokenizer
 from vlmexport.quantize.choice import Choice
 from vlmexport.quantize.int8 import Decisions

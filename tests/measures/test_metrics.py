@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vlmexport.measures.metrics import (
-    ArrayMeasure,
-    LogitsMeasure,
-    ShapeDiffersError,
-    cosine,
-    kl_divergence,
-)
+from vlmexport.measures.arrays import ArrayMeasure, ShapeDiffersError, cosine
+from vlmexport.measures.logits import LogitsMeasure, kl_divergence
 
 whole = st.integers(-100, 100)
 matrices = arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(2, 8)), elements=whole)

@@ -13,10 +13,11 @@ import torch
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.sensitivity import Sequence as Decoded
 from vlmexport.calibrate.sensitivity import sequence
-from vlmexport.measures.metrics import F32, ArrayMeasure, LogitsMeasure
+from vlmexport.fallback.simulated import int8_layers
+from vlmexport.measures.arrays import F32, ArrayMeasure
+from vlmexport.measures.gates import holds
+from vlmexport.measures.logits import LogitsMeasure
 from vlmexport.model import VLM
-from vlmexport.parity.gates import holds
-from vlmexport.parity.simulated import int8_layers
 from vlmexport.processing.tokenizer import Tokenizer
 from vlmexport.quantize.int8 import Decisions
 from vlmexport.recipe import Gates
