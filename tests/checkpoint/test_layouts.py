@@ -27,8 +27,10 @@ from tests.checkpoints import (
     write_json,
     write_preprocessor,
 )
-from vlmexport.checkpoint.spec import Spec
+from vlmexport.checkpoint.spec import Spec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families import find
+from vlmexport.families.reading.published import Published
 from vlmexport.model import VLM, load
 from vlmexport.model.plugins import check_projector
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
@@ -113,8 +115,8 @@ def test_opened_without_flags(name: str, tmp_path: Path) -> None:
     path, state = write(case, tmp_path)
     checkpoint = open_checkpoint(path)
     check_projector(checkpoint)
-    pad = 385 if case.layout == "llava-hf" else None
-    assert checkpoint.spec == replace(spec_of(case), pad_token_id=pad)
+    inside = {"pad_token_id": 385, "image_token_id": 384} if case.layout == "llava-hf" else {}
+    assert checkpoint.spec == replace(spec_of(case), **inside)
     assert (checkpoint.tower is None) == ("clip" not in case.changes.values())
     vlm = load(checkpoint)
     for component, tensors in state.items():
@@ -165,10 +167,12 @@ def test_hf_defaults_are_those_of_transformers(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert {key: getattr(theirs, key) for key in ours} == ours
     config = {"model_type": "llava", "text_config": {"vocab_size": 32064, "rms_norm_eps": 1e-5}}
-    settings = llava_hf.settings(config, tmp_path / "config.json")
-    assert (settings.text["hidden_size"], settings.text["num_hidden_layers"]) == (4096, 32)
-    assert (settings.text["intermediate_size"], settings.vision["image_size"]) == (11008, 336)
-    assert settings.image_token == LlavaConfig().image_token_index
+    assert find(config, tmp_path / "config.json") is llava_hf
+    tower = clip(VisionSpec("clip", 336, 14, 1024, 4096, 24, 16))
+    spec = llava_hf.spec(Published(tmp_path, "model", config, {"vision": tower}))
+    assert (spec.language.hidden_size, spec.language.num_layers, spec.language.intermediate_size) == (4096, 32, 11008)
+    assert (spec.language.rms_norm_eps, spec.vision.image_size, spec.vision.num_heads) == (1e-5, 336, 16)
+    assert spec.image_token_id == LlavaConfig().image_token_index
 
 
 def test_hf_preprocessor_decides_pixels(tmp_path: Path) -> None:

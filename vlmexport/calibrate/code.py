@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from pkgutil import iter_modules
 
 import vlmexport
 from vlmexport import families
@@ -48,7 +47,7 @@ def code(spec: Spec, measurement: str, components: tuple[str, ...] = COMPONENTS)
 def modules(spec: Spec, measurement: str, components: tuple[str, ...]) -> set[str]:
     """Names, without ``vlmexport.``, of the modules that count."""
     found: set[str] = set()
-    todo = [measurement, *_ALWAYS, *(f"families.{info.name}" for info in iter_modules(families.__path__))]
+    todo = [measurement, *_ALWAYS, *(f"families.{name}" for name in families.names())]
     todo += [name for component in components for name in _kinds(spec, component)]
     while todo:
         name = todo.pop()

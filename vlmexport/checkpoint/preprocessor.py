@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import flag, read_object, section
-from vlmexport.checkpoint.sizes import Pixels
 from vlmexport.errors import CheckpointError, Unsupported
 
 _BICUBIC = 3
 _FACTOR, _NEAR = 1 / 255, 1e-7
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """How a preprocessor makes pixels; None where it does not say."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    aspect_ratio: str | None = None
+    side: int | None = None
 
 
 def read_pixels(folder: Path) -> Pixels:

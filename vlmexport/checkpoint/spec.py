@@ -119,7 +119,10 @@ class PromptSpec:
 
 @dataclass(frozen=True)
 class Spec:
-    """Everything later rooms need to know about a checkpoint apart from its weights."""
+    """Everything later rooms need to know about a checkpoint apart from its weights.
+
+    ``image_token_id`` is the id that the config gives ``<image>``; None where it gives none.
+    """
 
     name: str
     layout: str
@@ -131,3 +134,4 @@ class Spec:
     eos_token_id: int
     pad_token_id: int | None
     torch_dtype: str
+    image_token_id: int | None = None

@@ -1,7 +1,8 @@
 """Published layouts, one file each: which config is of it, where its tensors belong, what its config says.
 
-The folder is read, no table is kept. At most one file recognises a config. Nothing else in the package looks at
-``model_type`` or at a prefix.
+The folder is read, no table is kept: a new family whose tower, projector and language model exist is one file here.
+Nothing else in the package looks at ``model_type``, at an architecture's name or at a prefix. What several families
+share is in ``reading/``.
 """
 
 from __future__ import annotations
@@ -11,39 +12,67 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any, Protocol, cast
 
-from vlmexport.checkpoint.settings import Settings
+from vlmexport.checkpoint.documents import architectures
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import Unsupported
+from vlmexport.families.reading.published import Published
 
 
-class Layout(Protocol):
+class Family(Protocol):
     """A file of this folder."""
 
-    MODEL_TYPES: tuple[str, ...]
-    """Model types and architectures that it answers to."""
+    ARCHITECTURES: tuple[str, ...]
+    """The classes that its configs name; no other file has them."""
 
-    def recognise(self, config: dict[str, Any]) -> str | None:
-        """Name of the layout; None where the config is not of it."""
+    MODEL_TYPES: tuple[str, ...]
+    """The model types of its configs, which count where no file knows the architecture."""
+
+    SECTIONS: tuple[str, ...]
+    """What lies inside its configs. Two families that share a model type differ by them."""
 
     def place(self, name: str) -> tuple[str, str]:
-        """Published name of a tensor → its component and canonical name."""
+        """Published name of a tensor → its component and canonical name; every spelling that was published.
 
-    def settings(self, config: dict[str, Any], path: Path) -> Settings:
-        """What the config says; ``path`` is its file, for messages."""
+        Raises:
+            CheckpointError: it belongs to no component.
+        """
+
+    def tower(self, config: dict[str, Any]) -> str | None:
+        """The folder or Hub id of the vision tower that a config names, for a checkpoint that does not carry its."""
+
+    def spec(self, published: Published) -> Spec:
+        """What the documents of a folder say.
+
+        Raises:
+            CheckpointError: something is missing or garbled, or documents and tensors differ.
+            Unsupported: something that would change the result and is not known.
+        """
 
 
-def find(config: dict[str, Any], path: Path) -> tuple[str, Layout]:
-    """Name and file of the layout that a config is of.
+def names() -> list[str]:
+    """The families' files."""
+    return sorted(info.name for info in iter_modules(__path__) if not info.ispkg)
+
+
+def find(config: dict[str, Any], path: Path) -> Family:
+    """The family of a config: by its architecture, else by its model type.
+
+    Args:
+        path: the config's file, for messages.
 
     Raises:
         Unsupported: of none that is known.
     """
-    known: set[str] = set()
-    for info in iter_modules(__path__):
-        layout = cast(Layout, import_module(f"{__name__}.{info.name}"))
-        name = layout.recognise(config)
-        if name is not None:
-            return name, layout
-        known |= set(layout.MODEL_TYPES)
+    families = [cast(Family, import_module(f"{__name__}.{name}")) for name in names()]
+    for architecture in architectures(config):
+        for family in families:
+            if architecture in family.ARCHITECTURES:
+                return family
+    same = [family for family in families if config.get("model_type") in family.MODEL_TYPES]
+    same = [family for family in same if set(family.SECTIONS) <= set(config)]
+    if same:
+        return max(same, key=lambda family: len(family.SECTIONS))
+    known = {name for family in families for name in (*family.ARCHITECTURES, *family.MODEL_TYPES)}
     raise Unsupported(
         f"{path}: model type {config.get('model_type', 'missing')!r} is not a known vision-language model",
         f"known: {', '.join(sorted(known))}",

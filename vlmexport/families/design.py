@@ -9,20 +9,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from vlmexport.checkpoint import sizes
 from vlmexport.checkpoint.documents import section
-from vlmexport.checkpoint.settings import Settings
-from vlmexport.checkpoint.spec import LanguageSpec, Spec, VisionSpec
+from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.errors import CheckpointError
+from vlmexport.families.reading.language import language as read_language
+from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
 
-MODEL_TYPES: tuple[str, ...] = ("vlmexport",)
+ARCHITECTURES: tuple[str, ...] = ()
+MODEL_TYPES = ("vlmexport",)
+SECTIONS: tuple[str, ...] = ()
 _CURE = "write it again with `vlmexport new`, or see docs/designs.md"
 _COLOURS = ("image_mean", "image_std")
-
-
-def recognise(config: dict[str, Any]) -> str | None:
-    """``design``, by model type."""
-    return "design" if config.get("model_type") in MODEL_TYPES else None
 
 
 def place(name: str) -> tuple[str, str]:
@@ -33,7 +30,12 @@ def place(name: str) -> tuple[str, str]:
     raise CheckpointError(f"the tensor {name} belongs to no component", _CURE)
 
 
-def settings(config: dict[str, Any], path: Path) -> Settings:
+def tower(config: dict[str, Any]) -> str | None:
+    """It lies inside."""
+    return None
+
+
+def spec(published: Published) -> Spec:
     """``text_config`` in the terms of ``LlamaConfig``, whatever its ``model_type``, ``vision_config`` in those of
     ``VisionSpec``.
 
@@ -41,20 +43,23 @@ def settings(config: dict[str, Any], path: Path) -> Settings:
         CheckpointError: one of them is missing or garbled.
         Unsupported: rotary embeddings that are scaled otherwise than known.
     """
-    text, vision = section(config, "text_config", path), section(config, "vision_config", path)
+    config, file = published.config, published.file
+    text, vision = section(config, "text_config", file), section(config, "vision_config", file)
     if text is None or vision is None or not isinstance(config.get("projector"), str):
-        raise CheckpointError(f"{path} lacks vision_config, projector or text_config", _CURE)
-    encoder = _encoder(vision, path)
-    return Settings(
-        text=text,
-        vision=vision,
-        tower=None,
-        projector=config["projector"],
-        select_layer=encoder.select_layer,
-        select_feature=encoder.select_feature,
-        aspect_ratio=encoder.aspect_ratio,
-        encoder=encoder,
-        language=sizes.language(text, path, str(text.get("model_type", "llama"))),
+        raise CheckpointError(f"{file} lacks vision_config, projector or text_config", _CURE)
+    encoder = _encoder(vision, file)
+    language = read_language(text, file, str(text.get("model_type", "llama")))
+    return Spec(
+        name=published.name,
+        layout="design",
+        vision=encoder,
+        projector=ProjectorSpec(config["projector"], encoder.hidden_size, language.hidden_size, encoder.num_patches),
+        language=language,
+        prompt=PromptSpec(),
+        bos_token_id=token_id(text, "bos_token_id", 1, file),
+        eos_token_id=token_id(text, "eos_token_id", 2, file),
+        pad_token_id=pad_id(text),
+        torch_dtype=stored_type(text),
     )
 
 
@@ -85,7 +90,7 @@ def _typed(kind: Any, value: Any) -> Any:
 
 
 def config(spec: Spec) -> dict[str, Any]:
-    """``config.json`` of a Spec, as ``settings`` reads it."""
+    """``config.json`` of a Spec, as ``spec`` reads it."""
     vision = asdict(spec.vision)
     return {
         "model_type": MODEL_TYPES[0],

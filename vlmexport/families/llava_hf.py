@@ -9,11 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vlmexport.checkpoint.documents import architectures, section
-from vlmexport.checkpoint.settings import Settings
+from vlmexport.checkpoint.documents import section
+from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
 from vlmexport.errors import Unsupported
+from vlmexport.families.reading import language, vision
+from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
 
-MODEL_TYPES: tuple[str, ...] = ("LlavaForConditionalGeneration",)
+ARCHITECTURES = ("LlavaForConditionalGeneration",)
+MODEL_TYPES = ("llava",)
+SECTIONS = ("text_config",)
 LLAMA = {
     "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
     "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048,
@@ -38,13 +42,6 @@ _PROJECTOR = {"linear_1": "0", "linear_2": "2"}
 _FEATURES = {"default": "patch", "full": "cls_patch"}
 
 
-def recognise(config: dict[str, Any]) -> str | None:
-    """``llava-hf``: the architecture, or the model type ``llava`` with configs inside."""
-    names = architectures(config)
-    inside = config.get("model_type") == "llava" and "text_config" in config and not names
-    return "llava-hf" if MODEL_TYPES[0] in names or inside else None
-
-
 def place(name: str) -> tuple[str, str]:
     """Before transformers 4.52 and again from 5 on saved as ``language_model.model.…`` and ``language_model.lm_head``,
     between as ``model.language_model.…`` and ``lm_head``; the tower with or without ``vision_model.``."""
@@ -59,34 +56,50 @@ def place(name: str) -> tuple[str, str]:
     return "language", name.removeprefix("language_model.")
 
 
-def settings(config: dict[str, Any], path: Path) -> Settings:
+def tower(config: dict[str, Any]) -> str | None:
+    """It lies inside."""
+    return None
+
+
+def spec(published: Published) -> Spec:
     """``text_config`` and ``vision_config`` over their defaults.
 
     Raises:
         Unsupported: another language model or tower inside, or a projector that is not known.
     """
-    text = LLAMA | (section(config, "text_config", path) or {})
-    vision_config = section(config, "vision_config", path)
-    vision = TOWER if vision_config is None else CLIP | vision_config
+    config, file = published.config, published.file
+    text = LLAMA | (section(config, "text_config", file) or {})
+    tower_config = section(config, "vision_config", file)
+    given = TOWER if tower_config is None else CLIP | tower_config
     if text["model_type"] != "llama":
-        raise Unsupported(f"{path}: a {text['model_type']!r} language model is not known", "known: llama")
-    if vision["model_type"] != "clip_vision_model":
-        raise Unsupported(f"{path}: a {vision['model_type']!r} tower is not known", "known: clip_vision_model")
+        raise Unsupported(f"{file}: a {text['model_type']!r} language model is not known", "known: llama")
+    if given["model_type"] != "clip_vision_model":
+        raise Unsupported(f"{file}: a {given['model_type']!r} tower is not known", "known: clip_vision_model")
     activation = config.get("projector_hidden_act", "gelu")
     if activation != "gelu":
-        raise Unsupported(f"{path}: projector_hidden_act {activation!r} is not known", "known: gelu")
+        raise Unsupported(f"{file}: projector_hidden_act {activation!r} is not known", "known: gelu")
     strategy = str(config.get("vision_feature_select_strategy", "default"))
     if strategy not in _FEATURES:
-        raise Unsupported(f"{path}: vision_feature_select_strategy {strategy!r} is unknown", "known: default, full")
-    return Settings(
-        text=text | _outside(config),
-        vision=vision,
-        tower=None,
-        projector="mlp2x_gelu",
-        select_layer=config.get("vision_feature_layer", -2),
-        select_feature=_FEATURES[strategy],
-        aspect_ratio=None,
-        image_token=config.get("image_token_index", config.get("image_token_id", _IMAGE_TOKEN)),
+        raise Unsupported(f"{file}: vision_feature_select_strategy {strategy!r} is unknown", "known: default, full")
+    given, said_in = published.of_tower(given)
+    encoder = vision.layered_tower(
+        "clip", given, published.shapes["vision"], published.pixels, said_in,
+        select_layer=config.get("vision_feature_layer", -2), select_feature=_FEATURES[strategy], aspect_ratio=None,
+    )  # fmt: skip
+    text |= _outside(config)
+    decoder = language.llama(text, file)
+    return Spec(
+        name=published.name,
+        layout="llava-hf",
+        vision=encoder,
+        projector=ProjectorSpec("mlp2x_gelu", encoder.hidden_size, decoder.hidden_size, encoder.num_patches),
+        language=decoder,
+        prompt=PromptSpec(),
+        bos_token_id=token_id(text, "bos_token_id", 1, file),
+        eos_token_id=token_id(text, "eos_token_id", 2, file),
+        pad_token_id=pad_id(text),
+        torch_dtype=stored_type(text),
+        image_token_id=config.get("image_token_index", config.get("image_token_id", _IMAGE_TOKEN)),
     )
 
 

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import architectures, flag, section
-from vlmexport.checkpoint.settings import Settings
+from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families.reading import language, vision
+from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
 
+ARCHITECTURES = ("MobileLlamaForCausalLM", "LlavaLlamaForCausalLM")
+MODEL_TYPES = ("mobilevlm", "llava", "llava_llama")
+SECTIONS: tuple[str, ...] = ()
 _NAMES = {
-    "mobilevlm": "mobilevlm",
-    "MobileLlamaForCausalLM": "mobilevlm",
-    "llava": "llava",
-    "llava_llama": "llava",
+    "mobilevlm": "mobilevlm", "MobileLlamaForCausalLM": "mobilevlm", "llava": "llava", "llava_llama": "llava",
     "LlavaLlamaForCausalLM": "llava",
-}
-MODEL_TYPES: tuple[str, ...] = tuple(_NAMES)
+}  # fmt: skip
 _TOWER = "model.vision_tower.vision_tower."
 _PROJECTOR = "model.mm_projector."
 _ASPECT_RATIOS = {"pad": "pad", "square": "crop", "crop": "crop", "None": "crop"}
-
-
-def recognise(config: dict[str, Any]) -> str | None:
-    """``mobilevlm`` or ``llava``, by model type or architecture."""
-    names = architectures(config)
-    if "LlavaForConditionalGeneration" in names or ("text_config" in config and not names):
-        return None
-    return next((_NAMES[name] for name in (str(config.get("model_type")), *names) if name in _NAMES), None)
 
 
 def place(name: str) -> tuple[str, str]:
@@ -39,30 +31,46 @@ def place(name: str) -> tuple[str, str]:
     return "language", name
 
 
-def settings(config: dict[str, Any], path: Path) -> Settings:
+def tower(config: dict[str, Any]) -> str | None:
+    """``mm_vision_tower``, or what it was called before."""
+    named = config.get("mm_vision_tower") or config.get("vision_tower")
+    return str(named) if named else None
+
+
+def spec(published: Published) -> Spec:
     """The config is the language model's own.
 
     Raises:
         CheckpointError: a value is garbled.
         Unsupported: images are cut in tiles.
     """
+    config, file = published.config, published.file
     ratio = str(config.get("image_aspect_ratio"))
     if ratio not in _ASPECT_RATIOS:
         raise Unsupported(
-            f"{path}: image_aspect_ratio {ratio!r} is unknown", f"known: {', '.join(_ASPECT_RATIOS)} (no tiling)"
+            f"{file}: image_aspect_ratio {ratio!r} is unknown", f"known: {', '.join(_ASPECT_RATIOS)} (no tiling)"
         )
     try:
         marks = flag(config, "mm_use_im_start_end")
     except TypeError as error:
-        raise CheckpointError(f"{path} garbles {error}", "use the published config.json") from error
-    tower = config.get("mm_vision_tower") or config.get("vision_tower")
-    return Settings(
-        text=config,
-        vision=section(config, "vision_config", path) or {},
-        tower=str(tower) if tower else None,
-        projector=str(config.get("mm_projector_type", "linear")),
+        raise CheckpointError(f"{file} garbles {error}", "use the published config.json") from error
+    given, said_in = published.of_tower(section(config, "vision_config", file) or {})
+    encoder = vision.layered_tower(
+        "clip", given, published.shapes["vision"], published.pixels, said_in,
         select_layer=config.get("mm_vision_select_layer", -2),
-        select_feature=str(config.get("mm_vision_select_feature", "patch")),
-        aspect_ratio=_ASPECT_RATIOS[ratio],
-        marks=marks,
+        select_feature=str(config.get("mm_vision_select_feature", "patch")), aspect_ratio=_ASPECT_RATIOS[ratio],
+    )  # fmt: skip
+    text = language.llama(config, file)
+    kind = str(config.get("mm_projector_type", "linear"))
+    return Spec(
+        name=published.name,
+        layout=next(_NAMES[name] for name in (str(config.get("model_type")), *architectures(config)) if name in _NAMES),
+        vision=encoder,
+        projector=ProjectorSpec(kind, encoder.hidden_size, text.hidden_size, encoder.num_patches),
+        language=text,
+        prompt=PromptSpec(image_start="<im_start>", image_end="<im_end>") if marks else PromptSpec(),
+        bos_token_id=token_id(config, "bos_token_id", 1, file),
+        eos_token_id=token_id(config, "eos_token_id", 2, file),
+        pad_token_id=pad_id(config),
+        torch_dtype=stored_type(config),
     )

@@ -1,0 +1,139 @@
+"""A family whose tower, projector and language model exist is one file: here one that nobody publishes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.checkpoints import canonical_state, published, tiny_spec, write_checkpoint, write_preprocessor
+from tests.onnx_bundles import sample
+from vlmexport import families
+from vlmexport.checkpoint.spec import Spec, VisionSpec
+from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.parity.check import check
+from vlmexport.pipeline import export
+from vlmexport.recipe import resolve
+from vlmexport.source.checkpoint import open_checkpoint
+
+FILE = '''
+"""Made up: SigLIP, an MLP and Qwen2, each in a section of the config."""
+
+from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
+from vlmexport.families.reading import language, vision
+from vlmexport.families.reading.published import pad_id, stored_type, token_id
+
+ARCHITECTURES = ("MadeUpForConditionalGeneration",)
+MODEL_TYPES = ("made_up",)
+SECTIONS = ("text_config", "vision_config")
+_PREFIXES = {"model.sight.": "vision", "model.bridge.": "projector", "speech.": "language"}
+
+
+def place(name):
+    for prefix, component in _PREFIXES.items():
+        if name.startswith(prefix):
+            return component, name.removeprefix(prefix)
+    return "language", name
+
+
+def tower(config):
+    return None
+
+
+def spec(published):
+    text, given, file = published.config["text_config"], published.config["vision_config"], published.file
+    decoder = language.language(text, file, "qwen2")
+    encoder = vision.layered_tower(
+        "siglip", given, published.shapes["vision"], published.pixels, file,
+        select_layer=-1, select_feature="patch", aspect_ratio=None,
+    )
+    return Spec(
+        name=published.name, layout="made-up", vision=encoder, language=decoder, prompt=PromptSpec(system="Hello."),
+        projector=ProjectorSpec("mlp2x_gelu", encoder.hidden_size, decoder.hidden_size, encoder.num_patches),
+        bos_token_id=token_id(text, "bos_token_id", 1, file), eos_token_id=token_id(text, "eos_token_id", 2, file),
+        pad_token_id=pad_id(text), torch_dtype=stored_type(text),
+    )
+'''
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The file in a folder of families."""
+    (tmp_path / "families").mkdir()
+    (tmp_path / "families" / "made_up.py").write_text(FILE)
+    monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
+    yield
+    sys.modules.pop("vlmexport.families.made_up", None)
+    if hasattr(families, "made_up"):
+        del families.made_up
+
+
+def small() -> Spec:
+    half = (0.5, 0.5, 0.5)
+    vision = VisionSpec(
+        "siglip", 96, 16, 64, 128, 2, 1, "gelu_pytorch_tanh", 1e-6, half, half, select_layer=-1, aspect_ratio="crop"
+    )
+    spec = tiny_spec("mlp2x_gelu", kind="qwen2", num_layers=1, num_kv_heads=2, rms_norm_eps=1e-6)
+    return replace(spec, layout="made-up", vision=vision, projector=replace(spec.projector, in_tokens=36))
+
+
+def config(spec: Spec) -> dict[str, Any]:
+    language, vision = spec.language, spec.vision
+    return {
+        "architectures": ["MadeUpForConditionalGeneration"], "model_type": "made_up",
+        "vision_config": {
+            "image_size": 96, "hidden_act": vision.hidden_act, "layer_norm_eps": 1e-6, "num_attention_heads": 1,
+        },
+        "text_config": {
+            "vocab_size": language.vocab_size, "hidden_size": language.hidden_size, "num_attention_heads": 4,
+            "intermediate_size": language.intermediate_size, "num_hidden_layers": 1, "num_key_value_heads": 2,
+        },
+    }  # fmt: skip
+
+
+def write(folder: Path) -> tuple[Path, Spec]:
+    spec, prefixes = small(), {"vision": "model.sight.", "projector": "model.bridge.", "language": "speech."}
+    state = published(canonical_state(spec), lambda part, name: prefixes[part] + name)
+    path = write_checkpoint(folder / "model", spec, state=state, config=config(spec))
+    write_preprocessor(path, spec)
+    return path, spec
+
+
+@pytest.mark.usefixtures("made_up", "short_answers")
+def test_one_file_adds_a_family(tmp_path: Path) -> None:
+    path, spec = write(tmp_path)
+    found = open_checkpoint(path)
+    assert asdict(found.spec) == asdict(replace(spec, name="model", prompt=replace(spec.prompt, system="Hello.")))
+    bundle = export(str(path), resolve("onnx-fp32", environ={}), tmp_path / "bundle")
+    result = check(bundle, samples=[sample(seed) for seed in range(20)])
+    assert result.passed
+    assert {stage.stage for stage in result.stages} == {"pixels", "features", "tokens", "logits", "answer"}
+
+
+def test_without_its_file_it_is_unknown(tmp_path: Path) -> None:
+    path, _ = write(tmp_path)
+    with pytest.raises(Unsupported, match="model type 'made_up' is not a known vision-language model") as caught:
+        open_checkpoint(path)
+    assert "LlavaForConditionalGeneration" in caught.value.cure
+
+
+@pytest.mark.usefixtures("made_up")
+def test_its_tensors_are_checked(tmp_path: Path) -> None:
+    path, spec = write(tmp_path)
+    changed = config(spec)
+    changed["text_config"]["hidden_size"] = 128
+    write_checkpoint(path, spec, state={}, config=changed)
+    with pytest.raises(CheckpointError):
+        open_checkpoint(path)
+
+
+def test_no_two_families_answer_to_one_architecture() -> None:
+    from importlib import import_module
+
+    found = [name for file in families.names() for name in import_module(f"vlmexport.families.{file}").ARCHITECTURES]
+    assert len(found) == len(set(found))
+    assert {"LlavaForConditionalGeneration", "MobileLlamaForCausalLM"} <= set(found)

@@ -1,0 +1,85 @@
+"""What a family reads: the documents of a checkpoint folder, and the shapes of its tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vlmexport.checkpoint.documents import read_object, whole
+from vlmexport.checkpoint.preprocessor import Pixels, read_pixels
+from vlmexport.errors import CheckpointError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class TowerFolder:
+    """A vision tower in a folder of its own: ``config`` is in the terms of its class."""
+
+    path: Path
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Published:
+    """``config`` is ``config.json``, ``shapes`` are those of the tensors, by component and canonical name. ``tower`` is
+    the folder that the vision tower was taken from, where the checkpoint does not carry it.
+    """
+
+    path: Path
+    name: str
+    config: dict[str, Any]
+    shapes: Mapping[str, Shapes]
+    tower: TowerFolder | None = None
+
+    @property
+    def file(self) -> Path:
+        """``config.json``, for messages."""
+        return self.path / "config.json"
+
+    @cached_property
+    def generation(self) -> dict[str, Any]:
+        """``generation_config.json``; empty where there is none."""
+        return read_object(self.path / "generation_config.json")
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """What the preprocessor says; that of the tower's folder where the checkpoint has none."""
+        own = read_pixels(self.path)
+        return own if self.tower is None or own.mean is not None else read_pixels(self.tower.path)
+
+    def of_tower(self, own: dict[str, Any]) -> tuple[dict[str, Any], Path]:
+        """What is said of the tower, and the file that says so.
+
+        Args:
+            own: the checkpoint's own section; a tower in its own folder is told by that folder's config.
+        """
+        return (own, self.file) if self.tower is None else (self.tower.config, self.tower.path / "config.json")
+
+
+def token_id(text: Mapping[str, Any], key: str, default: int, path: Path) -> int:
+    """A token id; the first where a config lists several, the default where it is absent or null.
+
+    Raises:
+        CheckpointError: it is no number.
+    """
+    value = text.get(key)
+    first = value[0] if isinstance(value, list) and value else value
+    try:
+        return whole({key: first}, key, default)
+    except TypeError as error:
+        raise CheckpointError(f"{path} garbles {error}", "use the published config.json") from error
+
+
+def pad_id(text: Mapping[str, Any]) -> int | None:
+    """The token that fills a batch, where there is one."""
+    value = text.get("pad_token_id")
+    return value if isinstance(value, int) else None
+
+
+def stored_type(text: Mapping[str, Any]) -> str:
+    """The type that weights are said to be stored in."""
+    return str(text.get("torch_dtype") or text.get("dtype") or "float16")
