@@ -41,7 +41,6 @@ from vlmexport.measures.intervals import paired_drop
 from vlmexport.measures.logits import LogitsMeasure
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, Live, QuestionValues
 from vlmexport.pipeline import export, open_whole
-from vlmexport.processing.tokenizer import Prompt
 from vlmexport.quantize.gguf_mix import find_mix
 from vlmexport.recipe import Recipe, resolve
 from vlmexport.runtime.llamacpp.runtime import LlamaCppDecoder
@@ -75,7 +74,7 @@ def questions(count: int, odd: bool) -> list[Question]:
     for sample in samples:
         if sample.image_id not in tokens:
             tokens[sample.image_id] = expected.image(sample).tokens
-        values = expected.question(sample, tokens[sample.image_id])
+        values = expected.question(sample, [tokens[sample.image_id]])
         found.append(Question(sample, tokens[sample.image_id], values))
     return found
 
@@ -87,13 +86,12 @@ def asked(bundle: Path, questions: Iterable[Question]) -> dict[str, Any]:
     with closing(LlamaCppDecoder(bundle, manifest, threads=1)) as decoder:
         for question in questions:
             expected = question.values
-            prompt = expected.prompt
-            whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
-            logits = decoder.logits(whole, question.tokens, len(expected.answer))
+            prompt, tokens = expected.prompt, [question.tokens]
+            logits = decoder.logits(prompt.answered(expected.answer[:-1]), tokens, len(expected.answer))
             measure.add(expected.logits, logits, expected.answer)
             text = expected.text
             if logits[0].argmax(-1).tolist() != expected.answer:
-                ids = [token.id for token in decoder.generate(prompt, question.tokens, MAX_NEW_TOKENS)]
+                ids = [token.id for token in decoder.generate(prompt, tokens, MAX_NEW_TOKENS)]
                 text = decoder.decode(ids)
             rows.append((question.sample.answer, expected.text, text))
     drop, low, high = paired_drop(

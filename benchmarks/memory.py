@@ -31,6 +31,8 @@ from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.reference import values
 from vlmexport.parity.reference.values import Live
 from vlmexport.pipeline import export
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import Prompt
 from vlmexport.recipe import resolve
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -62,11 +64,14 @@ def samples(count: int, question: str) -> list[Sample]:
     return [Sample(f"{i}", f"{i // 2}", question, partial(picture, i // 2)) for i in range(count)]
 
 
+def prompt_of(found: Checkpoint, question: str) -> Prompt:
+    """About one image, whose patches are its visual tokens."""
+    return found.tokenizer.prompt(found.spec.prompt, asked(question), [((1, found.spec.projector.in_tokens),)])
+
+
 def long_question(found: Checkpoint, positions: int) -> str:
     """One that makes a prompt of so many positions, its image's included."""
-    visual = found.spec.projector.in_tokens
-    prompt = found.tokenizer.prompt(found.spec.prompt, "")
-    empty = len(prompt.before) + visual + len(prompt.after)
+    empty = len(prompt_of(found, "").ids)
     word = " what is it"
     each = len(found.tokenizer.encode(word * 9, bos=False)) - len(found.tokenizer.encode(word * 8, bos=False))
     return word * ((positions - empty) // each)
@@ -91,8 +96,7 @@ def calibration(folder: Path, count: int) -> None:
     """Statistics of all components."""
     found = checkpoint(folder / "model", WIDE, 56)
     vlm, question = load(found, resident=True), long_question(found, POSITIONS)
-    prompt = found.tokenizer.prompt(found.spec.prompt, question)
-    print(f"prompts of {len(prompt.before) + len(prompt.after) + found.spec.projector.in_tokens} positions")
+    print(f"prompts of {len(prompt_of(found, question).ids)} positions")
     with beyond(f"calibration on {count} samples"):
         collect(vlm, found.tokenizer, samples(count, question))
 

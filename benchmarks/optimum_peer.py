@@ -26,6 +26,8 @@ from vlmexport.calibrate import Sample, calibration_samples, heldout_samples
 from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.measures.intervals import paired_drop
 from vlmexport.pipeline import export
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import in_a_row
 from vlmexport.recipe import resolve
 from vlmexport.runtime.ort.runtime import OrtRuntime
 
@@ -72,11 +74,12 @@ def measure(runtime: OrtRuntime, graphs: dict[str, Path], samples: list[Sample])
     tokens = {name: ArrayMeasure() for name in graphs}
     answers: dict[str, list[str]] = {name: [] for name in graphs}
     for sample in samples:
-        pixels, prompt = runtime.pixels(sample.image()), runtime.prompt(sample.question)
+        pixels = runtime.pixels(sample.image())
         seen = {name: run(session, {"pixel_values": pixels})["image_features"] for name, session in sessions.items()}
         for name, features in seen.items():
             tokens[name].add(seen["fp32"], features)
-            ids = [token.id for token in runtime.generate(prompt, features[None], MAX_NEW_TOKENS)]
+            prompt = runtime.prompt(asked(sample.question), in_a_row([features]))
+            ids = [token.id for token in runtime.generate(prompt, [features], MAX_NEW_TOKENS)]
             answers[name].append(runtime.decode(ids))
     expected = [sample.answer for sample in samples]
     right = {name: [a == b for a, b in zip(given, expected, strict=True)] for name, given in answers.items()}

@@ -24,6 +24,7 @@ from tests.checkpoints import (
 )
 from tests.command import vlmexport
 from tests.onnx_bundles import picture
+from tests.prompts import ask
 from tests.test_cli import assert_one_line_error
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import calibration_samples
@@ -278,7 +279,7 @@ def test_a_design_goes_through_export_and_runtime(
     assert np.abs(pixels - reference.pixels(image)).max() < 1e-5
     tokens, expected = runtime.tokens(runtime.features(pixels)), reference.tokens(reference.features(pixels))
     assert cosine(tokens, expected) > least
-    prompt = runtime.prompt("what is it?")
+    prompt = ask(runtime, "what is it?", tokens.shape[1])
     assert cosine(runtime.logits(prompt, tokens), reference.logits(prompt, expected)) > least - 0.01
     runtime.close()
 

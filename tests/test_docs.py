@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.onnx_bundles import Bundles, picture
+from tests.prompts import ask
 from vlmexport.runtime.open import open_runtime
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,5 +29,5 @@ def test_plain_onnxruntime(onnx_bundle: Bundles, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with closing(open_runtime(bundle)) as runtime:
         tokens = runtime.tokens(runtime.features(runtime.pixels(picture(1))))
-        ids = [token.id for token in runtime.generate(runtime.prompt(question), tokens, 64)]
+        ids = [token.id for token in runtime.generate(ask(runtime, question), tokens, 64)]
         assert done.stdout.strip().endswith(f"{runtime.decode(ids)}\n{ids}")

@@ -12,7 +12,10 @@ from lessons import Turns
 
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
+from vlmexport.processing import messages
 from vlmexport.source.checkpoint import Checkpoint
+
+_ONE_IMAGE = [((1, 1),)]  # how many visual tokens an image has does not matter here
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,12 @@ def pack(checkpoint: Checkpoint, asked: Sequence[Turns]) -> Batch:
         number: list[int] = []
         place: list[int] = []
         for turn, (question, answer) in enumerate(turns, start=1):
-            prompt = tokenizer.prompt(spec.prompt, question)
-            before = prompt.before
+            prompt = tokenizer.prompt(spec.prompt, messages.asked(question), _ONE_IMAGE)
+            (span,) = prompt.spans
+            before, after = prompt.ids[: span.start], prompt.ids[span.end :]
             told = [*tokenizer.encode(answer, bos=False), spec.eos_token_id]
-            ids = [*prompt.after, *told[:-1]]
-            first = len(row) + len(prompt.after) - 1
+            ids = [*after, *told[:-1]]
+            first = len(row) + len(after) - 1
             answers += [(picture, first + i, target, count) for i, target in enumerate(told)]
             row += ids
             number += [turn] * len(ids)

@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.checkpoints import canonical_state, published, tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture
+from tests.prompts import ask
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.onnx.build import fused_decoder
 from vlmexport.artifact.onnx.passes.clean import save
@@ -126,7 +127,7 @@ def test_rounding(short: Checkpoint, tmp_path: Path) -> None:
         folder = export(str(short.path), resolve("onnx-fp32-int4", flags), tmp_path / rounding)
         assert not [path for path in folder.rglob("*") if "hessian" in path.name]
         runtime, reference = OrtRuntime(folder, read_manifest(folder)), ReferenceRuntime(short)
-        prompt = runtime.prompt("what is polite?")
+        prompt = ask(runtime, "what is polite?")
         tokens = reference.tokens(reference.features(reference.pixels(picture(1))))
         difference = runtime.logits(prompt, tokens) - reference.logits(prompt, tokens)
         errors[rounding] = float(np.square(difference, dtype=np.float64).mean())

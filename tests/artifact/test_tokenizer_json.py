@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from tests.prompts import tokenized, with_image
 from vlmexport.artifact.onnx.tokenizer_file import build, encode, image_token_id
 from vlmexport.errors import Unsupported
 from vlmexport.processing.tokenizer import Tokenizer as SentencePiece
@@ -46,8 +47,8 @@ def test_text_comes_back(built: Tokenizer, tiny: Checkpoint, text: str) -> None:
 def test_the_image_splits_chunks(built: Tokenizer, tiny: Checkpoint) -> None:
     built.encode_special_tokens = False
     image = image_token_id(tiny)
-    prompt = tiny.tokenizer.prompt(tiny.spec.prompt, "what is the image ?")
-    assert built.encode(prompt.text).ids == [*prompt.before, image, *prompt.after]
+    prompt = tokenized(tiny.tokenizer, tiny.spec.prompt, "what is the image ?")
+    assert built.encode(prompt.text).ids == with_image(prompt, image)
     assert built.token_to_id("<image>") == image == 384
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.calibrate.pictures import samples
 from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.prompts import texts, tokenized
 from vlmexport.calibrate import Sample, collect
 from vlmexport.calibrate.collect import LARGE_ANSWER, MAX_ANSWER
 from vlmexport.errors import CheckpointError, NotEnoughData
@@ -40,7 +41,7 @@ def one_by_one(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample]) -> dict[s
 
     with torch.inference_mode():
         for sample in chosen:
-            prompt = checkpoint.tokenizer.prompt(vlm.spec.prompt, sample.question)
+            prompt = tokenized(checkpoint.tokenizer, vlm.spec.prompt, sample.question)
             pixels = vlm.pixels(sample.image())
             embeds = vlm.prompt_embeds(prompt, vlm.tokens(vlm.features(pixels)))
             if sample.answer is None:
@@ -95,9 +96,9 @@ def test_the_head_is_given_the_positions_that_decide_a_token(tiny: Checkpoint, f
 def test_image_and_text_positions(tiny: Checkpoint, few: list[Sample]) -> None:
     layer = collect(load(tiny), tiny.tokenizer, [few[1]]).layers[Q_PROJ]
     assert layer.count_image == 144
-    prompt = tiny.tokenizer.prompt(tiny.spec.prompt, few[1].question)
+    prompt = tokenized(tiny.tokenizer, tiny.spec.prompt, few[1].question)
     answer = tiny.tokenizer.encode("a chat", bos=False)
-    assert layer.count_text == len(prompt.before) + len(prompt.after) + len(answer) + 1
+    assert layer.count_text == sum(map(len, texts(prompt))) + len(answer) + 1
 
 
 def test_answers_of_a_large_decoder_are_short(
@@ -105,8 +106,8 @@ def test_answers_of_a_large_decoder_are_short(
 ) -> None:
     monkeypatch.setattr(sys.modules[collect.__module__], "LARGE", 1)
     layer = collect(load(tiny), tiny.tokenizer, [few[0]]).layers[Q_PROJ]
-    prompt = tiny.tokenizer.prompt(tiny.spec.prompt, few[0].question)
-    assert 1 <= layer.count_text - len(prompt.before) - len(prompt.after) <= LARGE_ANSWER
+    prompt = tokenized(tiny.tokenizer, tiny.spec.prompt, few[0].question)
+    assert 1 <= layer.count_text - sum(map(len, texts(prompt))) <= LARGE_ANSWER
 
 
 def test_layers_behind_the_selected_one_are_not_run(tiny: Checkpoint, few: list[Sample]) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.prompts import tokenized
 from vlmexport.calibrate.samples import Sample, calibration_samples
 from vlmexport.calibrate.sensitivity import EMBEDDING, Sensitivity, measure
 from vlmexport.model import VLM, load
@@ -41,7 +42,7 @@ def log_probabilities(vlm: VLM, checkpoint: Checkpoint, samples: list[Sample]) -
         for sample in samples:
             assert sample.answer is not None
             tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
-            prompt = checkpoint.tokenizer.prompt(vlm.spec.prompt, sample.question)
+            prompt = tokenized(checkpoint.tokenizer, vlm.spec.prompt, sample.question)
             answer = checkpoint.tokenizer.encode(sample.answer, bos=False)
             embeds = torch.cat([vlm.prompt_embeds(prompt, tokens), vlm.embed(answer)], 1)
             rows.append(vlm.logits(embeds)[0, -len(answer) - 1 :].log_softmax(-1))

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaTokenizer
 
 from tests.checkpoints import write_json, write_tokenizer
+from tests.prompts import texts, tokenized
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.processing.tokenizer import Tokenizer
@@ -84,13 +85,13 @@ def test_image_marks(kind: str, source: Path, legacy: Path) -> None:
     write_json(folder / "special_tokens_map.json", {"additional_special_tokens": list(MARKS)})
     tokenizer = open_tokenizer(folder, 387, MARKED)
     assert tokenizer.kind == f"tokenizer.{kind}"
-    prompt = tokenizer.prompt(MARKED, "what is it?")
+    prompt = tokenized(tokenizer, MARKED, "what is it?")
     assert prompt.text.endswith("USER: <im_start><image><im_end>\nwhat is it? ASSISTANT:")
-    plain = open_tokenizer(source, 384).prompt(PromptSpec(), "what is it?")
-    assert prompt.before == (*plain.before, 384)
-    assert prompt.after == (385, *plain.after)
+    plain = tokenized(open_tokenizer(source, 384), PromptSpec(), "what is it?")
+    before, after = texts(plain)
+    assert texts(prompt) == ((*before, 384), (385, *after))
     assert 386 not in tokenizer.encode("<im_patch>"), "special tokens are plain text"
-    assert tokenizer.decode([*plain.after, 384, *tokenizer.encode("a chat", bos=False)]).endswith("<im_start> a chat")
+    assert tokenizer.decode([*after, 384, *tokenizer.encode("a chat", bos=False)]).endswith("<im_start> a chat")
 
 
 def test_marks_without_tokens(source: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.command import vlmexport
 from tests.onnx_bundles import picture
+from tests.prompts import ask
 from tests.test_cli import assert_one_line_error
 from vlmexport import pipeline
 from vlmexport.artifact.bundle.manifest import read_manifest
@@ -81,8 +82,8 @@ def test_a_runtime_answers_once_whatever_it_is_asked_for(model: Path, float_bund
     reference, runtime = ReferenceRuntime(open_whole(str(model))), open_runtime(float_bundle)
     pixels = reference.pixels(picture(0))
     tokens = reference.tokens(reference.features(pixels))
-    prompt = runtime.prompt(QUESTION)
-    assert prompt == reference.prompt(QUESTION)
+    prompt = ask(runtime, QUESTION, tokens.shape[1])
+    assert prompt == ask(reference, QUESTION, tokens.shape[1])
     for side in (reference, runtime):
         assert side.classes == ANSWERS
         ((token, rows),) = side.steps(prompt, tokens, 5, ignore_eos=True)

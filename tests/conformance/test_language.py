@@ -20,6 +20,7 @@ import vlmexport.model.language as folder
 from tests.conformance.parts import SCHEMES, measure
 from tests.gguf_bundles import export
 from tests.onnx_bundles import picture
+from tests.prompts import ask
 from vlmexport import pipeline
 from vlmexport.artifact.gguf.language import gguf_name, importance_names
 from vlmexport.artifact.onnx.build import fused_decoder
@@ -226,8 +227,8 @@ def test_llama_cpp_gives_the_float_models_logits_or_is_not_asked(text: str, open
     export(checkpoint, tmp_path / "bundle", type="f32", mmproj_type="f32")
     runtime = open_runtime(tmp_path / "bundle")
     tokens = reference.tokens(reference.features(reference.pixels(picture(0))))
-    prompt = runtime.prompt("what is it?")
-    assert prompt == reference.prompt("what is it?")
+    prompt = ask(runtime, "what is it?", tokens.shape[1])
+    assert prompt == ask(reference, "what is it?", tokens.shape[1])
     got, expected = runtime.logits(prompt, tokens), reference.logits(prompt, tokens)
     answers = [[token.id for token in side.generate(prompt, tokens, 6)] for side in (runtime, reference)]
     runtime.close()

@@ -14,6 +14,7 @@ import torch
 import vlmexport.model.projector as folder
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.conformance.parts import SCHEMES, measure
+from tests.prompts import ask
 from vlmexport.artifact.onnx.trace import components
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.costs.operations import count
@@ -110,10 +111,10 @@ def test_the_five_stages(kind: str, tmp_path: Path) -> None:
     reference = ReferenceRuntime(checkpoint)
     features = reference.features(np.zeros((1, 3, 336, 336), np.float32))
     tokens = reference.tokens(features)
-    prompt = reference.prompt("what?")
+    prompt = ask(reference, "what?", tokens.shape[1])
     logits = reference.logits(prompt, tokens)
     assert features.shape == (1, 576, 64)
-    assert logits.shape == (1, len(prompt.before) + tokens.shape[1] + len(prompt.after), 384)
+    assert logits.shape == (1, len(prompt.ids), 384)
     first = next(reference.generate(prompt, tokens, 4))
     assert first.id == int(logits[0, -1].argmax())
 
@@ -137,9 +138,9 @@ def test_ldpnetv2_refuses_a_grid_that_does_not_divide() -> None:
 @pytest.mark.parametrize("kind", ["concat_mlp", "pool", "pool_max", "pixel_shuffle"])
 def test_pairs_refuse_an_odd_grid(kind: str) -> None:
     plugin = plugins.projector(spec_of(kind, 7))
-    for ask in (plugin.build, plugin.num_tokens):
+    for size in (plugin.build, plugin.num_tokens):
         with pytest.raises(Unsupported, match=r"49 of them \(7x7\) do not divide: use .* 6x6 or 8x8"):
-            ask(spec_of(kind, 7))
+            size(spec_of(kind, 7))
 
 
 @pytest.mark.parametrize(("kind", "cure"), [("bottleneck_transformer60", "of 8"), ("qformer8x100", "of 64")])

@@ -12,6 +12,7 @@ import torch
 from tests.checkpoints import tiny_spec, write_design
 from tests.gguf_bundles import export
 from tests.onnx_bundles import picture
+from tests.prompts import ask
 from vlmexport.artifact.onnx.build import fused_decoder
 from vlmexport.artifact.onnx.passes.clean import save
 from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run
@@ -47,7 +48,7 @@ def test_every_runtime_computes_it(scaling: RopeScaling, tmp_path: Path) -> None
     found = open_checkpoint(write_design(tmp_path / "model", spec))
     assert found.spec.language == spec.language
     reference = ReferenceRuntime(found)
-    tokens, prompt = reference.tokens(reference.features(reference.pixels(picture(0)))), reference.prompt("what ?")
+    tokens, prompt = reference.tokens(reference.features(reference.pixels(picture(0)))), ask(reference, "what ?")
     expected = reference.logits(prompt, tokens)
 
     found.spec = replace(found.spec, language=replace(spec.language, rope_scaling=None))

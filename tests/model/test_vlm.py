@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from tests.prompts import texts, tokenized
 from vlmexport.model import load
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -32,7 +33,7 @@ def test_ldpnetv2_is_adaptive_pooling(tiny: Checkpoint) -> None:
 
 def test_greedy_decoding_with_cache_equals_without(tiny: Checkpoint) -> None:
     vlm = load(tiny)
-    prompt = tiny.tokenizer.prompt(tiny.spec.prompt, "what is it?")
+    prompt = tokenized(tiny.tokenizer, tiny.spec.prompt, "what is it?")
     with torch.inference_mode():
         tokens = vlm.tokens(vlm.features(torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))))
         embeds = vlm.prompt_embeds(prompt, tokens)
@@ -48,9 +49,10 @@ def test_greedy_decoding_with_cache_equals_without(tiny: Checkpoint) -> None:
 
 def test_prompt_is_tokenized_chunk_by_chunk(tiny: Checkpoint) -> None:
     tokenizer = tiny.tokenizer
-    prompt = tokenizer.prompt(tiny.spec.prompt, "what is it?")
+    prompt = tokenized(tokenizer, tiny.spec.prompt, "what is it?")
     assert prompt.text.endswith("USER: <image>\nwhat is it? ASSISTANT:")
-    assert prompt.before[0] == tokenizer.bos_token_id
-    assert tokenizer.bos_token_id not in prompt.after
+    before, after = texts(prompt)
+    assert before[0] == tokenizer.bos_token_id
+    assert tokenizer.bos_token_id not in after
     newline = next(i for i, piece in enumerate(tokenizer.pieces()) if piece.text == "<0x0A>")
-    assert prompt.after[1] == newline
+    assert after[1] == newline

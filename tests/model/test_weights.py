@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import tiny_spec, write_checkpoint
+from tests.prompts import tokenized
 from vlmexport.model import VLM, load, vlm
 from vlmexport.model.weights import MappedLinear, available_memory
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
@@ -31,7 +32,7 @@ def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
 def stages(model: VLM, checkpoint: Checkpoint) -> list[torch.Tensor]:
     """Features, tokens, and the logits of an answer of four tokens."""
     pixels = torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))
-    prompt = checkpoint.tokenizer.prompt(checkpoint.spec.prompt, "what is it?")
+    prompt = tokenized(checkpoint.tokenizer, checkpoint.spec.prompt, "what is it?")
     with torch.inference_mode():
         features = model.features(pixels)
         tokens = model.tokens(features)

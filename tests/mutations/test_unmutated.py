@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutations.conftest import FORMATS, Right, about
+from tests.prompts import ask
 from tests.rotation import rotating
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
@@ -112,7 +113,7 @@ def test_decoding_can_go_on_past_the_end(kind: str, right: Right) -> None:
     """What the times of `vlmexport bench` rest on: the demo ends its answers, random models do not."""
     bundle, (sample,) = right(kind), about(SEEDS[0][0], 1)
     with closing(open_runtime(bundle)) as runtime:
-        prompt = runtime.prompt(sample.question)
+        prompt = ask(runtime, sample.question)
         tokens = runtime.tokens(runtime.features(runtime.pixels(sample.image())))
         ended = [token.id for token in runtime.generate(prompt, tokens, 40)]
         assert ended[-1] == runtime.eos_token_id

@@ -20,6 +20,7 @@ from tests.checkpoints import (
     write_tokenizer,
 )
 from tests.layouts import LLAVA, linear, llava, llava_hf, marked, short_spec, v1
+from tests.prompts import ask, tokenized, with_image
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.errors import Unsupported
@@ -60,7 +61,7 @@ def assert_parity(recipe_name: str, write: Write, folder: Path) -> None:
         comparison.run(samples())
         template = checkpoint.spec.prompt
         for question in ("what is <im_patch> Ü?", " two  spaces"):
-            assert runtime.prompt(question) == checkpoint.tokenizer.prompt(template, question)
+            assert ask(runtime, question) == tokenized(checkpoint.tokenizer, template, question)
     failed = [gate for gate in judge(recipe.gates, comparison.measured.stages()) if not gate.passed]
     assert not failed, failed
 
@@ -110,10 +111,12 @@ def test_the_float_model_is_transformers_llava(saved: str, strategy: str, layer:
     write_tokenizer(tmp_path, 384)
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.spec.layout == "llava-hf"
-    ours, prompt = load(checkpoint), checkpoint.tokenizer.prompt(checkpoint.spec.prompt, "what is it?")
+    ours, prompt = (
+        load(checkpoint),
+        tokenized(checkpoint.tokenizer, checkpoint.spec.prompt, "what is it?", checkpoint.spec.vision.num_patches),
+    )
     pixels = torch.randn(1, 3, 56, 56)
-    image = [384] * checkpoint.spec.vision.num_patches
-    ids = torch.tensor([[*prompt.before, *image, *prompt.after]])
+    ids = torch.tensor([with_image(prompt, *[384] * checkpoint.spec.vision.num_patches)])
     with torch.inference_mode():
         expected = theirs(input_ids=ids, pixel_values=pixels).logits
         found = ours.logits(ours.prompt_embeds(prompt, ours.tokens(ours.features(pixels))))

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.onnx_bundles import Bundles
+from tests.prompts import around
 from vlmexport.artifact.bundle.manifest import read_manifest, write_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.errors import CheckpointError, UsageError
@@ -18,7 +19,6 @@ from vlmexport.parity.layers.int8_weights import WRONG
 from vlmexport.parity.reference.recording import Recorder, Recording
 from vlmexport.parity.reference.values import ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
-from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.stages import F32
 
 INPUTS = Inputs(
@@ -45,7 +45,7 @@ class Made:
 
     def question(self, sample: Sample, tokens: F32) -> QuestionValues:
         logits = np.random.default_rng(int(sample.id)).random((1, 3, 7), np.float32)
-        return QuestionValues(Prompt("a<image>b", (1, 2), (3,)), [4, 5, 2], [0.5, 0.25, 1.0], "said", logits)
+        return QuestionValues(around((1, 2), (3,), 4, "a<image>b"), [4, 5, 2], [0.5, 0.25, 1.0], "said", logits)
 
 
 def recorded(path: Path, count: int = 4) -> Recording:
@@ -90,7 +90,7 @@ def test_of_another_comparison(tmp_path: Path) -> None:
 def test_a_recording_of_an_earlier_version(tmp_path: Path) -> None:
     about = {"schema": 1, "reference": "made", "weights": {}, "samples": "11", "images": [], "questions": []}
     save_file({"a": np.zeros(1)}, tmp_path / "old.safetensors", {"vlmexport": json.dumps(about)})
-    with pytest.raises(UsageError, match=r"is a recording of schema 1, not 2: record it again, with --record"):
+    with pytest.raises(UsageError, match=r"is a recording of schema 1, not 3: record it again, with --record"):
         Recording(tmp_path / "old.safetensors")
 
 

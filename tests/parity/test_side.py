@@ -10,7 +10,6 @@ import pytest
 from tests.onnx_bundles import sample
 from vlmexport.parity.compare.one_runtime import Side
 from vlmexport.parity.reference.values import ImageValues, Live, QuestionValues
-from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -71,8 +70,7 @@ def test_logits_are_those_over_the_float_models_answer(tiny: Checkpoint) -> None
     image: ImageValues = Live(runtime).image(asked)
     own = Live(runtime).question(asked, image.tokens)
     other = [(token + 1) % tiny.spec.language.vocab_size for token in own.answer]
-    forced = Prompt(own.prompt.text, own.prompt.before, (*own.prompt.after, *other[:-1]))
-    logits = runtime.logits(forced, image.tokens, len(other))
+    logits = runtime.logits(own.prompt.answered(other[:-1]), image.tokens, len(other))
     side = Side(runtime)
     side.image(asked.image_id, asked.image(), image)
     side.question(asked, QuestionValues(own.prompt, other, own.margins, "", logits), image.tokens)

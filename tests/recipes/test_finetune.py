@@ -15,6 +15,7 @@ import torch
 from tests import gguf_bundles
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture, recipe
+from tests.prompts import ask, tokenized
 from tests.recipes.conftest import FINETUNE
 from vlmexport.artifact.onnx.export import export_onnx
 from vlmexport.console import QUIET
@@ -72,7 +73,7 @@ def test_a_packed_turn_equals_a_single_turn(language: str, tmp_path: Path) -> No
         for i, turns in enumerate(asked):
             visual = vlm.tokens(features[i : i + 1])
             for question, answer in turns:
-                prompt = tokenizer.prompt(checkpoint.spec.prompt, question)
+                prompt = tokenized(tokenizer, checkpoint.spec.prompt, question)
                 ids = tokenizer.encode(answer, bos=False)
                 whole = torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)
                 single = vlm.logits(whole)[0, -len(ids) - 1 :]
@@ -195,7 +196,7 @@ def test_a_smaller_checkpoint_exports(smaller: Checkpoint, tmp_path: Path) -> No
     gguf_bundles.export(smaller, tmp_path / "gguf", type="f32", mmproj_type="f32")
     export_onnx(smaller, recipe("fp32", decoder="fp16"), None, tmp_path / "onnx", force=False, console=QUIET)
     reference = ReferenceRuntime(smaller)
-    prompt = reference.prompt("what is the image ?")
+    prompt = ask(reference, "what is the image ?")
     tokens = reference.tokens(reference.features(reference.pixels(picture(0))))
     expected = torch.from_numpy(reference.logits(prompt, tokens))
     for name in ("gguf", "onnx"):

@@ -13,6 +13,7 @@ from onnx import numpy_helper
 
 from tests import gguf_bundles
 from tests.onnx_bundles import Bundles, open_exact, picture, recipe
+from tests.prompts import ask
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.gguf.language import gguf_name
 from vlmexport.artifact.gguf.rows import interleave
@@ -57,7 +58,7 @@ def test_int8_computes_what_onnxruntime_does(onnx_bundle: Bundles, short: Checkp
 
     bundle, vlm = onnx_bundle("int8"), load(short, resident=True)
     runtime = open_exact(bundle)
-    prompt = runtime.prompt("what is the image ?")
+    prompt = ask(runtime, "what is the image ?")
     features = torch.from_numpy(runtime.features(runtime.pixels(picture(3))))
     tokens = runtime.tokens(features.numpy())
     expected = torch.from_numpy(runtime.logits(prompt, tokens))

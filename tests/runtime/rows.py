@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.prompt import Prompt
 from vlmexport.runtime.stages import F32, Decoding
 
 
@@ -15,7 +15,7 @@ def assert_rows_are_those_that_are_asked_for(side: Decoding, prompt: Prompt, tok
     """
     whole = side.logits(prompt, tokens)
     rounding = 1e-3 * np.abs(whole).max()
-    assert whole.shape[1] == len(prompt.before) + tokens.shape[1] + len(prompt.after)
+    assert whole.shape[1] == len(prompt.ids)
     few = side.logits(prompt, tokens, 3)
     assert few.shape == (1, 3, whole.shape[2])
     assert getattr(few.base, "nbytes", 0) <= few.nbytes

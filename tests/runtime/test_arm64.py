@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.onnx_bundles import Bundles, picture
+from tests.prompts import ask
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
-from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.ort.arm64.root import CORES, cores, native
 from vlmexport.runtime.ort.arm64.sessions import Arm64Sessions, open_cores
@@ -65,7 +65,7 @@ def test_in_another_process_all_is_the_same(name: str, onnx_bundle: Bundles) -> 
         assert there.name.startswith(f"{here.name} on arm64 native")
         assert "QEMU" not in there.name
         pixels = here.pixels(picture(4))
-        features, prompt = here.features(pixels), here.prompt("what is polite?")
+        features, prompt = here.features(pixels), ask(here, "what is polite?")
         tokens = here.tokens(features)
         np.testing.assert_array_equal(there.features(pixels), features)
         np.testing.assert_array_equal(there.tokens(features), here.tokens(features.copy()))
@@ -80,7 +80,7 @@ def test_errors_of_the_process_are_ours(onnx_bundle: Bundles, tmp_path: Path) ->
         (tmp_path / "damaged.onnx").write_bytes(b"no graph")
         with pytest.raises(VlmExportError, match=r"damaged\.onnx cannot be opened"):
             runtime.sessions.open("damaged", tmp_path / "damaged.onnx", 1, None)
-        prompt, tokens = runtime.prompt("a?"), np.zeros((1, 144, 256), np.float32)
+        prompt, tokens = ask(runtime, "a?"), np.zeros((1, 144, 256), np.float32)
         first = runtime.generate(prompt, tokens, 4)
         next(first)
         next(runtime.generate(prompt, tokens, 4))
@@ -113,12 +113,12 @@ def test_cores_have_the_instructions_that_they_stand_for(core: OrtRuntime) -> No
 @pytest.mark.slow
 def test_an_int4_decoder_is_near(core: OrtRuntime, onnx_bundle: Bundles) -> None:
     """Kernels of accuracy level 4 round activations, each in its own way. On one core, steps are as in one pass."""
-    prompt = core.prompt("what is polite?")
+    prompt = ask(core, "what is polite?")
     tokens = np.random.default_rng(0).normal(0, 0.02, (1, 144, 256)).astype(np.float32)
     with closing(OrtRuntime(onnx_bundle("int4"), read_manifest(onnx_bundle("int4")))) as here:
         expected = here.logits(prompt, tokens)
     off = np.linalg.norm(core.logits(prompt, tokens) - expected) / np.linalg.norm(expected)
     assert 0 < off < 0.1
     ids = [token.id for token in core.generate(prompt, tokens, 4)]
-    whole = Prompt(prompt.text, prompt.before, (*prompt.after, *ids[:-1]))
+    whole = prompt.answered(ids[:-1])
     assert core.logits(whole, tokens)[0, -len(ids) :].argmax(-1).tolist() == ids

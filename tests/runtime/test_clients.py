@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.onnx_bundles import Bundles, picture
+from tests.prompts import ask, with_image
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.runtime import Token
 from vlmexport.runtime.ort.runtime import OrtRuntime
@@ -31,7 +32,7 @@ def greedy(bundle: Path) -> tuple[OrtRuntime, list[Token]]:
     """Our own answer about a picture that no client has to resize."""
     runtime = OrtRuntime(bundle, read_manifest(bundle))
     tokens = runtime.tokens(runtime.features(runtime.pixels(picture(5, (336, 336)))))
-    return runtime, list(runtime.generate(runtime.prompt(QUESTION), tokens, COUNT))
+    return runtime, list(runtime.generate(ask(runtime, QUESTION), tokens, COUNT))
 
 
 def assert_same(got: list[int], expected: list[Token], precision: str) -> None:
@@ -48,14 +49,14 @@ def test_onnxruntime_genai(precision: str, onnx_bundle: Bundles) -> None:
     genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
     bundle = onnx_bundle(precision)
     runtime, expected = greedy(bundle)
-    prompt, pixels = runtime.prompt(QUESTION), runtime.pixels(picture(5, (336, 336)))
-    image = [read_manifest(bundle).details["image_token_id"]] * 144
+    prompt, pixels = ask(runtime, QUESTION), runtime.pixels(picture(5, (336, 336)))
+    image = read_manifest(bundle).details["image_token_id"]
     model = genai.Model(str(bundle))
     settings = genai.GeneratorParams(model)
     settings.set_search_options(max_length=512)
     generator = genai.Generator(model, settings)
     inputs = genai.NamedTensors()
-    inputs["input_ids"] = np.array([[*prompt.before, *image, *prompt.after]], np.int32)
+    inputs["input_ids"] = np.array([with_image(prompt, *[image] * 144)], np.int32)
     inputs["pixel_values"] = pixels
     inputs["num_image_tokens"] = np.array([144], np.int64)
     generator.set_inputs(inputs)
@@ -78,8 +79,8 @@ def test_transformers_js(precision: str, onnx_bundle: Bundles, transformers_js: 
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=transformers_js)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.strip().splitlines()[-1])
-    prompt = runtime.prompt(QUESTION)
+    prompt = ask(runtime, QUESTION)
     assert found["text"] == prompt.text
-    assert found["input_ids"] == [*prompt.before, *[runtime.details["image_token_id"]] * 144, *prompt.after]
+    assert found["input_ids"] == with_image(prompt, *[runtime.details["image_token_id"]] * 144)
     np.testing.assert_allclose(found["pixels"], runtime.pixels(picture(5, (336, 336))).ravel()[:12], atol=1e-4)
     assert_same(found["tokens"], expected, precision)

@@ -14,6 +14,7 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.command import vlmexport
 from tests.gguf_bundles import export
 from tests.onnx_bundles import Bundles, picture
+from tests.prompts import around, tokenized
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.bench.measure import Request, decoder_peak
 from vlmexport.calibrate import Sample, collect
@@ -21,7 +22,7 @@ from vlmexport.calibrate.sensitivity import sequence
 from vlmexport.errors import UsageError
 from vlmexport.model import load
 from vlmexport.parity.reference.values import Live
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.prompt import Prompt
 from vlmexport.runtime.llamacpp.runtime import LlamaCppDecoder
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -36,7 +37,7 @@ Open = Callable[[str], Runtime]
 
 def prompt(length: int) -> Prompt:
     """Of so many tokens, those of the image included."""
-    return Prompt("", (5,) * (length - VISUAL - 1), (7,))
+    return around((5,) * (length - VISUAL - 1), (7,))
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +113,12 @@ def test_llama_cpps_context_grows_with_the_prompt(tmp_path: Path) -> None:
 @pytest.fixture
 def narrow(short: Checkpoint) -> Checkpoint:
     """Its context ends three positions after the prompt."""
-    room = len(_prompt(short).before) + VISUAL + len(_prompt(short).after) + 3
+    room = len(_prompt(short).ids) + 3
     return replace(short, spec=replace(short.spec, language=replace(short.spec.language, max_positions=room)))
 
 
 def _prompt(checkpoint: Checkpoint) -> Prompt:
-    return checkpoint.tokenizer.prompt(checkpoint.spec.prompt, "what?")
+    return tokenized(checkpoint.tokenizer, checkpoint.spec.prompt, "what?")
 
 
 def asked(question: str, answer: str | None) -> Sample:

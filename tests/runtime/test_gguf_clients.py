@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.gguf_bundles import export
+from tests.prompts import ask
 from tests.runtime.gguf_clients import LlamaCppPython, Server, serve, user
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate.samples import Sample, heldout_samples
@@ -49,7 +50,7 @@ def expected(bundle: Path, samples: list[Sample]) -> list[set[str]]:
         with closing(LlamaCppRuntime(bundle, read_manifest(bundle), repair=repair)) as runtime:
             for sample, answers in zip(samples, found, strict=True):
                 tokens = runtime.tokens(runtime.features(runtime.pixels(sample.image())))
-                ids = [token.id for token in runtime.generate(runtime.prompt(sample.question), tokens, 64)]
+                ids = [token.id for token in runtime.generate(ask(runtime, sample.question), tokens, 64)]
                 answers.add(runtime.decode(ids))
     return found
 

@@ -12,6 +12,7 @@ import pytest
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.command import vlmexport
 from tests.onnx_bundles import picture, sample
+from tests.prompts import ask
 from vlmexport.artifact.bundle.manifest import read_manifest, verify
 from vlmexport.calibrate import Sample
 from vlmexport.errors import UsageError
@@ -78,8 +79,8 @@ def test_the_five_stages(bundle: Path, linear: Path) -> None:
         tokens = runtime.tokens(features)
         assert tokens.shape == (1, 36, 256)
         np.testing.assert_allclose(tokens, reference.tokens(features), atol=1e-4)
-        prompt = runtime.prompt(QUESTION)
-        assert prompt == reference.prompt(QUESTION)
+        prompt = ask(runtime, QUESTION, 36)
+        assert prompt == ask(reference, QUESTION, 36)
         np.testing.assert_allclose(runtime.logits(prompt, tokens), reference.logits(prompt, tokens), atol=1e-3)
         ours = [token.id for token in runtime.generate(prompt, tokens, 8)]
         assert ours == [token.id for token in reference.generate(prompt, tokens, 8)]
@@ -112,7 +113,7 @@ def test_int8_and_an_importance_matrix_from_one_calibration(linear: Path, tmp_pa
     assert manifest.details["report"]["vision_encoder"]["int8_share"] > 0.5
     with closing(open_runtime(tmp_path / "linear-gguf-q4_k_m-onnx-x86")) as runtime:
         tokens = runtime.tokens(runtime.features(runtime.pixels(sample(1).image())))
-        assert next(runtime.generate(runtime.prompt("A?"), tokens, 1)).margin >= 0
+        assert next(runtime.generate(ask(runtime, "A?", 36), tokens, 1)).margin >= 0
 
 
 def test_int8_needs_statistics(linear: Path, tmp_path: Path) -> None:

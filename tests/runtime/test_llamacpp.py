@@ -15,13 +15,13 @@ from PIL import Image
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export
+from tests.prompts import around, ask, texts
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
 from vlmexport.model import plugins
 from vlmexport.processing.pixels import pixel_values, square
-from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.llamacpp import runtime as llamacpp
 from vlmexport.runtime.llamacpp.probe.probe import probe
 from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
@@ -138,16 +138,16 @@ def test_stages_take_what_they_are_given(runtime: LlamaCppRuntime, reference: Re
 
 
 def test_prompt(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
-    expected = reference.prompt(QUESTION)
-    assert runtime.prompt(QUESTION) == expected
-    assert expected.before[0] == 1
-    assert expected.after[0] != 1
-    newline = reference.prompt("").after[:2]
-    assert newline == runtime.prompt("").after[:2]
+    expected = ask(reference, QUESTION)
+    assert ask(runtime, QUESTION) == expected
+    before, after = texts(expected)
+    assert before[0] == 1
+    assert after[0] != 1
+    assert ask(runtime, "") == ask(reference, "")
 
 
 def test_logits_and_answer(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
-    prompt = reference.prompt(QUESTION)
+    prompt = ask(reference, QUESTION)
     tokens = reference.tokens(reference.features(reference.pixels(image)))
     expected, found = reference.logits(prompt, tokens), runtime.logits(prompt, tokens)
     assert found.shape == expected.shape
@@ -161,7 +161,7 @@ def test_logits_and_answer(runtime: LlamaCppRuntime, reference: ReferenceRuntime
 
 
 def test_long_prompts_go_in_batches(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
-    prompt = Prompt("", (1, *range(5, 300)) * 2, (7,) * 40)
+    prompt = around((1, *range(5, 300)) * 2, (7,) * 40, 600)
     tokens = np.random.default_rng(2).standard_normal((1, 600, 256), np.float32) * 0.05
     found = runtime.logits(prompt, tokens)
     assert np.abs(found - reference.logits(prompt, tokens)).max() < 0.05
@@ -185,7 +185,7 @@ def test_without_repair_features_are_wrong(
     assert cosine(view.features(pixels), reference.features(pixels)) < 0.9
     assert cosine(runtime.features(pixels), reference.features(pixels)) > 0.9999
     view.close()
-    assert runtime.prompt("A?").text
+    assert ask(runtime, "A?").text
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_an_mmproj_in_q8_0(checkpoint: Checkpoint, reference: ReferenceRuntime, 
 def test_f32_is_exact(tiny: Checkpoint, tmp_path: Path, image: Image.Image) -> None:
     export(tiny, tmp_path / "f32", type="f32", mmproj_type="f32")
     reference = ReferenceRuntime(tiny)
-    prompt = reference.prompt(QUESTION)
+    prompt = ask(reference, QUESTION)
     pixels = reference.pixels(image)
     features = reference.features(pixels)
     tokens = reference.tokens(features)
@@ -213,7 +213,7 @@ def test_f32_is_exact(tiny: Checkpoint, tmp_path: Path, image: Image.Image) -> N
 
 
 def test_one_answer_at_a_time(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
-    prompt, tokens = reference.prompt("A?"), np.zeros((1, 4, 256), np.float32)
+    prompt, tokens = ask(reference, "A?", 4), np.zeros((1, 4, 256), np.float32)
     first = runtime.generate(prompt, tokens, 5)
     next(first)
     runtime.logits(prompt, tokens)
@@ -224,7 +224,7 @@ def test_one_answer_at_a_time(runtime: LlamaCppRuntime, reference: ReferenceRunt
 def test_tokens_of_another_width(runtime: LlamaCppRuntime) -> None:
     assert runtime.context == 2048
     with pytest.raises(UsageError, match="64 wide, the decoder 256"):
-        runtime.logits(Prompt("", (1,), (1,)), np.zeros((1, 144, 64), np.float32))
+        runtime.logits(around((1,), (1,)), np.zeros((1, 144, 64), np.float32))
 
 
 def test_incomplete_characters(runtime: LlamaCppRuntime) -> None:
@@ -238,9 +238,9 @@ def test_a_killed_worker_is_an_error(small: Path) -> None:
     with closing(open_bundle(small)) as runtime:
         os.kill(runtime.pid, signal.SIGKILL)
         with pytest.raises(VlmExportError, match=r"died while tokenizing a prompt \(signal 9\)"):
-            runtime.prompt("A?")
+            ask(runtime, "A?")
         with pytest.raises(VlmExportError, match="was closed"):
-            runtime.prompt("A?")
+            ask(runtime, "A?")
 
 
 @posix

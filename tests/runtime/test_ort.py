@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.onnx_bundles import Bundles, open_exact, picture
+from tests.prompts import ask, with_image
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import CheckpointError
-from vlmexport.processing.tokenizer import Prompt
 from vlmexport.runtime.ort.runtime import OrtRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.source.checkpoint import Checkpoint
@@ -36,15 +36,15 @@ def test_float_stages(name: str, onnx_bundle: Bundles, reference: ReferenceRunti
     np.testing.assert_allclose(runtime.features(pixels), features, atol=1e-4)
     tokens = reference.tokens(features)
     np.testing.assert_allclose(runtime.tokens(features), tokens, atol=1e-4)
-    prompt = reference.prompt("what is polite?")
-    assert runtime.prompt("what is polite?") == prompt
+    prompt = ask(reference, "what is polite?")
+    assert ask(runtime, "what is polite?") == prompt
     np.testing.assert_allclose(runtime.logits(prompt, tokens), reference.logits(prompt, tokens), atol=1e-3)
     for side in (runtime, reference):
         assert_rows_are_those_that_are_asked_for(side, prompt, tokens)
     got, want = list(runtime.generate(prompt, tokens, 12)), list(reference.generate(prompt, tokens, 12))
     assert [token.id for token in got] == [token.id for token in want]
     np.testing.assert_allclose([t.margin for t in got], [t.margin for t in want], atol=1e-3)
-    ids = [*prompt.before, *prompt.after]
+    ids = with_image(prompt)
     assert runtime.decode(ids) == reference.decode(ids)
     runtime.close()
 
@@ -75,11 +75,11 @@ def test_decoding_with_fused_attention_is_what_one_pass_gives(onnx_bundle: Bundl
     """The cache is a buffer of fixed length: a long prompt, then token by token; twice, as in two questions."""
     runtime = opened(onnx_bundle, "int4")
     tokens = runtime.tokens(runtime.features(runtime.pixels(picture(3))))
-    prompt = runtime.prompt("what is polite?")
+    prompt = ask(runtime, "what is polite?")
     for length in (9, 5):
         ids = [token.id for token in runtime.generate(prompt, tokens, length)]
         assert len(ids) == length
-        whole = Prompt(prompt.text, prompt.before, (*prompt.after, *ids[:-1]))
+        whole = prompt.answered(ids[:-1])
         assert runtime.logits(whole, tokens)[0, -length:].argmax(-1).tolist() == ids
 
 

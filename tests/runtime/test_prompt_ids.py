@@ -15,6 +15,7 @@ from transformers import LlamaTokenizer
 
 from tests.checkpoints import tiny_spec, write_checkpoint, write_json
 from tests.gguf_bundles import export
+from tests.prompts import ask, tokenized, with_image
 from tests.runtime.gguf_clients import IMAGE_TOKEN, LlamaCppPython, Server, serve, user
 from tests.runtime.mobilevlm_ids import SlowTokenizer
 from vlmexport.artifact.bundle.manifest import read_manifest
@@ -110,8 +111,8 @@ def test_any_prompt(prompt: str, mobilevlm: SlowTokenizer, checkpoint: Checkpoin
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_runtimes(question: str, mobilevlm: SlowTokenizer, checkpoint: Checkpoint, runtime: LlamaCppRuntime) -> None:
     expected = mobilevlm.image_token_ids(PromptSpec().text(question))
-    for prompt in (checkpoint.tokenizer.prompt(PromptSpec(), question), runtime.prompt(question)):
-        assert [*prompt.before, IMAGE_TOKEN, *prompt.after] == expected
+    for prompt in (tokenized(checkpoint.tokenizer, PromptSpec(), question), ask(runtime, question)):
+        assert with_image(prompt, IMAGE_TOKEN) == expected
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -161,6 +162,7 @@ def test_transformers_of_today(checkpoint: Checkpoint, mobilevlm: SlowTokenizer)
 
 
 def test_a_second_image_is_refused(checkpoint: Checkpoint, runtime: LlamaCppRuntime) -> None:
-    for prompt in (runtime.prompt, lambda question: checkpoint.tokenizer.prompt(PromptSpec(), question)):
+    question = "What is <image>?"
+    for prompt in (lambda: ask(runtime, question), lambda: tokenized(checkpoint.tokenizer, PromptSpec(), question)):
         with pytest.raises(UsageError, match="holds <image>, and there is only one image"):
-            prompt("What is <image>?")
+            prompt()

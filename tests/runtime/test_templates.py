@@ -19,6 +19,7 @@ from tests.runtime.chat_templates import CONVERSATIONS, FAMILIES
 from vlmexport.errors import CheckpointError
 from vlmexport.processing import template_process
 from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.messages import asked
 from vlmexport.processing.template_language import NOW, compiled
 from vlmexport.processing.template_worker import LONGEST
 
@@ -144,7 +145,7 @@ HOSTILE = {
 @pytest.mark.parametrize("source", HOSTILE)
 def test_whatever_a_template_does_is_one_line(source: str) -> None:
     with pytest.raises(CheckpointError, match=HOSTILE[source]) as caught:
-        ChatTemplate(source, "<image>", "x.gguf").prompt("What?")
+        ChatTemplate(source, "<image>", "x.gguf").text(asked("What?"))
     assert caught.value.exit_code == 2
     assert "the chat template of x.gguf cannot be rendered" in caught.value.what
     assert "\n" not in str(caught.value)
@@ -153,7 +154,7 @@ def test_whatever_a_template_does_is_one_line(source: str) -> None:
 
 def test_a_long_reason_is_cut() -> None:
     with pytest.raises(CheckpointError) as caught:
-        ChatTemplate("{{ raise_exception('x' * 100000) }}", "<image>", "x.gguf").prompt("What?")
+        ChatTemplate("{{ raise_exception('x' * 100000) }}", "<image>", "x.gguf").text(asked("What?"))
     assert len(str(caught.value)) < 500
 
 
@@ -164,24 +165,24 @@ def test_one_that_loops_is_stopped_and_the_next_is_rendered(monkeypatch: pytest.
     monkeypatch.setattr(template_process, "SECONDS", 1.0)
     monkeypatch.setattr(template_process, "_running", {})
     with pytest.raises(CheckpointError, match=r"did not answer within 1 seconds .* and was ended"):
-        ChatTemplate(ENDLESS, "<image>", "x.gguf").prompt("What?")
-    assert ChatTemplate("<image>{{ messages[0]['content'][1]['text'] }}", "<image>", "x").prompt("Q")[0] == "<image>Q"
+        ChatTemplate(ENDLESS, "<image>", "x.gguf").text(asked("What?"))
+    assert ChatTemplate("<image>{{ messages[0]['content'][1]['text'] }}", "<image>", "x").text(asked("Q")) == "<image>Q"
 
 
 def test_one_process_for_a_thousand_questions() -> None:
     template = ChatTemplate("<image>{{ messages[0]['content'][1]['text'] }}", "<image>", "x.gguf")
-    template.prompt("first")
+    template.text(asked("first"))
     process = template_process._running[os.getpid()]
     found: list[str] = []
     threads = [
-        threading.Thread(target=lambda n=n: found.extend(template.prompt(f"{n}.{i}")[2] for i in range(250)))
+        threading.Thread(target=lambda n=n: found.extend(template.text(asked(f"{n}.{i}")) for i in range(250)))
         for n in range(4)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(found) == sorted(f"{n}.{i}" for n in range(4) for i in range(250))
+    assert sorted(found) == sorted(f"<image>{n}.{i}" for n in range(4) for i in range(250))
     assert template_process._running[os.getpid()] is process
     assert process.alive
 
@@ -203,7 +204,8 @@ def test_modules_in_the_current_folder_are_not_imported(tmp_path: Path) -> None:
 def test_rendering_imports_neither_transformers_nor_torch() -> None:
     code = (
         "import sys; from vlmexport.processing.chat_template import ChatTemplate; "
-        "print(ChatTemplate('<image>', '<image>', 'x').prompt('')[0], {'torch', 'transformers'} & set(sys.modules))"
+        "from vlmexport.processing.messages import asked; "
+        "print(ChatTemplate('<image>', '<image>', 'x').text(asked('')), {'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "<image> set()\n"

@@ -17,6 +17,7 @@ import pytest
 from PIL import ExifTags, Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests import prompts
 from tests.onnx_bundles import picture
 from vlmexport.artifact.onnx.client_files import preprocessor
 from vlmexport.calibrate.samples import calibration_folder, heldout_samples
@@ -111,7 +112,7 @@ def test_the_same_tokens_as_run(page: Page, demo: Path, tmp_path: Path) -> None:
             tokens = runtime.tokens(runtime.features(runtime.pixels(image)))
             asked = [sample.question for sample in samples if sample.image_id == name] or ["Describe the picture."]
             for question in asked:
-                expected = [token.id for token in runtime.generate(runtime.prompt(question), tokens, 64)]
+                expected = [token.id for token in runtime.generate(prompts.ask(runtime, question), tokens, 64)]
                 assert ask(page, question) == (runtime.decode(expected), expected)
                 answers.add(runtime.decode(expected))
     assert len(answers) > 6  # they depend on picture and question

@@ -15,7 +15,8 @@ from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.bench.energy import open_meter
 from vlmexport.bench.halves import decoder_alone, vision_alone
 from vlmexport.errors import UsageError
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import in_a_row
 from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.stages import F32, Runtime, Seeing
@@ -100,14 +101,14 @@ class _Answer:
 
 def _answer(runtime: Runtime, request: Request) -> _Answer:
     marks, decoder = [time.perf_counter()], []
-    tokens = _see(runtime, request)
+    tokens = [_see(runtime, request)]
     marks.append(time.perf_counter())
-    prompt = runtime.prompt(request.question)
+    prompt = runtime.prompt(asked(request.question), in_a_row(tokens))
     for token in runtime.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
         marks.append(time.perf_counter())
         decoder.append(token.seconds or 0.0)
     image, first, *later = (after - before for before, after in pairwise(marks))
-    return _Answer(image, first, later, decoder, _positions(prompt, tokens))
+    return _Answer(image, first, later, decoder, len(prompt.ids))
 
 
 def vision_peak(bundle: Path, manifest: Manifest, request: Request) -> tuple[int | None, F32]:
@@ -125,21 +126,17 @@ def decoder_peak(bundle: Path, manifest: Manifest, request: Request, tokens: F32
     """
     context = int(manifest.source.spec["language"]["max_positions"])
     with decoder_alone(bundle, manifest) as (decoder, worker):
-        prompt = decoder.prompt(request.question)
-        room = prompt.room(tokens.shape[-2], context, f"{bundle}: the prompt")
+        prompt = decoder.prompt(asked(request.question), in_a_row([tokens]))
+        room = prompt.room(context, f"{bundle}: the prompt")
         if not decoder.classes and request.new_tokens > room:
-            length = _positions(prompt, tokens) + request.new_tokens
+            length = len(prompt.ids) + request.new_tokens
             raise UsageError(
                 f"{bundle}: prompt and answer are {length} tokens, its context is {context}", "ask for fewer tokens"
             )
-        for _ in decoder.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
+        for _ in decoder.generate(prompt, [tokens], request.new_tokens, ignore_eos=True):
             pass
         return worker.peak_bytes()
 
 
 def _see(vision: Seeing, request: Request) -> F32:
     return vision.tokens(vision.features(vision.pixels(request.image)))
-
-
-def _positions(prompt: Prompt, tokens: F32) -> int:
-    return len(prompt.before) + int(tokens.shape[1]) + len(prompt.after)

@@ -23,7 +23,8 @@ _ROOT = Path(vlmexport.__file__).parent
 _COUNTING = (
     "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics", "model",
     "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families", "processing.images",
-    "processing.json_tokenizer", "processing.pixels", "processing.tokenizer",
+    "processing.json_tokenizer", "processing.messages", "processing.pixels", "processing.prompt",
+    "processing.tokenizer",
 )  # fmt: skip
 """Modules and rooms that imports are followed into. What the others find out is in the key already: the Spec, the bytes
 of tokenizer and images."""

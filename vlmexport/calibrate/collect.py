@@ -19,6 +19,8 @@ from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.tokenizer import Tokenizer
 
 SHARD = 8
@@ -88,11 +90,11 @@ def collect_shard(
 
 @dataclass
 class _Sequence:
-    """What goes through the decoder: f32 [tokens, hidden] of prompt, image and the sample's own answer; where the image
-    is; tokens of that answer and of the end, None where it has none."""
+    """What goes through the decoder: f32 [tokens, hidden] of prompt, image and the sample's own answer; bool [tokens],
+    which are image; tokens of that answer and of the end, None where it has none."""
 
     embeds: torch.Tensor
-    image: slice
+    is_image: torch.Tensor
     answer: int | None
 
 
@@ -102,14 +104,14 @@ def _decode(
     """Run the sequences, as many together as ``AT_ONCE`` holds."""
     sequences = []
     for sample, visual in zip(samples, tokens, strict=True):
-        prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
+        prompt = tokenizer.prompt(vlm.spec.prompt, asked(sample.question), in_a_row([visual]))
         is_given = vlm.spec.language.generates and sample.answer is not None
-        room = prompt.room(visual.shape[-2], vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
+        room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         ids = [*tokenizer.encode(sample.answer or "", bos=False), vlm.spec.eos_token_id] if is_given else []
         ids = ids[: room - 1]  # a position each
-        embeds = torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)[0]
-        image = slice(len(prompt.before), len(prompt.before) + visual.shape[-2])
-        sequences.append(_Sequence(embeds, image, len(ids) if is_given else None))
+        prompt = prompt.answered(ids)
+        embeds, is_image = vlm.prompt_embeds(prompt, [visual])[0], torch.from_numpy(prompt.is_image)
+        sequences.append(_Sequence(embeds, is_image, len(ids) if is_given else None))
     for batch in _batches(vlm.spec.language, sequences):
         _run(vlm, batch, recorder)
 
@@ -143,9 +145,7 @@ def _run(vlm: VLM, sequences: Sequence[_Sequence], recorder: Recorder) -> None:
     """One batch, padded on the left, and on greedily with those that have no answer; padded on the right, and no
     further, where the language model generates none."""
     generates = vlm.spec.language.generates
-    batch, mask, is_image = _padded(
-        [sequence.embeds for sequence in sequences], [sequence.image for sequence in sequences], on_the_left=generates
-    )
+    batch, mask, is_image = _padded(sequences, on_the_left=generates)
     recorder.is_image, recorder.counted = is_image.numpy(), mask.bool().numpy()
     if not generates:
         vlm.language(inputs_embeds=batch, attention_mask=mask)
@@ -169,19 +169,16 @@ def _run(vlm: VLM, sequences: Sequence[_Sequence], recorder: Recorder) -> None:
         growing = growing & (best != vlm.spec.eos_token_id)
 
 
-def _padded(
-    embeds: list[torch.Tensor], images: list[slice], on_the_left: bool
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sequences f32 [tokens, hidden], and where their image is → f32 [batch, longest, hidden]; its mask; bool [batch,
-    longest], what is image."""
-    longest = max(len(rows) for rows in embeds)
-    batch = torch.zeros(len(embeds), longest, embeds[0].shape[-1])
-    mask = torch.zeros(len(embeds), longest, dtype=torch.long)
-    is_image = torch.zeros(len(embeds), longest, dtype=torch.bool)
-    for i, (rows, image) in enumerate(zip(embeds, images, strict=True)):
-        place = slice(longest - len(rows), longest) if on_the_left else slice(len(rows))
-        batch[i, place], mask[i, place] = rows, 1
-        is_image[i, place][image] = True
+def _padded(sequences: Sequence[_Sequence], on_the_left: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """f32 [batch, longest, hidden]; its mask; bool [batch, longest], what is image."""
+    longest = max(len(one.embeds) for one in sequences)
+    batch = torch.zeros(len(sequences), longest, sequences[0].embeds.shape[-1])
+    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
+    is_image = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    for i, one in enumerate(sequences):
+        length = len(one.embeds)
+        place = slice(longest - length, longest) if on_the_left else slice(length)
+        batch[i, place], mask[i, place], is_image[i, place] = one.embeds, 1, one.is_image
     return batch, mask, is_image
 
 

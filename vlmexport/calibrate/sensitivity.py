@@ -23,6 +23,8 @@ from vlmexport.calibrate.collect import longest_answer
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import F64
 from vlmexport.model import VLM
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.tokenizer import Tokenizer
 
 SENSITIVE = 24
@@ -139,20 +141,19 @@ def sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Sequence:
     """A sample as the decoder reads it: prompt, image, and its own answer or, where it has none, the model's. A
     classifier reads no answer."""
     with torch.no_grad():
-        tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
-        prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
+        tokens = [vlm.tokens(vlm.features(vlm.pixels(sample.image())))]
+        prompt = tokenizer.prompt(vlm.spec.prompt, asked(sample.question), in_a_row(tokens))
         embeds, end = vlm.prompt_embeds(prompt, tokens), vlm.spec.eos_token_id
-        room = prompt.room(tokens.shape[-2], vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
+        room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         if not vlm.spec.language.generates:
             answer = []
         elif sample.answer is None:
             answer = [token for token, _ in vlm.generate(embeds, min(longest_answer(vlm), room - 1)) if token != end]
         else:
             answer = tokenizer.encode(sample.answer, bos=False)[: room - 1]
-        whole = torch.cat([embeds, vlm.embed(answer)], 1)
-    is_text = torch.ones(whole.shape[1], dtype=torch.bool)
-    is_text[len(prompt.before) : len(prompt.before) + tokens.shape[-2]] = False
-    return Sequence(whole, len(answer) + 1, is_text)
+        whole = prompt.answered(answer)
+        embeds = vlm.prompt_embeds(whole, tokens)
+    return Sequence(embeds, len(answer) + 1, torch.from_numpy(~whole.is_image))
 
 
 @contextmanager

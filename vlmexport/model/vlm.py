@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import cast
 
 import torch
@@ -16,7 +16,7 @@ from vlmexport.checkpoint.spec import Spec
 from vlmexport.model import plugins
 from vlmexport.model.weights import available_memory, fill
 from vlmexport.processing.pixels import pixel_values
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.prompt import Prompt
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 from vlmexport.source.shapes import check_shapes
 from vlmexport.threads import operator_threads
@@ -58,11 +58,10 @@ class VLM(nn.Module):
         table = cast(nn.Embedding, self.language.get_input_embeddings()).weight  # type: ignore[operator]
         return functional.embedding(torch.tensor([list(ids)], dtype=torch.long), table).float()
 
-    def prompt_embeds(self, prompt: Prompt, tokens: torch.Tensor) -> torch.Tensor:
-        """Text before, visual tokens of one image, text after → f32 [1, sequence, hidden]."""
-        return torch.cat(
-            [self.embed(prompt.before), tokens.reshape(1, -1, tokens.shape[-1]), self.embed(prompt.after)], 1
-        )
+    def prompt_embeds(self, prompt: Prompt, tokens: Iterable[torch.Tensor]) -> torch.Tensor:
+        """A prompt and the visual tokens [visual tokens, hidden] of each image → f32 [1, sequence, hidden]."""
+        parts = prompt.parts(tokens)
+        return torch.cat([self.embed(part) if isinstance(part, tuple) else part[None] for part in parts], 1)
 
     def logits(self, embeds: torch.Tensor, last: int = 0) -> torch.Tensor:
         """f32 [batch, sequence, hidden] → f32 [batch, sequence, vocabulary], or [batch, 1, classes].

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.errors import CheckpointError
 from vlmexport.processing import template_process
-from vlmexport.processing.tokenizer import IMAGE_MARKER, split_prompt
+from vlmexport.processing.messages import Messages, Picture, refuse_markers
+from vlmexport.processing.tokenizer import IMAGE_MARKER
 
 _CURE = "export the bundle again; if a stranger made it, do not trust it"
 
@@ -27,24 +28,20 @@ class ChatTemplate:
         self._source, self._marker, self._where = source, marker, where
         template_process.start()
 
-    def prompt(self, question: str) -> tuple[str, str, str]:
-        """The prompt of one question about one image, with ``<image>`` where its tokens go; and the texts around it.
+    def text(self, messages: Messages) -> str:
+        """The prompt of a conversation, with ``<image>`` where the tokens of an image go.
 
         Raises:
-            UsageError: the question names a second image.
-            CheckpointError: the template cannot be rendered, or leaves the image out.
+            UsageError: a text names an image.
+            CheckpointError: the template cannot be rendered, or leaves an image out.
         """
-        if self._marker in question or IMAGE_MARKER in question:
-            marker = IMAGE_MARKER if IMAGE_MARKER in question else self._marker
-            raise UsageError(
-                f"the question holds {marker}, and there is only one image",
-                f"leave {marker} out: the prompt puts it before the question",
-            )
+        refuse_markers(messages, IMAGE_MARKER, self._marker)
         try:
-            text = template_process.rendered(self._source, question)
+            text = template_process.rendered(self._source, tuple(messages))
         except ValueError as error:
             raise CheckpointError(f"the chat template of {self._where} cannot be rendered ({error})", _CURE) from error
-        if self._marker not in text:
+        images = sum(part is Picture.NEXT for message in messages for part in message.content)
+        text = text.replace(self._marker, IMAGE_MARKER)
+        if text.count(IMAGE_MARKER) != images:
             raise CheckpointError(f"the chat template of {self._where} leaves the image out", _CURE)
-        text = text.replace(self._marker, IMAGE_MARKER, 1)
-        return text, *split_prompt(text)
+        return text

@@ -8,6 +8,7 @@ from threading import Lock
 from typing import Any
 
 from vlmexport.errors import VlmExportError
+from vlmexport.processing.messages import Message
 from vlmexport.workers.process import WorkerProcess, own_python
 
 SECONDS = 10.0
@@ -19,15 +20,14 @@ _running: dict[int, WorkerProcess] = {}
 
 
 @lru_cache(2048)
-def rendered(source: str, question: str) -> str:
-    """The prompt of one question about one image; of what was asked before, from memory.
+def rendered(source: str, messages: tuple[Message, ...]) -> str:
+    """The prompt of a conversation; of what was asked before, from memory.
 
     Raises:
         ValueError: the template cannot be rendered, or not within bounds of time, memory and length: in one line, why.
     """
-    content = [{"type": "image"}, {"type": "text", "text": question}]
     values = {
-        "messages": [{"role": "user", "content": content}], "add_generation_prompt": True, "tools": None,
+        "messages": [message.document() for message in messages], "add_generation_prompt": True, "tools": None,
         "documents": None, "bos_token": "", "eos_token": "",
     }  # fmt: skip
     return render(source, values)

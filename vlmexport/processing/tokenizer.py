@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -14,8 +14,9 @@ from typing import Any
 from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.checkpoint.substitutes import refuse_substitute
-from vlmexport.errors import CheckpointError, UsageError
-from vlmexport.text import is_utf8
+from vlmexport.errors import CheckpointError
+from vlmexport.processing.messages import Messages, refuse_markers
+from vlmexport.processing.prompt import Grids, Prompt, joined
 
 IMAGE_MARKER = "<image>"
 PROBES = (
@@ -28,57 +29,6 @@ PROBES = (
 None begins with a space, as no chunk of a prompt does: some ``tokenizer.json`` take that space for the one that they
 put before a text.
 """
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids before and after the visual tokens, each chunk tokenized by itself.
-
-    MobileVLM and LLaVA tokenize so (``tokenizer_image_token``): only the first chunk keeps BOS.
-    """
-
-    text: str
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-    def room(self, visual: int, context: int, who: str = "the prompt") -> int:
-        """Most tokens of an answer: the context ends both, in the float model and in every runtime. The last token of
-        an answer takes no position, so a prompt that fills the context still has one.
-
-        Args:
-            visual: tokens of the image.
-            context: positions of the language model.
-            who: whose prompt it is, for the message.
-
-        Raises:
-            UsageError: the prompt alone is longer.
-        """
-        text = len(self.before) + len(self.after)
-        if text + visual > context:
-            raise UsageError(
-                f"{who} is {text + visual} tokens long ({text} of text, {visual} of the image), "
-                f"the model's context is {context}",
-                "ask a shorter question",
-            )
-        return context - text - visual + 1
-
-
-def split_prompt(text: str) -> tuple[str, str]:
-    """The texts before and after the one image of a prompt.
-
-    Raises:
-        UsageError: there is another ``<image>``, so that the model would look for a second image; or the text has half
-            characters, which no tokenizer takes.
-    """
-    if not is_utf8(text):
-        raise UsageError(f"the question is no UTF-8 (in {text!a})", "pass it in UTF-8")
-    before, _, after = text.partition(IMAGE_MARKER)
-    if IMAGE_MARKER in after:
-        raise UsageError(
-            f"the question holds {IMAGE_MARKER}, and there is only one image",
-            f"leave {IMAGE_MARKER} out: the prompt puts it before the question",
-        )
-    return before, after
 
 
 @dataclass(frozen=True)
@@ -202,13 +152,13 @@ class Tokenizer:
         """
         return [self.encode(chunk, bos=not i) for i, chunk in enumerate(text.split(IMAGE_MARKER))]
 
-    def prompt(self, template: PromptSpec, question: str) -> Prompt:
+    def prompt(self, template: PromptSpec, messages: Messages, images: Sequence[Grids]) -> Prompt:
         """The prompt of one question about one image.
 
         Raises:
             UsageError: the question names a second image.
         """
-        text = template.text(question)
-        split_prompt(text)
-        before, after = self.chunks(text)
-        return Prompt(text, tuple(before), tuple(after))
+        (message,) = messages
+        refuse_markers(messages, IMAGE_MARKER)
+        text = template.text(message.text)
+        return joined(text, self.chunks(text), images)

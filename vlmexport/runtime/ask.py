@@ -8,6 +8,8 @@ from pathlib import Path
 from vlmexport.artifact.bundle.staging import MANIFEST
 from vlmexport.console import QUIET, Console
 from vlmexport.processing.images import read_image
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import in_a_row
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.stages import Runtime
 
@@ -37,10 +39,11 @@ def ask(
     is_bundle = (Path(model) / MANIFEST).is_file()
     runtime = open_runtime(Path(model)) if is_bundle else _float_model(model, vision_tower, console)
     try:
-        tokens = runtime.tokens(runtime.features(runtime.pixels(picture)))
+        tokens = [runtime.tokens(runtime.features(runtime.pixels(picture)))]
+        prompt = runtime.prompt(asked(question), in_a_row(tokens))
         ids: list[int] = []
         shown = ""
-        for token in runtime.generate(runtime.prompt(question), tokens, max_new_tokens):
+        for token in runtime.generate(prompt, tokens, max_new_tokens):
             if token.id == runtime.eos_token_id and not runtime.classes:
                 break
             ids.append(token.id)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.messages import Messages
+from vlmexport.processing.prompt import Grids, Prompt
 from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.llamacpp.runtime import LlamaCppDecoder
 from vlmexport.runtime.ort.vision import OrtVision
@@ -46,22 +47,22 @@ class HybridRuntime:
         """[1, patches, vision width] → [1, visual tokens, hidden]."""
         return self._vision.tokens(features)
 
-    def prompt(self, question: str) -> Prompt:
-        """Token ids before and after the image, by llama.cpp's tokenizer."""
-        return self._decoder.prompt(question)
+    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+        """Token ids of a conversation, by llama.cpp's tokenizer."""
+        return self._decoder.prompt(messages, images)
 
-    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
         """[1, last, vocabulary]."""
         return self._decoder.logits(prompt, tokens, last)
 
     def generate(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
         return self._decoder.generate(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
 
     def steps(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
         return self._decoder.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from PIL import Image
 
 from vlmexport.model import load
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.messages import Messages
+from vlmexport.processing.prompt import Grids, Prompt
 from vlmexport.runtime.stages import F32, Token
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -45,29 +46,29 @@ class ReferenceRuntime:
         """[1, patches, vision width] → [1, visual tokens, hidden]."""
         return self._vlm.tokens(torch.from_numpy(features)).contiguous().numpy()
 
-    def prompt(self, question: str) -> Prompt:
-        """Token ids before and after the image."""
-        return self._checkpoint.tokenizer.prompt(self._checkpoint.spec.prompt, question)
+    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+        """Token ids of a conversation."""
+        return self._checkpoint.tokenizer.prompt(self._checkpoint.spec.prompt, messages, images)
 
     @torch.inference_mode()
-    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
         """[1, last, vocabulary], or [1, 1, classes]."""
-        prompt.room(tokens.shape[-2], self.context)
-        return self._vlm.logits(self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens)), last).numpy()
+        prompt.room(self.context)
+        return self._vlm.logits(self._vlm.prompt_embeds(prompt, map(torch.from_numpy, tokens)), last).numpy()
 
     def generate(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
         return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
     @torch.inference_mode()
     def steps(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
-        max_new_tokens = min(max_new_tokens, prompt.room(tokens.shape[-2], self.context))
-        embeds = self._vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
+        max_new_tokens = min(max_new_tokens, prompt.room(self.context))
+        embeds = self._vlm.prompt_embeds(prompt, map(torch.from_numpy, tokens))
         for token, logits in self._vlm.generate(embeds, max_new_tokens, ignore_eos):
             best = torch.topk(logits[-1], 2).values
             yield Token(token, float(best[0] - best[1])), logits.numpy()

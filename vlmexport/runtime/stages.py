@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -12,7 +12,8 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # runtimes run in workers, which start faster without torch
     from PIL import Image
 
-    from vlmexport.processing.tokenizer import Prompt
+    from vlmexport.processing.messages import Messages
+    from vlmexport.processing.prompt import Grids, Prompt
 
 F32 = npt.NDArray[np.float32]
 
@@ -65,26 +66,31 @@ class Decoding(Protocol):
     classes: tuple[str, ...]
     """What an answer is one of: its only token is then an index of it, and none ends it. Empty where it is text."""
 
-    def prompt(self, question: str) -> Prompt:
-        """Token ids before and after the image, by this bundle's own tokenizer and template."""
-
-    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
-        """Logits at the last positions of before + image + after: [1, last, vocabulary]; of a classifier, at the one
-        that it answers from: [1, 1, classes].
+    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+        """Token ids of a conversation, by this bundle's own tokenizer and template.
 
         Args:
+            images: how the visual tokens of each of its images lie.
+        """
+
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
+        """Logits at the last positions of a prompt: [1, last, vocabulary]; of a classifier, at the one that it answers
+        from: [1, 1, classes].
+
+        Args:
+            tokens: visual tokens [visual tokens, hidden] of each image.
             last: how many positions are wanted. No others are held in memory, which a large vocabulary would fill. All
                 positions where it is 0.
         """
 
     def generate(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it (to measure speed); a class is
         one token."""
 
     def steps(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from: [1, vocabulary]."""
 

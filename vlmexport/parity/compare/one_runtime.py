@@ -20,7 +20,8 @@ from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.prompts import difference
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.result import Answer
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import Prompt, in_a_row
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32
 
@@ -59,19 +60,19 @@ class Side:
         self._tokens.pop(name, None)
         self.values = {}
 
-    def question(self, sample: Sample, expected: QuestionValues, tokens: F32) -> None:
+    def question(self, sample: Sample, expected: QuestionValues, tokens: Sequence[F32]) -> None:
         """Run the stages of a question about an image that was run; ``tokens`` are the float model's."""
         self.values = {}
         self.measured.samples += 1
         if "local" in self._modes:
             self._answer(sample, "local", expected.prompt, tokens, expected)
-        own_tokens = self._tokens[sample.image_id]
-        if own_tokens is None:
+        own_tokens = [tokens for tokens in (self._tokens[sample.image_id],) if tokens is not None]
+        if not own_tokens:
             self.measured.errors.setdefault(("logits", "chained"), "not run: there are no tokens")
             self.measured.errors.setdefault(("answer", "chained"), "not run: there are no tokens")
             return
         try:
-            own = self.runtime.prompt(sample.question)
+            own = self.runtime.prompt(asked(sample.question), in_a_row(own_tokens))
         except VlmExportError as error:
             self.measured.errors.setdefault(("logits", "chained"), str(error))
             return
@@ -143,7 +144,9 @@ class Side:
     def _took(self, stage: str, mode: Mode, start: float) -> None:
         self.measured.seconds.setdefault((stage, mode), []).append(time.perf_counter() - start)
 
-    def _answer(self, sample: Sample, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues) -> None:
+    def _answer(
+        self, sample: Sample, mode: Mode, prompt: Prompt, tokens: Sequence[F32], expected: QuestionValues
+    ) -> None:
         """Decode greedily, and measure the logits over the float model's answer.
 
         Where both answers are the same, decoding has computed these logits on its way.
@@ -170,7 +173,7 @@ class Side:
             )
         )  # fmt: skip
 
-    def _decode(self, mode: Mode, prompt: Prompt, tokens: F32) -> tuple[list[int], F32]:
+    def _decode(self, mode: Mode, prompt: Prompt, tokens: Sequence[F32]) -> tuple[list[int], F32]:
         """Ids of the greedy answer, and the logits [1, tokens of the answer, vocabulary] that they are taken from."""
         ids: list[int] = []
         rows, start = [], time.perf_counter()
@@ -185,7 +188,7 @@ class Side:
         return ids, np.concatenate(rows)[None]
 
     def _logits(
-        self, mode: Mode, prompt: Prompt, tokens: F32, expected: QuestionValues, logits: F32 | None
+        self, mode: Mode, prompt: Prompt, tokens: Sequence[F32], expected: QuestionValues, logits: F32 | None
     ) -> float | None:
         """Measure the logits over the float model's answer; their mean KL divergence is returned.
 
@@ -194,7 +197,7 @@ class Side:
         """
         try:
             if logits is None:
-                whole = Prompt(prompt.text, prompt.before, (*prompt.after, *expected.answer[:-1]))
+                whole = prompt.answered(expected.answer[:-1])
                 logits = self.runtime.logits(whole, tokens, len(expected.answer))
             self._keep("logits", mode, logits)
             measure = self.measured.logits.setdefault(mode, LogitsMeasure())

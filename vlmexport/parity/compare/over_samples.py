@@ -109,7 +109,7 @@ class Comparison:
         self._compare_cores()
 
     def _question(self, sample: Sample, sides: list[Side]) -> None:
-        tokens = self._tokens[sample.image_id]
+        tokens = [self._tokens[sample.image_id]]
         expected = self.expected.question(sample, tokens)
         for side in sides:
             side.question(sample, expected, tokens)

@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.prompt import PLACEHOLDER, Prompt
 
 _SHOWN = 12
 
 
 def difference(expected: Prompt, found: Prompt) -> str | None:
     """Where the first token differs, and what the texts say there; None where all are equal."""
-    for part, ours, theirs in (
-        ("before", expected.before, found.before),
-        ("after", expected.after, found.after),
-    ):
-        if ours != theirs:
-            place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), -1)
-            at = place if place >= 0 else min(len(ours), len(theirs))
-            return (
-                f"the prompt differs at token {at} {part} the image: {_token(theirs, at)}, "
-                f"the float model's is {_token(ours, at)}{_texts(expected.text, found.text)}"
-            )
+    ours, theirs = expected.ids, found.ids
+    if ours != theirs:
+        place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
+        at = min(len(ours), len(theirs)) if place is None else place
+        return (
+            f"the prompt differs at token {at}: {_token(theirs, at)}, "
+            f"the float model's is {_token(ours, at)}{_texts(expected.text, found.text)}"
+        )
+    pairs = zip(expected.spans, found.spans, strict=False)
+    different = next(((ours, theirs) for ours, theirs in pairs if ours != theirs), None)
+    if different is not None or len(expected.spans) != len(found.spans):
+        where = f" at token {different[0].start}" if different else ""
+        return f"the images of the prompt lie otherwise than in the float model's{where}"
     return None
 
 
 def _token(ids: tuple[int, ...], at: int) -> str:
-    return str(ids[at]) if at < len(ids) else "none"
+    if at >= len(ids):
+        return "none"
+    return "a visual token" if ids[at] == PLACEHOLDER else str(ids[at])
 
 
 def _texts(expected: str, found: str) -> str:

@@ -15,6 +15,8 @@ from vlmexport.measures.arrays import ArrayMeasure, ShapeDiffersError
 from vlmexport.model import VLM
 from vlmexport.parity.layers.int8_weights import stage_of
 from vlmexport.parity.result import LayerDifference
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.tokenizer import Tokenizer
 from vlmexport.runtime.layers import Component, Layers
 from vlmexport.runtime.stages import F32
@@ -45,9 +47,9 @@ def _given(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Iterator[tuple[Com
     with torch.inference_mode():
         pixels = vlm.pixels(sample.image())
         features = vlm.features(pixels).contiguous()
-        prompt = tokenizer.prompt(vlm.spec.prompt, sample.question)
-        tokens = vlm.tokens(features)
-        prompt.room(tokens.shape[-2], vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
+        tokens = [vlm.tokens(features)]
+        prompt = tokenizer.prompt(vlm.spec.prompt, asked(sample.question), in_a_row(tokens))
+        prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         embeds = vlm.prompt_embeds(prompt, tokens)
     yield from (("vision", pixels), ("projector", features), ("language", embeds))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,10 @@ from vlmexport.files import beside, whole
 from vlmexport.parity.reference.same import other_model, other_samples
 from vlmexport.parity.reference.values import Expected, ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.prompt import Prompt, Span
 from vlmexport.runtime.stages import F32
 
-_SCHEMA = 2
+_SCHEMA = 3
 _KEY = "vlmexport"
 
 
@@ -54,14 +56,14 @@ class Recorder:
             self._write(f"image.{number}.{stage}", getattr(values, stage))
         return values
 
-    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+    def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
         """The source's values."""
         values = self._source.question(sample, tokens)
         prompt = values.prompt
         self._write(f"question.{len(self._about['questions'])}.logits", values.logits)
         self._about["questions"].append(
             {
-                "sample": sample.id, "prompt": [prompt.text, prompt.before, prompt.after],
+                "sample": sample.id, "prompt": asdict(prompt),
                 "answer": values.answer, "margins": values.margins, "text": values.text,
             }
         )  # fmt: skip
@@ -137,11 +139,14 @@ class Recording:
         stages = ("pixels", "features", "tokens")
         return ImageValues(*(self._file.get_tensor(f"image.{number}.{stage}") for stage in stages))
 
-    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+    def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
         """As recorded; the tokens are those of the recording."""
         number = self._questions[sample.id]
         entry = self._about["questions"][number]
-        text, before, after = entry["prompt"]
         logits = self._file.get_tensor(f"question.{number}.logits")
-        prompt = Prompt(text, tuple(before), tuple(after))
-        return QuestionValues(prompt, entry["answer"], entry["margins"], entry["text"], logits)
+        return QuestionValues(_prompt(**entry["prompt"]), entry["answer"], entry["margins"], entry["text"], logits)
+
+
+def _prompt(text: str, ids: list[int], spans: list[dict[str, Any]]) -> Prompt:
+    """As ``asdict`` and JSON have left it."""
+    return Prompt(text, tuple(ids), tuple(Span(**span | {"grid": tuple(span["grid"])}) for span in spans))

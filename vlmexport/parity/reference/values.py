@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from vlmexport.calibrate import Sample
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import Prompt, in_a_row
 from vlmexport.runtime.stages import F32, Runtime
 
 MAX_NEW_TOKENS = 64
@@ -47,8 +49,8 @@ class Expected(Protocol):
     def image(self, sample: Sample) -> ImageValues:
         """Of a sample's image; asked once an image."""
 
-    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
-        """Of its question, with the tokens of its image."""
+    def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
+        """Of its question, with the visual tokens of each of its images."""
 
 
 class Live:
@@ -64,10 +66,10 @@ class Live:
         features = self._reference.features(pixels)
         return ImageValues(pixels, features, self._reference.tokens(features))
 
-    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+    def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
         """Run the last two stages."""
-        prompt = self._reference.prompt(sample.question)
-        prompt.room(tokens.shape[-2], self._reference.context, f"the prompt of sample {sample.id}")
+        prompt = self._reference.prompt(asked(sample.question), in_a_row(tokens))
+        prompt.room(self._reference.context, f"the prompt of sample {sample.id}")
         steps = list(self._reference.steps(prompt, tokens, MAX_NEW_TOKENS))
         greedy, logits = [token for token, _ in steps], np.concatenate([rows for _, rows in steps])[None]
         answer, margins = [token.id for token in greedy], [token.margin for token in greedy]

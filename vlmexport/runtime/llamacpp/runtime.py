@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,17 @@ from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.messages import Messages
 from vlmexport.processing.pixels import square
-from vlmexport.processing.tokenizer import Prompt
+from vlmexport.processing.prompt import Grids, Prompt, Span, joined
+from vlmexport.processing.tokenizer import IMAGE_MARKER
 from vlmexport.quantize.ggml import library_path
 from vlmexport.runtime.int8_kernels import Int8Kernels, compiled_kernels
 from vlmexport.runtime.llamacpp.probe.probe import probe
 from vlmexport.runtime.llamacpp.process import Process
 from vlmexport.runtime.stages import F32, Runtime, Token
 from vlmexport.threads import operator_threads
+from vlmexport.workers.wire import Message
 
 _FLOATS = ("f32", "f16", "bf16")
 _MARKER = "<__media__>"
@@ -74,35 +77,42 @@ class LlamaCppDecoder:
                 f"{path} ends answers with token {found}, its source with {expected}", "export the bundle again"
             )
 
-    def prompt(self, question: str) -> Prompt:
-        """Token ids before and after the image, by llama.cpp's tokenizer and the file's chat template."""
-        text, before, after = self._template.prompt(question)
-        ids = self.process.ask({"op": "prompt", "before": before, "after": after}, "tokenizing a prompt").body
-        return Prompt(text, tuple(ids["before"]), tuple(ids["after"]))
+    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+        """Token ids of a conversation, by llama.cpp's tokenizer and the file's chat template."""
+        text = self._template.text(messages)
+        request = {"op": "encode", "chunks": text.split(IMAGE_MARKER)}
+        return joined(text, self.process.ask(request, "tokenizing a prompt").body["ids"], images)
 
-    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
         """[1, last, vocabulary]."""
-        prompt.room(tokens.shape[-2], self.context)
-        return self.process.ask(_chunks("logits", prompt) | {"last": last}, "decoding a prompt", tokens).arrays[0]
+        prompt.room(self.context)
+        return self._decode("logits", prompt, tokens, last=last).arrays[0]
 
     def generate(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it; one answer at a time."""
         return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
     def steps(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
-        max_new_tokens = min(max_new_tokens, prompt.room(tokens.shape[-2], self.context))
-        reply = self.process.ask(_chunks("start", prompt) | {"answer": max_new_tokens}, "decoding a prompt", tokens)
+        max_new_tokens = min(max_new_tokens, prompt.room(self.context))
+        reply = self._decode("start", prompt, tokens, answer=max_new_tokens)
         for step in range(max_new_tokens):
             token = reply.body["token"]
             yield Token(token, reply.body["margin"], reply.body["seconds"]), reply.arrays[0]
             if step == max_new_tokens - 1 or (token == self.eos_token_id and not ignore_eos):
                 return
             reply = self.process.ask({"op": "next", "token": token, "turn": reply.body["turn"]}, "decoding an answer")
+
+    def _decode(self, op: str, prompt: Prompt, tokens: Iterable[F32], **request: int) -> Message:
+        """Chunks of ids, numbers of rows between them, and these rows."""
+        chunks = [chunk.length if isinstance(chunk, Span) else list(chunk) for chunk in prompt.chunks()]
+        visual = prompt.visual(tokens)
+        rows = [np.concatenate(visual)] if visual else []
+        return self.process.ask({"op": op, "chunks": chunks, **request}, "decoding a prompt", *rows)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, by llama.cpp's detokenizer."""
@@ -227,7 +237,3 @@ class _Stock:
 
     def close(self) -> None:
         """Nothing: the worker is the other's."""
-
-
-def _chunks(op: str, prompt: Prompt) -> dict[str, Any]:
-    return {"op": op, "before": list(prompt.before), "after": list(prompt.after)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,9 @@ from vlmexport.artifact.onnx.tokenizer_file import encode
 from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.errors import CheckpointError
 from vlmexport.processing.chat_template import ChatTemplate
-from vlmexport.processing.tokenizer import IMAGE_MARKER, Prompt
+from vlmexport.processing.messages import Messages
+from vlmexport.processing.prompt import Grids, Prompt, joined
+from vlmexport.processing.tokenizer import IMAGE_MARKER
 from vlmexport.runtime.ort.sessions import Cache, Sessions
 from vlmexport.runtime.ort.vision import OrtVision
 from vlmexport.runtime.stages import F32, Token
@@ -44,30 +46,31 @@ class OrtRuntime(OrtVision):
         except Exception as error:  # tokenizers raises Exception itself
             raise CheckpointError(f"{bundle} has no readable tokenizer.json ({error})", "export it again") from error
 
-    def prompt(self, question: str) -> Prompt:
-        """Token ids before and after the image, by ``tokenizer.json`` and the chat template of its configuration."""
-        text, before, after = self._template.prompt(question)
+    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+        """Token ids of a conversation, by ``tokenizer.json`` and the chat template of its configuration."""
+        text = self._template.text(messages)
         begin = self._tokenizer.encode("").ids  # BOS, which the tokenizer itself puts before a text
-        return Prompt(text, (*begin, *encode(self._tokenizer, before)), tuple(encode(self._tokenizer, after)))
+        first, *others = (encode(self._tokenizer, chunk) for chunk in text.split(IMAGE_MARKER))
+        return joined(text, [[*begin, *first], *others], images)
 
-    def logits(self, prompt: Prompt, tokens: F32, last: int = 0) -> F32:
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
         """[1, last, vocabulary], or [1, 1, classes]."""
-        prompt.room(tokens.shape[-2], self.context)
+        prompt.room(self.context)
         embeds = self._embeds(prompt, tokens)
         return self._cache(embeds.shape[1]).step(embeds, last)
 
     def generate(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
         return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
     def steps(
-        self, prompt: Prompt, tokens: F32, max_new_tokens: int, *, ignore_eos: bool = False
+        self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
         start = time.perf_counter()
-        max_new_tokens = min(max_new_tokens, prompt.room(tokens.shape[-2], self.context))
+        max_new_tokens = min(max_new_tokens, prompt.room(self.context))
         embeds = self._embeds(prompt, tokens)
         cache = self._cache(embeds.shape[1] + max_new_tokens - 1)
         for _ in range(max_new_tokens):
@@ -94,9 +97,9 @@ class OrtRuntime(OrtVision):
     def _embed(self, ids: tuple[int, ...]) -> F32:
         return self.run("embed_tokens", {"input_ids": np.array([ids], np.int64).reshape(1, -1)})["inputs_embeds"]
 
-    def _embeds(self, prompt: Prompt, tokens: F32) -> F32:
-        image = tokens.reshape(1, -1, tokens.shape[-1])
-        return np.concatenate([self._embed(prompt.before), image, self._embed(prompt.after)], 1)
+    def _embeds(self, prompt: Prompt, tokens: Iterable[F32]) -> F32:
+        parts = prompt.parts(tokens)
+        return np.concatenate([self._embed(part) if isinstance(part, tuple) else part[None] for part in parts], 1)
 
 
 def _template(path: Path) -> ChatTemplate:

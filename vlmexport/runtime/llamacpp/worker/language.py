@@ -1,4 +1,4 @@
-"""The decoder in libllama, inside of the worker: text, visual tokens and text in three decodes."""
+"""The decoder in libllama, inside of the worker: runs of text and of visual tokens, decoded in turn."""
 
 from __future__ import annotations
 
@@ -105,24 +105,31 @@ class Language:
                 return text.raw[:count].decode(errors="replace").strip()
             size = -count
 
-    def logits(self, before: list[int], tokens: F32, after: list[int], last: int = 0, answer: int = 1) -> F32:
+    def logits(self, chunks: list[list[int] | int], visual: F32 | None, last: int = 0, answer: int = 1) -> F32:
         """Logits of a prompt from an empty cache: f32 [1, last, vocabulary], all positions where ``last`` is 0.
 
         Args:
+            chunks: token ids, and between them how many visual tokens stand there.
+            visual: f32 [visual tokens, hidden] of all images in order; None where there are none.
             answer: most tokens that will be decoded, the one included that follows from these logits.
         """
-        embeds = np.ascontiguousarray(tokens, np.float32).reshape(-1, tokens.shape[-1])
-        length = len(before) + len(embeds) + len(after)
+        length = sum(chunk if isinstance(chunk, int) else len(chunk) for chunk in chunks)
         self._reserve(length + answer - 1)
         wanted = range(max(length - last, 0) if last else 0, length)
-        pieces: tuple[tuple[list[int] | None, F32 | None], ...] = ((before, None), (None, embeds), (after, None))
-        found = [rows for ids, visual in pieces for rows in self._feed(ids, visual, wanted)]
+        found, start = [], 0
+        for chunk in chunks:
+            if isinstance(chunk, int):
+                assert visual is not None
+                found += self._feed(None, visual[start : start + chunk], wanted)
+                start += chunk
+            else:
+                found += self._feed(chunk, None, wanted)
         return np.concatenate(found)[None]
 
     def layers(self, embeds: F32, names: list[str]) -> list[F32]:
         """What the products by weights give for f32 [1, sequence, hidden] embeddings, and the logits."""
         self._watch = watch = Watch(names)
-        logits = self.logits([], embeds, [])
+        logits = self.logits([embeds.shape[1]], embeds[0])
         self._watch = None
         return [*watch.values(names), logits]
 

@@ -97,21 +97,23 @@ class Worker:
         """What the decoder's products by weights give, and the logits."""
         return Message({}, self.language.layers(embeds, names))
 
-    def do_prompt(self, before: str, after: str) -> Message:
-        """Token ids of the text before and after the image, each tokenized by itself."""
-        return Message(
-            {"before": self.language.encode(before, bos=True), "after": self.language.encode(after, bos=False)}
-        )
+    def do_encode(self, chunks: list[str]) -> Message:
+        """Token ids of the texts around images, each tokenized by itself; the first begins with BOS."""
+        return Message({"ids": [self.language.encode(text, bos=not i) for i, text in enumerate(chunks)]})
 
-    def do_logits(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int], last: int) -> Message:
+    def do_logits(
+        self, visual: npt.NDArray[np.float32] | None = None, *, chunks: list[list[int] | int], last: int
+    ) -> Message:
         """The logits stage."""
         self._turn += 1
-        return Message({}, [self.language.logits(before, tokens, after, last)])
+        return Message({}, [self.language.logits(chunks, visual, last)])
 
-    def do_start(self, tokens: npt.NDArray[np.float32], before: list[int], after: list[int], answer: int) -> Message:
+    def do_start(
+        self, visual: npt.NDArray[np.float32] | None = None, *, chunks: list[list[int] | int], answer: int
+    ) -> Message:
         """The first token of an answer of at most so many, and its logits."""
         self._turn += 1
-        return self._token(self.language.logits(before, tokens, after, 1, answer)[0])
+        return self._token(self.language.logits(chunks, visual, 1, answer)[0])
 
     def do_next(self, token: int, turn: int) -> Message:
         """The next token of the answer that ``start`` began, and its logits."""

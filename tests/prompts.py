@@ -1,0 +1,39 @@
+"""Prompts for tests: a question about an image, and prompts of ids that a test chooses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vlmexport.checkpoint.spec import PromptSpec
+from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import Prompt, Span, joined
+from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.runtime.stages import Decoding
+
+VISUAL = 144
+"""Visual tokens of an image of ``tiny``."""
+
+
+def ask(side: Decoding, question: str, visual: int = VISUAL) -> Prompt:
+    """A runtime's prompt of a question about one image of so many visual tokens."""
+    return side.prompt(asked(question), [((1, visual),)])
+
+
+def tokenized(tokenizer: Tokenizer, template: PromptSpec, question: str, visual: int = VISUAL) -> Prompt:
+    """A tokenizer's."""
+    return tokenizer.prompt(template, asked(question), [((1, visual),)])
+
+
+def around(before: Iterable[int], after: Iterable[int], visual: int = VISUAL, text: str = "") -> Prompt:
+    """Ids before and after one image."""
+    return joined(text, [[*before], [*after]], [((1, visual),)])
+
+
+def with_image(prompt: Prompt, *tokens: int) -> list[int]:
+    """The ids with these in place of each image's placeholders."""
+    return [i for chunk in prompt.chunks() for i in (tokens if isinstance(chunk, Span) else chunk)]
+
+
+def texts(prompt: Prompt) -> tuple[tuple[int, ...], ...]:
+    """The ids around the images of a prompt."""
+    return tuple(chunk for chunk in prompt.chunks() if not isinstance(chunk, Span))
