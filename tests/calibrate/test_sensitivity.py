@@ -42,7 +42,7 @@ def log_probabilities(vlm: VLM, checkpoint: Checkpoint, samples: list[Sample]) -
         for sample in samples:
             assert sample.answer is not None
             tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
-            prompt = tokenized(checkpoint.tokenizer, vlm.spec.prompt, sample.question)
+            prompt = tokenized(checkpoint.tokenizer, vlm.spec.prompt, sample.question, tokens.shape[1])
             answer = checkpoint.tokenizer.encode(sample.answer, bos=False)
             embeds = torch.cat([vlm.prompt_embeds(prompt, tokens), vlm.embed(answer)], 1)
             rows.append(vlm.logits(embeds)[0, -len(answer) - 1 :].log_softmax(-1))

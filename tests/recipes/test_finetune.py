@@ -73,7 +73,7 @@ def test_a_packed_turn_equals_a_single_turn(language: str, tmp_path: Path) -> No
         for i, turns in enumerate(asked):
             visual = vlm.tokens(features[i : i + 1])
             for question, answer in turns:
-                prompt = tokenized(tokenizer, checkpoint.spec.prompt, question)
+                prompt = tokenized(tokenizer, checkpoint.spec.prompt, question, visual.shape[1])
                 ids = tokenizer.encode(answer, bos=False)
                 whole = torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)
                 single = vlm.logits(whole)[0, -len(ids) - 1 :]

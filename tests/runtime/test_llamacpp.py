@@ -147,8 +147,8 @@ def test_prompt(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
 
 
 def test_logits_and_answer(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
-    prompt = ask(reference, QUESTION)
     tokens = reference.tokens(reference.features(reference.pixels(image)))
+    prompt = ask(reference, QUESTION, tokens.shape[1])
     expected, found = reference.logits(prompt, tokens), runtime.logits(prompt, tokens)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 0.02
