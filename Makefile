@@ -3,7 +3,7 @@
 # make thorough  every encoder with every projector and language model, from `new` to `check`; right bundles over 20 seeds (a quarter of an hour)
 # make rotating  a part of `make thorough`, which SEED chooses (by default the commit), so that CI goes through all of it in time
 # make parity the demo's bundles against the committed baselines; `make baselines` makes them anew
-# make same-bytes BASE=v1 whether this working copy exports what a commit exported, byte by byte: three minutes a tree
+# make same-bytes BASE=v1 whether this working copy exports what a commit exported, byte by byte: four minutes a tree
 # make optimum  optimum, which pins an older transformers, in an environment of its own: a test and a benchmark use it
 # make arm64  arm64's onnxruntime under QEMU, for `vlmexport check --on arm64` and its tests (Debian; 180 MB)
 # make bench  us and the peers in turn, on a MobileVLM V2 1.7B of random weights (16 GB of disk and 11 GB of memory)
