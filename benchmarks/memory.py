@@ -73,7 +73,7 @@ def long_question(found: Checkpoint, positions: int) -> str:
     """One that makes a prompt of so many positions, its image's included."""
     empty = len(prompt_of(found, "").ids)
     word = " what is it"
-    each = len(found.tokenizer.encode(word * 9, bos=False)) - len(found.tokenizer.encode(word * 8, bos=False))
+    each = len(found.tokenizer.encode(word * 9)) - len(found.tokenizer.encode(word * 8))
     return word * ((positions - empty) // each)
 
 

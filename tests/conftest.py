@@ -10,7 +10,14 @@ import pytest
 if TYPE_CHECKING:
     from vlmexport.source.checkpoint import Checkpoint
 
-FIXTURES = ("tests.onnx_bundles", "tests.processors", "tests.transformers_js", "tests.tracing", "tests.hub")
+FIXTURES = (
+    "tests.onnx_bundles",
+    "tests.processors",
+    "tests.transformers_js",
+    "tests.tracing",
+    "tests.hub",
+    "tests.vocabularies",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:

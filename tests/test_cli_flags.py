@@ -22,7 +22,7 @@ from vlmexport.console import Console
 from vlmexport.environment import OURS, unknown_variables
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.processing.chat_template import ChatTemplate
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.recipe import keys, variable
 from vlmexport.runtime.ask import ask
 from vlmexport.source.locate import locate
@@ -148,7 +148,7 @@ def test_no_runtime_takes_half_characters(tiny_folder: Path, tmp_path: Path) -> 
     """The demo's tokenizer, and the template of a bundle, which ONNX Runtime's and llama.cpp's read alike."""
     for prompt in (
         ChatTemplate("<image>{{ messages[0].content[1].text }}", "<image>", "here").prompt,
-        partial(Tokenizer(tiny_folder / "tokenizer.model", {}).prompt, PromptSpec()),
+        partial(SentencePieceTokenizer(tiny_folder / "tokenizer.model", {}).prompt, PromptSpec()),
     ):
         with pytest.raises(UsageError, match="no UTF-8"):
             prompt("what is \udcff?")

@@ -67,7 +67,7 @@ def pack(checkpoint: Checkpoint, asked: Sequence[Turns]) -> Batch:
             prompt = tokenizer.prompt(spec.prompt, messages.asked(question), _ONE_IMAGE)
             (span,) = prompt.spans
             before, after = prompt.ids[: span.start], prompt.ids[span.end :]
-            told = [*tokenizer.encode(answer, bos=False), spec.eos_token_id]
+            told = [*tokenizer.encode(answer), spec.eos_token_id]
             ids = [*after, *told[:-1]]
             first = len(row) + len(after) - 1
             answers += [(picture, first + i, target, count) for i, target in enumerate(told)]

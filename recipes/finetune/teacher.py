@@ -25,8 +25,7 @@ class Teacher:
         assert settings.teacher is not None
         checkpoint = open_whole(settings.teacher)
         theirs, ours = checkpoint.tokenizer, student.tokenizer
-        same = theirs.pieces() == ours.pieces() and theirs.added == ours.added
-        if not same or checkpoint.spec.prompt != student.spec.prompt:
+        if theirs.texts() != ours.texts() or checkpoint.spec.prompt != student.spec.prompt:
             raise UsageError(
                 f"{settings.teacher} reads other tokens than {settings.model}", "a teacher needs the same tokenizer"
             )

@@ -14,7 +14,7 @@ from vlmexport.artifact.bundle.manifest import read_manifest, verify
 from vlmexport.artifact.gguf import tokenizer as gguf_tokenizer
 from vlmexport.artifact.gguf.rows import interleave
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -70,10 +70,10 @@ def test_tensors_are_the_checkpoints(tiny: Checkpoint, tmp_path: Path) -> None:
     assert len(found) == len(source)
 
 
-class Vocabulary(Tokenizer):
+class Vocabulary(SentencePieceTokenizer):
     """A tokenizer with added tokens."""
 
-    def __init__(self, base: Tokenizer, added: dict[str, int], special: frozenset[str]) -> None:
+    def __init__(self, base: SentencePieceTokenizer, added: dict[str, int], special: frozenset[str]) -> None:
         super().__init__(base.path, added, special)
 
 

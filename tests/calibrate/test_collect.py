@@ -47,7 +47,7 @@ def one_by_one(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample]) -> dict[s
             if sample.answer is None:
                 answer = [token for token, _ in vlm.generate(embeds, MAX_ANSWER)]
             else:
-                answer = [*checkpoint.tokenizer.encode(sample.answer, bos=False), vlm.spec.eos_token_id]
+                answer = [*checkpoint.tokenizer.encode(sample.answer), vlm.spec.eos_token_id]
             handles = [
                 module.register_forward_pre_hook(hook(name))
                 for name, module in vlm.named_modules()
@@ -90,14 +90,14 @@ def test_the_head_is_given_the_positions_that_decide_a_token(tiny: Checkpoint, f
     assert set(read) == {1}
     read.clear()
     collect(vlm, tiny.tokenizer, [few[1]])
-    assert read == [len(tiny.tokenizer.encode("a chat", bos=False)) + 2]
+    assert read == [len(tiny.tokenizer.encode("a chat")) + 2]
 
 
 def test_image_and_text_positions(tiny: Checkpoint, few: list[Sample]) -> None:
     layer = collect(load(tiny), tiny.tokenizer, [few[1]]).layers[Q_PROJ]
     assert layer.count_image == 144
     prompt = tokenized(tiny.tokenizer, tiny.spec.prompt, few[1].question)
-    answer = tiny.tokenizer.encode("a chat", bos=False)
+    answer = tiny.tokenizer.encode("a chat")
     assert layer.count_text == sum(map(len, texts(prompt))) + len(answer) + 1
 
 

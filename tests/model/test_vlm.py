@@ -54,5 +54,5 @@ def test_prompt_is_tokenized_chunk_by_chunk(tiny: Checkpoint) -> None:
     before, after = texts(prompt)
     assert before[0] == tokenizer.bos_token_id
     assert tokenizer.bos_token_id not in after
-    newline = next(i for i, piece in enumerate(tokenizer.pieces()) if piece.text == "<0x0A>")
+    newline = next(i for i, text in tokenizer.texts().items() if text == "<0x0A>")
     assert after[1] == newline

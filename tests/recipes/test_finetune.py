@@ -74,7 +74,7 @@ def test_a_packed_turn_equals_a_single_turn(language: str, tmp_path: Path) -> No
             visual = vlm.tokens(features[i : i + 1])
             for question, answer in turns:
                 prompt = tokenized(tokenizer, checkpoint.spec.prompt, question, visual.shape[1])
-                ids = tokenizer.encode(answer, bos=False)
+                ids = tokenizer.encode(answer)
                 whole = torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)
                 single = vlm.logits(whole)[0, -len(ids) - 1 :]
                 torch.testing.assert_close(found[at : at + len(single)], single, atol=1e-4, rtol=1e-4)

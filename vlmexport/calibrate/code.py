@@ -23,13 +23,13 @@ _ROOT = Path(vlmexport.__file__).parent
 _COUNTING = (
     "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics", "model",
     "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families", "processing.images",
-    "processing.json_tokenizer", "processing.messages", "processing.pixels", "processing.prompt",
-    "processing.tokenizer",
+    "processing.fast_tokenizer", "processing.json_tokenizer", "processing.messages", "processing.pixels",
+    "processing.prompt", "processing.sentencepiece_tokenizer", "processing.special_tokens", "processing.tokenizer",
 )  # fmt: skip
 """Modules and rooms that imports are followed into. What the others find out is in the key already: the Spec, the bytes
 of tokenizer and images."""
 
-_ALWAYS = ("model.vlm", "processing.images", "processing.json_tokenizer")
+_ALWAYS = ("model.vlm", "processing.fast_tokenizer", "processing.images", "processing.json_tokenizer")
 """Modules that no import of a measurement names; nor does one name the families."""
 
 _TOOLS = ("torch", "transformers", "timm", "pillow", "sentencepiece", "tokenizers")

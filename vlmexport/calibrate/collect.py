@@ -107,7 +107,7 @@ def _decode(
         prompt = tokenizer.prompt(vlm.spec.prompt, asked(sample.question), in_a_row([visual]))
         is_given = vlm.spec.language.generates and sample.answer is not None
         room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
-        ids = [*tokenizer.encode(sample.answer or "", bos=False), vlm.spec.eos_token_id] if is_given else []
+        ids = [*tokenizer.encode(sample.answer or ""), vlm.spec.eos_token_id] if is_given else []
         ids = ids[: room - 1]  # a position each
         prompt = prompt.answered(ids)
         embeds, is_image = vlm.prompt_embeds(prompt, [visual])[0], torch.from_numpy(prompt.is_image)

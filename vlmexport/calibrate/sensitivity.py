@@ -150,7 +150,7 @@ def sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Sequence:
         elif sample.answer is None:
             answer = [token for token, _ in vlm.generate(embeds, min(longest_answer(vlm), room - 1)) if token != end]
         else:
-            answer = tokenizer.encode(sample.answer, bos=False)[: room - 1]
+            answer = tokenizer.encode(sample.answer)[: room - 1]
         whole = prompt.answered(answer)
         embeds = vlm.prompt_embeds(whole, tokens)
     return Sequence(embeds, len(answer) + 1, torch.from_numpy(~whole.is_image))

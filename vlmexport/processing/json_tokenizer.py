@@ -16,7 +16,8 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from vlmexport.checkpoint.documents import read_object
 from vlmexport.errors import CheckpointError, Unsupported
-from vlmexport.processing.tokenizer import KINDS, PROBES, Tokenizer
+from vlmexport.processing.sentencepiece_tokenizer import KINDS, SentencePieceTokenizer
+from vlmexport.processing.tokenizer import PROBES
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _NUMBERS = {kind: number for number, kind in KINDS.items()}
@@ -24,43 +25,42 @@ _BPE = 2
 _CURE = "copy tokenizer.model from the published checkpoint beside it"
 
 
-class JsonTokenizer(Tokenizer):
+class JsonTokenizer(SentencePieceTokenizer):
     """Encodes and decodes through ``tokenizers``; pieces and scores are those of an equal SentencePiece model.
+
+    Args:
+        path: a file of byte-pair encoding with byte fallback, ``<s>`` and ``</s>``.
 
     Raises:
         CheckpointError: the file is damaged.
-        Unsupported: it is no Llama tokenizer, or no scores give the same ids.
+        Unsupported: no scores give the same ids.
     """
 
     kind = "tokenizer.json"
 
     def __init__(self, path: Path, added: dict[str, int], special: frozenset[str] = frozenset()) -> None:
         document = read_object(path)
-        bpe = document.get("model")
-        if not isinstance(bpe, dict) or bpe.get("type", "BPE") != "BPE" or not bpe.get("byte_fallback"):
-            raise Unsupported(f"{path} is no Llama tokenizer (byte-pair encoding with byte fallback)", _CURE)
+        bpe = document["model"]
         self._hf = _load(path, document, added, special)
         vocab: dict[str, int] = bpe["vocab"]
         unknown = str(bpe.get("unk_token") or "<unk>")
-        if sorted(vocab.values()) != list(range(len(vocab))) or not {unknown, "<s>", "</s>"} <= set(vocab):
-            raise Unsupported(f"{path}: its vocabulary has holes, or lacks <s>, </s> or {unknown}", _CURE)
+        if sorted(vocab.values()) != list(range(len(vocab))) or unknown not in vocab:
+            raise Unsupported(f"{path}: its vocabulary has holes, or lacks {unknown}", _CURE)
         self.merges = [_pair(merge) for merge in bpe["merges"]]
         kinds = {unknown: "unknown", "<s>": "control", "</s>": "control"}
         kinds |= {text: "control" if text in special else "user_defined" for text in added if text not in kinds}
         super().__init__(path, added, special, self._model(path, vocab, kinds, unknown))
         for text in self.added:
-            if text not in special and super().encode(f"a {text}b") != self.encode(f"a {text}b"):
+            if text not in special and super().encode_plain(f"a {text}b") != self.encode_plain(f"a {text}b"):
                 raise Unsupported(f"{path} cuts a text at {text} otherwise than llama.cpp does", _CURE)
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of a text; special tokens inside it are plain text."""
+    def encode_plain(self, text: str) -> list[int]:
         ids: list[int] = self._hf.encode(text, add_special_tokens=False).ids
-        return [self.bos_token_id, *ids] if bos else ids
+        return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids, without control tokens."""
         text: str = self._hf.decode(ids, skip_special_tokens=True)
-        return text.strip()
+        return text
 
     def _rules(self) -> str:
         rules: str = self._hf.to_str()
@@ -70,7 +70,7 @@ class JsonTokenizer(Tokenizer):
         """The SentencePiece model that gives the same ids, with a leading space or without."""
         model = _pieces(vocab, kinds, self.merges or [])
         model.trainer_spec.unk_id, model.trainer_spec.unk_piece = vocab[unknown], unknown
-        expected = [self.encode(text, bos=False) for text in PROBES]
+        expected = [self.encode_plain(text) for text in PROBES]
         for prefix in (True, False):
             model.normalizer_spec.add_dummy_prefix = prefix
             proto: bytes = model.SerializeToString()

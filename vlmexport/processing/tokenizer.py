@@ -1,20 +1,13 @@
-"""The tokenizer of a checkpoint: SentencePiece, read from ``tokenizer.model``."""
+"""What a tokenizer is, whichever library it runs on."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.spec import PromptSpec
-from vlmexport.checkpoint.substitutes import refuse_substitute
-from vlmexport.errors import CheckpointError
 from vlmexport.processing.messages import Messages, refuse_markers
 from vlmexport.processing.prompt import Grids, Prompt, joined
 
@@ -31,126 +24,67 @@ put before a text.
 """
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One entry of the vocabulary. ``kind``: normal, unknown, control, user_defined, unused or byte."""
-
-    text: str
-    score: float
-    kind: str
-
-
-KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user_defined", 5: "unused", 6: "byte"}
-"""SentencePiece's number of a kind → its name."""
-
-
-def parse_model(serialized: bytes) -> Any:
-    """A SentencePiece model, field by field (``sentencepiece_model.proto``)."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    return sentencepiece_model_pb2.ModelProto.FromString(serialized)
-
-
-class Tokenizer:
-    """SentencePiece with the semantics of the slow Llama tokenizer.
-
-    Args:
-        path: where it comes from, for messages.
-        added: text → id of tokens that are not in the model.
-        special: texts of special tokens. In a text they are plain text; added tokens that are not special are found.
-        model: the SentencePiece model; read from ``path`` where it is None.
+class Tokenizer(Protocol):
+    """Texts to token ids and back.
 
     Attributes:
-        kind: the file that it was read from.
-        merges: pairs in the order in which they are merged, where the file says; else they follow from the scores.
+        path: the file that it was read from, for messages.
+        kind: the name of that file.
+        added: text → id of tokens that were added to the vocabulary.
+        special: texts of special tokens. In a user's text they are plain text; added tokens that are not special are
+            tokens everywhere, as in llama.cpp.
+        bos_token_id: the token that the tokenizer puts before a text by itself; None where it puts none. One that a
+            chat template writes (``<|im_start|>`` of SmolVLM) is no such token.
     """
 
-    kind = "tokenizer.model"
-    merges: list[tuple[str, str]] | None = None
-
-    def __init__(
-        self, path: Path, added: dict[str, int], special: frozenset[str] = frozenset(), model: bytes | None = None
-    ) -> None:
-        self.path = path
-        self.special = special
-        from sentencepiece import SentencePieceProcessor
-
-        self._sentencepiece = SentencePieceProcessor()
-        try:
-            self.model = read_bounded(path) if model is None else model
-            self._sentencepiece.LoadFromSerializedProto(self.model)
-        except (OSError, RuntimeError, ValueError) as error:
-            refuse_substitute(path)
-            raise CheckpointError(f"{path} is not a SentencePiece model", "copy tokenizer.model again") from error
-        self.bos_token_id: int = self._sentencepiece.bos_id()
-        self.eos_token_id: int = self._sentencepiece.eos_id()
-        self.unknown_token_id: int = self._sentencepiece.unk_id()
-        self._size: int = self._sentencepiece.GetPieceSize()
-        self.added = {text: i for text, i in added.items() if i >= self._size or self._piece(i) != text}
-        self._found = {i: text for text, i in self.added.items() if text not in special}
-        longest_first = sorted(map(re.escape, self._found.values()), key=len, reverse=True)
-        self._split = re.compile(f"({'|'.join(longest_first)})") if longest_first else None
+    path: Path
+    kind: str
+    added: dict[str, int]
+    special: frozenset[str]
+    bos_token_id: int | None
 
     @property
+    @abstractmethod
     def fingerprint(self) -> str:
         """SHA-256 of all that decides which ids a text has."""
-        facts = json.dumps([self.kind, sorted(self.added.items()), sorted(self.special), self._rules()])
-        return hashlib.sha256(self.model + facts.encode()).hexdigest()
 
-    def _rules(self) -> str:
-        """What cuts a text beside the model and added tokens."""
-        return ""
-
-    def _piece(self, i: int) -> str:
-        text: str = self._sentencepiece.IdToPiece(i)
-        return text
-
+    @abstractmethod
     def __len__(self) -> int:
-        return max([self._size, *(i + 1 for i in self.added.values())])
+        """One more than the largest id."""
 
-    def pieces(self) -> list[Piece]:
-        """The vocabulary of the model in order, without added tokens."""
-        model = parse_model(self.model)
-        return [Piece(piece.piece, float(piece.score), KINDS[piece.type]) for piece in model.pieces]
+    @abstractmethod
+    def own_texts(self) -> dict[int, str]:
+        """Id → how the vocabulary writes it, without added tokens."""
 
-    @property
-    def begins_with_space(self) -> bool:
-        """Whether a text is tokenized as if it began with a space."""
-        model = parse_model(self.model)
-        return bool(model.normalizer_spec.add_dummy_prefix)
+    def texts(self) -> dict[int, str]:
+        """Id → how the vocabulary writes it, of every token."""
+        return self.own_texts() | {i: text for text, i in self.added.items()}
 
-    def encode(self, text: str, bos: bool = True) -> list[int]:
-        """Token ids of a text; special tokens inside it are plain text."""
-        ids: list[int] = []
-        for odd, part in enumerate(self._split.split(text) if self._split else [text]):
-            if odd % 2:
-                ids.append(self.added[part])
-            elif part:
-                ids += self._sentencepiece.EncodeAsIds(part)
-        return [self.bos_token_id, *ids] if bos else ids
+    @abstractmethod
+    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
+        """Token ids of a text that is told in parts, without BOS.
 
+        Args:
+            parts: texts in order. True: its special tokens are tokens, as in a chat template. False: they are spelled
+                as plain text, as in a user's words. No token of the one kind comes out of a part of the other, and
+                where none lies between them neighbours are tokenized as one text, as the whole would be.
+        """
+
+    @abstractmethod
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids, without control tokens."""
-        known = [i for i in ids if i < self._size or i in self._found]
-        return "".join(self._parts(known)).strip()
+        """Text of token ids, without special tokens."""
 
-    def _parts(self, ids: list[int]) -> Iterator[str]:
-        """Texts of runs of pieces and of the added tokens between them; a run by itself loses its first space."""
-        for is_added, group in groupby(enumerate(ids), lambda pair: pair[1] in self._found):
-            run = list(group)
-            if is_added:
-                yield "".join(self._found[i] for _, i in run)
-            else:
-                first, i = run[0]
-                space = " " if first and self._piece(i).startswith("▁") else ""
-                yield space + self._sentencepiece.DecodeIds([i for _, i in run])
+    def encode(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of one text, without BOS; ``special``: its special tokens are tokens and not plain text."""
+        return self.encode_parts([(text, special)])
 
     def chunks(self, text: str) -> list[list[int]]:
         """Token ids of the texts around each ``<image>``, each tokenized by itself; the first begins with BOS.
 
         With an image's number between them they are MobileVLM's ``tokenizer_image_token``.
         """
-        return [self.encode(chunk, bos=not i) for i, chunk in enumerate(text.split(IMAGE_MARKER))]
+        first, *others = map(self.encode, text.split(IMAGE_MARKER))
+        return [first if self.bos_token_id is None else [self.bos_token_id, *first], *others]
 
     def prompt(self, template: PromptSpec, messages: Messages, images: Sequence[Grids]) -> Prompt:
         """The prompt of one question about one image.

@@ -9,6 +9,7 @@ from typing import Any
 from vlmexport.checkpoint.documents import read_object, section
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import CheckpointError
+from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.processing.tokenizer import IMAGE_MARKER, Tokenizer
 
 FILES = (
@@ -23,7 +24,8 @@ _PUBLISHED = "use the tokenizer files that were published together"
 def open_tokenizer(
     folder: Path, rows: int, prompt: PromptSpec | None = None, image_token: int | None = None
 ) -> Tokenizer:
-    """The tokenizer of a checkpoint folder: ``tokenizer.model``, else ``tokenizer.json``.
+    """The tokenizer of a checkpoint folder: ``tokenizer.model``, else ``tokenizer.json``: Llama's as SentencePiece, any
+    other byte-pair encoding by ``tokenizers``.
 
     Args:
         rows: of the embedding. Added tokens beyond them cannot be used and are left out.
@@ -53,11 +55,9 @@ def open_tokenizer(
             )
     hidden = frozenset((special | {IMAGE_MARKER}) - marks)
     if (folder / "tokenizer.model").is_file():
-        found = Tokenizer(folder / "tokenizer.model", added, hidden)
+        found: Tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", added, hidden)
     elif (folder / "tokenizer.json").is_file():
-        from vlmexport.processing.json_tokenizer import JsonTokenizer
-
-        found = JsonTokenizer(folder / "tokenizer.json", added, hidden)
+        found = _from_json(folder / "tokenizer.json", added, hidden)
     else:
         raise CheckpointError(
             f"{folder} has no tokenizer.model and no tokenizer.json", "copy one from the published checkpoint"
@@ -66,14 +66,33 @@ def open_tokenizer(
     return found
 
 
+def _from_json(path: Path, added: dict[str, int], special: frozenset[str]) -> Tokenizer:
+    from vlmexport.processing.fast_tokenizer import FastTokenizer
+
+    document = read_object(path)
+    if _is_llama(document):
+        from vlmexport.processing.json_tokenizer import JsonTokenizer
+
+        return JsonTokenizer(path, added, special)
+    return FastTokenizer(path, document, added, special)
+
+
+def _is_llama(document: dict[str, Any]) -> bool:
+    """Whether a ``tokenizer.json`` is Llama's: byte-pair encoding with byte fallback, ``<s>`` and ``</s>``."""
+    model = document.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not model.get("byte_fallback"):
+        return False
+    return {"<s>", "</s>"} <= set(model["vocab"])
+
+
 def _compare(tokenizer: Tokenizer, rows: int) -> None:
     """Pieces against rows, added tokens against pieces."""
-    pieces = tokenizer.pieces()
-    if len(pieces) > rows:
-        raise CheckpointError(f"{tokenizer.path} has {len(pieces)} pieces, the embedding only {rows} rows", _CURE)
+    pieces = tokenizer.own_texts()
+    if pieces and max(pieces) >= rows:
+        raise CheckpointError(f"{tokenizer.path} has {max(pieces) + 1} pieces, the embedding only {rows} rows", _CURE)
     for text, i in tokenizer.added.items():
-        if i < len(pieces):
-            raise CheckpointError(f"{tokenizer.path}: {i} is {pieces[i].text!r}, an added token says {text!r}", _CURE)
+        if pieces.get(i, text) != text:
+            raise CheckpointError(f"{tokenizer.path}: {i} is {pieces[i]!r}, an added token says {text!r}", _CURE)
 
 
 def _added(folder: Path) -> tuple[dict[str, int], set[str]]:

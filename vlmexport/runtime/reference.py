@@ -77,7 +77,7 @@ class ReferenceRuntime:
         """Text of token ids, or of a class."""
         if self.classes:
             return " ".join(self.classes[i] for i in ids)
-        return self._checkpoint.tokenizer.decode(ids)
+        return self._checkpoint.tokenizer.decode(ids).strip()
 
     def close(self) -> None:
         """Nothing to release."""

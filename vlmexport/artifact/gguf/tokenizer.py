@@ -5,7 +5,8 @@ from __future__ import annotations
 from vlmexport.artifact.gguf.chat_template import chat_template
 from vlmexport.artifact.gguf.file import Field
 from vlmexport.checkpoint.spec import Spec
-from vlmexport.errors import CheckpointError
+from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.processing.tokenizer import Tokenizer
 
 _KINDS = {"normal": 1, "unknown": 2, "control": 3, "user_defined": 4, "unused": 5, "byte": 6}
@@ -25,6 +26,8 @@ def fields(tokenizer: Tokenizer, spec: Spec, rows: int) -> dict[str, Field]:
         raise CheckpointError(
             f"eos_token_id is {spec.eos_token_id}, the embedding has {rows} rows", "correct config.json"
         )
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        raise Unsupported(f"GGUF cannot hold the tokenizer of {tokenizer.path}", "use an ONNX bundle")
     texts = [f"[PAD{i}]" for i in range(rows)]
     scores = [_PAD_SCORE] * rows
     kinds = [_KINDS["unused"]] * rows

@@ -27,6 +27,7 @@ from vlmexport.calibrate.statistics import Statistics
 from vlmexport.console import Console
 from vlmexport.errors import UsageError
 from vlmexport.model import load, plugins
+from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.quantize.int8 import Fallback, Int8
 from vlmexport.recipe import Recipe
 from vlmexport.source.checkpoint import Checkpoint
@@ -62,7 +63,7 @@ def export_onnx(
     settings = recipe.onnx
     if statistics is None and recipe.needs_statistics:
         raise UsageError("this recipe needs calibration statistics", "calibrate first, or pass --precision fp32")
-    tokenizer = tokenizer_file.build(checkpoint)
+    tokenizer = tokenizer_file.content(checkpoint)
     image_token = tokenizer_file.image_token_id(checkpoint)
     int8 = Int8(settings, statistics, fallback) if statistics is not None else None
     needed = sum(sizes(checkpoint, settings).values()) + (
@@ -80,7 +81,7 @@ def export_onnx(
         )  # fmt: skip
         for name, document in client_files.files(layout).items():
             _write(folder / name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-        _write(folder / TOKENIZER, tokenizer.to_str(pretty=True) + "\n")
+        _write(folder / TOKENIZER, tokenizer)
         components = {file: COMPONENT_OF[name] for name, file in written.files.items()}
         manifest = Manifest(
             kind="onnx",
@@ -121,12 +122,15 @@ def _rounding(
 
 
 def _special(checkpoint: Checkpoint) -> dict[str, str]:
-    pieces, spec = checkpoint.tokenizer.pieces(), checkpoint.spec
-    texts = {i: piece.text for i, piece in enumerate(pieces)} | {i: t for t, i in checkpoint.tokenizer.added.items()}
-    ids = {"bos_token": spec.bos_token_id, "eos_token": spec.eos_token_id, "pad_token": spec.pad_token_id}
+    tokenizer, spec = checkpoint.tokenizer, checkpoint.spec
+    texts = tokenizer.texts()
+    ids: dict[str, int | None] = {"eos_token": spec.eos_token_id, "pad_token": spec.pad_token_id}
+    if tokenizer.bos_token_id is not None:
+        ids = {"bos_token": spec.bos_token_id, **ids}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        ids["unk_token"] = tokenizer.unknown_token_id
     found = {name: texts[i] for name, i in ids.items() if i in texts}
-    unknown = [piece.text for piece in pieces if piece.kind == "unknown"]
-    return {"pad_token": found["eos_token"], **found, **({"unk_token": unknown[0]} if unknown else {})}
+    return {"pad_token": found["eos_token"], **found}
 
 
 def _write(path: Path, text: str) -> None:

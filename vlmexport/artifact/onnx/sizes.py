@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from math import prod
 
 from vlmexport.artifact.onnx.passes.clean import EXTERNAL_FROM
-from vlmexport.artifact.onnx.tokenizer_file import build, image_token_id
+from vlmexport.artifact.onnx.tokenizer_file import content, image_token_id
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.model import plugins
@@ -67,7 +67,7 @@ def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
 
 def extras(checkpoint: Checkpoint) -> int:
     """Bytes of the other files, most of them ``tokenizer.json``."""
-    return len(build(checkpoint).to_str(pretty=True).encode()) + _SETTINGS
+    return len(content(checkpoint).encode()) + _SETTINGS
 
 
 def used_tower(checkpoint: Checkpoint) -> list[tuple[str, LazyTensor]]:

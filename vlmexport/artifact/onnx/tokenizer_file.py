@@ -8,10 +8,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, proc
 from tokenizers.models import BPE
 
 from vlmexport.errors import Unsupported
-from vlmexport.processing.tokenizer import IMAGE_MARKER, PROBES, Piece, parse_model
+from vlmexport.processing.fast_tokenizer import FastTokenizer
+from vlmexport.processing.sentencepiece_tokenizer import Piece, SentencePieceTokenizer, parse_model
+from vlmexport.processing.tokenizer import IMAGE_MARKER, PROBES
 
 if TYPE_CHECKING:
-    from vlmexport.processing.tokenizer import Tokenizer as SentencePiece
     from vlmexport.source.checkpoint import Checkpoint
 
 SPACE = "▁"
@@ -26,18 +27,34 @@ def image_token_id(checkpoint: Checkpoint) -> int:
     return max(checkpoint.spec.language.vocab_size, len(tokenizer))
 
 
-def build(checkpoint: Checkpoint) -> Tokenizer:
+def content(checkpoint: Checkpoint) -> str:
+    """The content of ``tokenizer.json``: the checkpoint's own file, with ``<image>`` where it lacks that; or what
+    ``build`` makes of SentencePiece.
+
+    Raises:
+        Unsupported: a tokenizer that the file cannot hold.
+    """
+    tokenizer = checkpoint.tokenizer
+    if isinstance(tokenizer, FastTokenizer):
+        return tokenizer.with_token(IMAGE_MARKER, image_token_id(checkpoint))
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return build(tokenizer, image_token_id(checkpoint)).to_str(pretty=True) + "\n"
+    raise Unsupported(f"{tokenizer.path} cannot be held by tokenizer.json", "export to GGUF")
+
+
+def build(sentencepiece: SentencePieceTokenizer, image: int) -> Tokenizer:
     """The tokenizer, checked on texts against SentencePiece.
+
+    Args:
+        image: the id of ``<image>``.
 
     Raises:
         Unsupported: not a BPE, or it segments a text otherwise than SentencePiece does.
     """
-    sentencepiece = checkpoint.tokenizer
     model = parse_model(sentencepiece.model)
     if model.trainer_spec.model_type != _BPE:
         raise Unsupported(f"{sentencepiece.path} is no BPE model", "export to GGUF, which holds its scores as they are")
     pieces = sentencepiece.pieces()
-    image = image_token_id(checkpoint)
     vocab = _vocabulary(pieces, sentencepiece.added, image)
     in_order = sorted(sentencepiece.added, key=sentencepiece.added.__getitem__)
     tokenizer = Tokenizer(BPE(
@@ -103,10 +120,10 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     return normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
 
 
-def _check(tokenizer: Tokenizer, sentencepiece: SentencePiece) -> None:
+def _check(tokenizer: Tokenizer, sentencepiece: SentencePieceTokenizer) -> None:
     defined = "".join(f" a {text}b" for text in sentencepiece.added if text not in sentencepiece.special)
     for text in (*PROBES, defined):
-        got, want = encode(tokenizer, text), sentencepiece.encode(text, bos=False)
+        got, want = encode(tokenizer, text), sentencepiece.encode(text)
         if got != want:
             raise Unsupported(
                 f"{sentencepiece.path} cannot be held by tokenizer.json: {text!r} becomes {got}, not {want}",

@@ -8,13 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.artifact.onnx.tokenizer_file import encode
 from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.errors import CheckpointError
 from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.fast_tokenizer import open_file
 from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Grids, Prompt, joined
 from vlmexport.processing.tokenizer import IMAGE_MARKER
@@ -41,17 +40,12 @@ class OrtRuntime(OrtVision):
         self.classes = manifest.classes
         self.context = int(manifest.source.spec["language"]["max_positions"])
         self._template = _template(bundle / _TOKENIZER_CONFIG)
-        try:
-            self._tokenizer = Tokenizer.from_file(str(bundle / self.details["tokenizer"]))
-        except Exception as error:  # tokenizers raises Exception itself
-            raise CheckpointError(f"{bundle} has no readable tokenizer.json ({error})", "export it again") from error
+        self._tokenizer = open_file(bundle / self.details["tokenizer"])
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
         """Token ids of a conversation, by ``tokenizer.json`` and the chat template of its configuration."""
         text = self._template.text(messages)
-        begin = self._tokenizer.encode("").ids  # BOS, which the tokenizer itself puts before a text
-        first, *others = (encode(self._tokenizer, chunk) for chunk in text.split(IMAGE_MARKER))
-        return joined(text, [[*begin, *first], *others], images)
+        return joined(text, self._tokenizer.chunks(text), images)
 
     def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
         """[1, last, vocabulary], or [1, 1, classes]."""
@@ -88,8 +82,7 @@ class OrtRuntime(OrtVision):
         """Text of token ids, without control tokens; of a class."""
         if self.classes:
             return " ".join(self.classes[i] for i in ids)
-        text: str = self._tokenizer.decode(ids, skip_special_tokens=True)
-        return text.strip()
+        return self._tokenizer.decode(ids).strip()
 
     def _cache(self, length: int) -> Cache:
         return self.sessions.cache(self.opened("decoder_model_merged"), length)
