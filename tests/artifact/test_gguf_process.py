@@ -19,13 +19,13 @@ pytestmark = pytest.mark.slow
 posix = pytest.mark.skipif(sys.platform == "win32", reason="signals and limits of POSIX")
 SLOW = """
 import sys, time
-from vlmexport.artifact import gguf_rows
+from vlmexport.artifact.gguf import rows
 from vlmexport.cli import main
-encode = gguf_rows.Block.encode
+encode = rows.Block.encode
 def slowly(block, buffers):
     time.sleep(0.5)
     return encode(block, buffers)
-gguf_rows.Block.encode = slowly
+rows.Block.encode = slowly
 main()
 """
 LIMITED = """
