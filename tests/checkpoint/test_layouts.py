@@ -156,16 +156,11 @@ def test_expected_is_what_the_modules_have(name: str) -> None:
         assert {name: tuple(value.shape) for name, value in module.state_dict().items()} == expected
 
 
-def test_hf_defaults_are_those_of_transformers(tmp_path: Path) -> None:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+def test_hf_sparse_config_is_filled(tmp_path: Path) -> None:
+    from transformers import LlavaConfig
 
     from vlmexport.families import llava_hf
 
-    for ours, theirs in (
-        (llava_hf.LLAMA, LlamaConfig()), (llava_hf.CLIP, CLIPVisionConfig()),
-        (llava_hf.TOWER, LlavaConfig().vision_config),
-    ):  # fmt: skip
-        assert {key: getattr(theirs, key) for key in ours} == ours
     config = {"model_type": "llava", "text_config": {"vocab_size": 32064, "rms_norm_eps": 1e-5}}
     assert find(config, tmp_path / "config.json") is llava_hf
     tower = clip(VisionSpec("clip", 336, 14, 1024, 4096, 24, 16))
@@ -225,6 +220,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "projector": ("hf-new", {"projector_hidden_act": "relu"}, "projector_hidden_act 'relu'"),
     "qwen": ("hf-new", {"text_config": {"model_type": "qwen2"}}, "'qwen2' language model"),
     "siglip": ("hf-new", {"vision_config": {"model_type": "siglip_vision_model"}}, "'siglip_vision_model' tower"),
+    "bias": ("v2", {"attention_bias": True}, "attention_bias is true, which is not known"),
+    "invented": ("v2", {"logit_scale": 0.5}, "logit_scale is 0.5, which is not known"),
+    "s2": ("llava-mlp", {"s2_scales": [336, 672]}, r"s2_scales is \[336, 672\], which is not known"),
+    "sliding": ("v2", {"use_sliding_window": True, "sliding_window": 64}, "attention with a sliding window"),
+    "channels": ("hf-new", {"vision_config": {"num_channels": 4}}, "vision_config: num_channels is 4"),
+    "hf-key": ("hf-new", {"vision_merge": "mean"}, 'vision_merge is "mean", which is not known'),
+    "partial-rope": ("v2", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
     "object": ("hf-new", {"text_config": 5}, "text_config is not a JSON object"),
     "next": ("hf-new", {"model_type": "llava_next", "architectures": ["LlavaNext"]}, "model type 'llava_next'"),
 }  # fmt: skip

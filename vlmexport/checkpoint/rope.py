@@ -55,6 +55,11 @@ def read_scaling(text: Mapping[str, Any], path: Path) -> RopeScaling | None:
     """
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     kind = rope.get("rope_type") or rope.get("type") or "default" if isinstance(rope, dict) else rope
+    if isinstance(rope, dict) and rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise Unsupported(
+            f"{path}: partial_rotary_factor is {rope['partial_rotary_factor']}, which is not known",
+            "known: rotary embeddings of whole heads",
+        )
     if kind == "default":
         return None
     if kind not in ("linear", "llama3"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isqrt
+from typing import Any
 
 from vlmexport.checkpoint.rope import RopeScaling
 
@@ -70,7 +71,8 @@ class LanguageSpec:
 
     ``rms_norm_eps`` is the epsilon of its norms, RMSNorm or not. ``rope_theta`` is 0 where positions are learned:
     ``max_positions`` are then the rows of their table. ``classes`` are the answers of one that chooses among them, as
-    text; one that generates its answers has none.
+    text; one that generates its answers has none. ``section`` is what else the config says in the terms of its
+    class: the float model is built from it too.
     """
 
     kind: str
@@ -88,6 +90,7 @@ class LanguageSpec:
     hidden_act: str = "silu"
     rope_scaling: RopeScaling | None = None
     classes: tuple[str, ...] = ()
+    section: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def generates(self) -> bool:

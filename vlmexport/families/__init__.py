@@ -54,6 +54,11 @@ def names() -> list[str]:
     return sorted(info.name for info in iter_modules(__path__) if not info.ispkg)
 
 
+def family(name: str) -> Family:
+    """The family of a file."""
+    return cast(Family, import_module(f"{__name__}.{name}"))
+
+
 def find(config: dict[str, Any], path: Path) -> Family:
     """The family of a config: by its architecture, else by its model type.
 
@@ -63,16 +68,15 @@ def find(config: dict[str, Any], path: Path) -> Family:
     Raises:
         Unsupported: of none that is known.
     """
-    families = [cast(Family, import_module(f"{__name__}.{name}")) for name in names()]
+    families = [family(name) for name in names()]
     for architecture in architectures(config):
-        for family in families:
-            if architecture in family.ARCHITECTURES:
-                return family
-    same = [family for family in families if config.get("model_type") in family.MODEL_TYPES]
-    same = [family for family in same if set(family.SECTIONS) <= set(config)]
+        for one in families:
+            if architecture in one.ARCHITECTURES:
+                return one
+    same = [one for one in families if config.get("model_type") in one.MODEL_TYPES and set(one.SECTIONS) <= set(config)]
     if same:
-        return max(same, key=lambda family: len(family.SECTIONS))
-    known = {name for family in families for name in (*family.ARCHITECTURES, *family.MODEL_TYPES)}
+        return max(same, key=lambda one: len(one.SECTIONS))
+    known = {name for one in families for name in (*one.ARCHITECTURES, *one.MODEL_TYPES)}
     raise Unsupported(
         f"{path}: model type {config.get('model_type', 'missing')!r} is not a known vision-language model",
         f"known: {', '.join(sorted(known))}",

@@ -1,7 +1,6 @@
 """LLaVA-1.5 as transformers saves it (``LlavaForConditionalGeneration``): a config inside the config for each part.
 
-What such a config leaves out is a default of transformers' configuration classes; the defaults stand here, so that
-reading a checkpoint imports none of it.
+What such a config leaves out is a default of transformers' configuration classes.
 """
 
 from __future__ import annotations
@@ -13,32 +12,18 @@ from vlmexport.checkpoint.documents import section
 from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading import language, vision
+from vlmexport.families.reading.defaults import filled, refuse_unread
 from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)
 MODEL_TYPES = ("llava",)
 SECTIONS = ("text_config",)
-LLAMA = {
-    "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "silu", "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
-"""Defaults of ``LlamaConfig``."""
-
-CLIP = {
-    "model_type": "clip_vision_model", "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12,
-    "num_attention_heads": 12, "image_size": 224, "patch_size": 32, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5,
-}  # fmt: skip
-"""Defaults of ``CLIPVisionConfig``."""
-
-TOWER = CLIP | {
-    "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
-    "image_size": 336, "patch_size": 14,
-}  # fmt: skip
-"""Default of ``LlavaConfig.vision_config``."""
-
-_IMAGE_TOKEN = 32000
 _PROJECTOR = {"linear_1": "0", "linear_2": "2"}
+_READ = (
+    "text_config", "vision_config", "image_token_id", "image_token_index", "image_seq_length", "projector_hidden_act",
+    "vision_feature_select_strategy", "vision_feature_layer", "bos_token_id", "eos_token_id", "pad_token_id",
+    "tie_word_embeddings",
+)  # fmt: skip
 _FEATURES = {"default": "patch", "full": "cls_patch"}
 
 
@@ -67,27 +52,28 @@ def spec(published: Published) -> Spec:
     Raises:
         Unsupported: another language model or tower inside, or a projector that is not known.
     """
-    config, file = published.config, published.file
-    text = LLAMA | (section(config, "text_config", file) or {})
-    tower_config = section(config, "vision_config", file)
-    given = TOWER if tower_config is None else CLIP | tower_config
+    config, file = filled(published.config, "llava"), published.file
+    refuse_unread(published.config, "llava", _READ, str(file))
+    text = filled(section(config, "text_config", file) or {}, "llama")
+    given = filled(section(config, "vision_config", file) or {}, "clip_vision_model")
     if text["model_type"] != "llama":
         raise Unsupported(f"{file}: a {text['model_type']!r} language model is not known", "known: llama")
     if given["model_type"] != "clip_vision_model":
         raise Unsupported(f"{file}: a {given['model_type']!r} tower is not known", "known: clip_vision_model")
-    activation = config.get("projector_hidden_act", "gelu")
+    refuse_unread(given, "clip_vision_model", vision.READ, f"{file}, vision_config")
+    activation = config["projector_hidden_act"]
     if activation != "gelu":
         raise Unsupported(f"{file}: projector_hidden_act {activation!r} is not known", "known: gelu")
-    strategy = str(config.get("vision_feature_select_strategy", "default"))
+    strategy = str(config["vision_feature_select_strategy"])
     if strategy not in _FEATURES:
         raise Unsupported(f"{file}: vision_feature_select_strategy {strategy!r} is unknown", "known: default, full")
     given, said_in = published.of_tower(given)
     encoder = vision.layered_tower(
         "clip", given, published.shapes["vision"], published.pixels, said_in,
-        select_layer=config.get("vision_feature_layer", -2), select_feature=_FEATURES[strategy], aspect_ratio=None,
+        select_layer=config["vision_feature_layer"], select_feature=_FEATURES[strategy], aspect_ratio=None,
     )  # fmt: skip
     text |= _outside(config)
-    decoder = language.llama(text, file)
+    decoder = language.published(text, file)
     return Spec(
         name=published.name,
         layout="llava-hf",
@@ -99,7 +85,7 @@ def spec(published: Published) -> Spec:
         eos_token_id=token_id(text, "eos_token_id", 2, file),
         pad_token_id=pad_id(text),
         torch_dtype=stored_type(text),
-        image_token_id=config.get("image_token_index", config.get("image_token_id", _IMAGE_TOKEN)),
+        image_token_id=config.get("image_token_id", config["image_token_index"]),
     )
 
 

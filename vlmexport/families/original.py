@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from vlmexport.checkpoint.documents import architectures, flag, section
+from vlmexport.checkpoint.documents import architectures, section
 from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
-from vlmexport.errors import CheckpointError, Unsupported
-from vlmexport.families.reading import language, vision
+from vlmexport.families.reading import flat, language, vision
 from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
 
 ARCHITECTURES = ("MobileLlamaForCausalLM", "LlavaLlamaForCausalLM")
@@ -19,7 +16,8 @@ _NAMES = {
 }  # fmt: skip
 _TOWER = "model.vision_tower.vision_tower."
 _PROJECTOR = "model.mm_projector."
-_ASPECT_RATIOS = {"pad": "pad", "square": "crop", "crop": "crop", "None": "crop"}
+
+tower = flat.tower
 
 
 def place(name: str) -> tuple[str, str]:
@@ -31,12 +29,6 @@ def place(name: str) -> tuple[str, str]:
     return "language", name
 
 
-def tower(config: dict[str, Any]) -> str | None:
-    """``mm_vision_tower``, or what it was called before."""
-    named = config.get("mm_vision_tower") or config.get("vision_tower")
-    return str(named) if named else None
-
-
 def spec(published: Published) -> Spec:
     """The config is the language model's own.
 
@@ -45,22 +37,14 @@ def spec(published: Published) -> Spec:
         Unsupported: images are cut in tiles.
     """
     config, file = published.config, published.file
-    ratio = str(config.get("image_aspect_ratio"))
-    if ratio not in _ASPECT_RATIOS:
-        raise Unsupported(
-            f"{file}: image_aspect_ratio {ratio!r} is unknown", f"known: {', '.join(_ASPECT_RATIOS)} (no tiling)"
-        )
-    try:
-        marks = flag(config, "mm_use_im_start_end")
-    except TypeError as error:
-        raise CheckpointError(f"{file} garbles {error}", "use the published config.json") from error
+    ratio, marks = flat.aspect_ratio(config, file), flat.marks(config, file)
     given, said_in = published.of_tower(section(config, "vision_config", file) or {})
     encoder = vision.layered_tower(
         "clip", given, published.shapes["vision"], published.pixels, said_in,
         select_layer=config.get("mm_vision_select_layer", -2),
-        select_feature=str(config.get("mm_vision_select_feature", "patch")), aspect_ratio=_ASPECT_RATIOS[ratio],
+        select_feature=str(config.get("mm_vision_select_feature", "patch")), aspect_ratio=ratio,
     )  # fmt: skip
-    text = language.llama(config, file)
+    text = language.published(config, file, others=flat.KEYS)
     kind = str(config.get("mm_projector_type", "linear"))
     return Spec(
         name=published.name,

@@ -13,7 +13,7 @@ from vlmexport.checkpoint.quantized import refuse_quantized
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, weight_files
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, Unsupported
-from vlmexport.families.llava_hf import CLIP
+from vlmexport.families.reading.defaults import filled
 
 _TEXT = ("text_model.", "text_projection", "visual_projection", "logit_scale")
 """Tensors of CLIP's other half, which no vision-language model uses."""
@@ -90,4 +90,4 @@ def _open(path: Path, origin: str) -> Tower:
     for name, tensor in found.items():
         if not name.startswith(_TEXT):
             tensors[name.removeprefix("vision_model.")] = tensor
-    return Tower(path, origin, CLIP | (inside or {}), tensors)
+    return Tower(path, origin, filled(inside or {}, "clip_vision_model"), tensors)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,34 @@ from vlmexport.checkpoint.documents import flag, whole
 from vlmexport.checkpoint.rope import read_scaling
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families.reading.defaults import defaults, refuse_unread
+
+READ = frozenset((
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
+    "max_position_embeddings", "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id",
+))  # fmt: skip
+"""Keys of a language model's section that ``published`` reads."""
 
 
-def llama(text: Mapping[str, Any], path: Path) -> LanguageSpec:
-    """The Spec of a published layout's language model; errors as ``language``."""
-    if text.get("hidden_act", "silu") != "silu":
-        raise Unsupported(f"{path}: a language model with {text['hidden_act']!r} is not known", "known: silu")
-    return language(text, path)
+def published(
+    section: Mapping[str, Any], path: Path, kind: str = "llama", others: Collection[str] = ()
+) -> LanguageSpec:
+    """The Spec of a published layout's language model, with its section; errors as ``language``.
+
+    Args:
+        kind: the file in ``model/language``, and transformers' model type.
+        others: keys of the section that somebody else reads.
+    """
+    if section.get("hidden_act", "silu") != "silu":
+        raise Unsupported(f"{path}: a language model with {section['hidden_act']!r} is not known", "known: silu")
+    layers = set(section.get("layer_types") or ())
+    if section.get("use_sliding_window") or not layers <= {"full_attention"}:
+        raise Unsupported(f"{path}: attention with a sliding window is not known", "known: every layer sees all")
+    read = {*READ, *others, "layer_types", "use_sliding_window", "sliding_window", "max_window_layers"}
+    refuse_unread(section, kind, read, str(path))
+    known = {key: value for key, value in section.items() if key in defaults(kind) and key not in (*READ, "model_type")}
+    return replace(language(section, path, kind), section=known)
 
 
 def language(text: Mapping[str, Any], path: Path, kind: str = "llama") -> LanguageSpec:

@@ -17,6 +17,19 @@ _CURE = "config and weights belong to different models: fix one of them"
 _HEAD = 64
 """Width of a head in every published CLIP."""
 
+READ = (
+    "image_size",
+    "patch_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "vocab_size",
+)
+"""Keys of a tower's section that are read; a vocabulary is one of LLaVA's defaults, and no tower has any."""
+
 _CLASS_TOKENS = {"clip": 1, "siglip": 0}
 
 

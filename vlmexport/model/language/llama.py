@@ -60,8 +60,9 @@ def shapes(spec: LanguageSpec) -> dict[str, tuple[int, ...]]:
 
 
 def settings(spec: LanguageSpec) -> dict[str, Any]:
-    """A Spec in the terms of ``LlamaConfig``, and of the configurations that share them."""
-    return {
+    """A Spec in the terms of ``LlamaConfig``, and of the configurations that share them; beside it what else the
+    published section says."""
+    return spec.section | {
         "vocab_size": spec.vocab_size,
         "hidden_size": spec.hidden_size,
         "intermediate_size": spec.intermediate_size,
