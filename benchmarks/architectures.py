@@ -24,6 +24,7 @@ import onnx_ir as ir
 import torch
 from onnxruntime import InferenceSession
 
+from vlmexport.artifact.onnx.float_graphs import FloatGraphs
 from vlmexport.artifact.onnx.graphs import write_vision
 from vlmexport.artifact.onnx.passes.clean import save
 from vlmexport.artifact.onnx.session import open_session, run
@@ -35,6 +36,7 @@ from vlmexport.console import QUIET
 from vlmexport.costs.operations import count
 from vlmexport.design import Design, create, specify
 from vlmexport.errors import Unsupported
+from vlmexport.measure import measure
 from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.model import load
 from vlmexport.model.sketch import sketch
@@ -77,10 +79,13 @@ def encoder(name: str) -> Row:
         statistics = collect(vlm, checkpoint.tokenizer, samples[:IMAGES])
         sessions, sizes = {}, {}
         for precision, recipe in (("fp32", "onnx-fp32"), ("int8", "onnx-x86")):
-            settings, place = resolve(recipe, environ={}).onnx, folder / precision
+            flags = {"onnx.decoder": "fp32", "onnx.fallback": "predicted"}
+            chosen, place, aside = resolve(recipe, flags, environ={}), folder / precision, folder / f"{precision}-aside"
             place.mkdir()
-            int8 = Int8(settings, statistics) if precision == "int8" else None
-            files = write_vision(checkpoint, settings, int8, place, QUIET).files
+            aside.mkdir()
+            graphs = FloatGraphs(checkpoint, chosen, aside)
+            int8 = measure(checkpoint, chosen, aside, graphs.model, statistics=statistics).int8
+            files = write_vision(checkpoint, chosen.onnx, graphs, int8, place, QUIET).files
             sessions[precision] = open_session(place / files["vision_encoder"])
             sizes[precision] = sum(path.stat().st_size for path in (place / "onnx").iterdir())
         pixels = [vlm.pixels(sample.image()).numpy() for sample in samples[IMAGES:]]
@@ -203,11 +208,11 @@ def main() -> None:
         found = json.loads(arguments.json.read_text())
     work: list[tuple[str, str, Callable[[str], Row]]] = [("projectors", name, projector) for name in PROJECTORS]
     work += [("encoders", name, encoder) for name in ENCODERS]
-    for kind, name, measure in work:
+    for kind, name, measured_as in work:
         if name in found[kind] or arguments.show:
             continue
         try:
-            found[kind][name] = measure(name)
+            found[kind][name] = measured_as(name)
         except Unsupported as error:
             print(f"{name}: {error}", flush=True)
             continue

@@ -11,12 +11,11 @@ import numpy.typing as npt
 import torch
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.artifact.gguf.export import export_gguf
 from vlmexport.artifact.gguf.language import importance_names
 from vlmexport.calibrate import LayerStatistics, Statistics
 from vlmexport.checkpoint.spec import LanguageSpec
-from vlmexport.console import QUIET
 from vlmexport.model import plugins
+from vlmexport.pipeline import export_checkpoint
 from vlmexport.recipe import parse
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -33,7 +32,7 @@ def export(
     section = {"imatrix": "none", **settings}
     calibration = {"image_weight": image_weight}
     recipe = parse({"name": "test", "format": "gguf", "gguf": section, "calibration": calibration}, "test")
-    return export_gguf(checkpoint, recipe, statistics, folder, force=force, console=QUIET)
+    return export_checkpoint(checkpoint, recipe, folder, force=force, statistics=statistics)
 
 
 def random_statistics(spec: LanguageSpec) -> Statistics:

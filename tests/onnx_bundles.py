@@ -14,11 +14,10 @@ from PIL import Image
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.artifact.bundle.manifest import read_manifest
-from vlmexport.artifact.onnx.export import export_onnx
 from vlmexport.artifact.onnx.session import open_session
 from vlmexport.calibrate import Sample, Statistics, collect
-from vlmexport.console import QUIET
 from vlmexport.model import load
+from vlmexport.pipeline import export_checkpoint
 from vlmexport.recipe import Recipe, parse
 from vlmexport.runtime.int8_kernels import kernels_here
 from vlmexport.runtime.ort.runtime import OrtRuntime
@@ -93,11 +92,10 @@ def onnx_bundle(short: Checkpoint, short_statistics: Statistics, tmp_path_factor
     def export_bundle(name: str) -> Path:
         precision = "int8" if name in ("int8", "again") else "fp32"
         chosen = recipe(precision, decoder=name if name in ("int4", "fp16") else precision)
-        statistics = short_statistics if chosen.needs_statistics else None
         with pytest.MonkeyPatch.context() as patch:
             if name == "again":
                 patch.setenv("VLMEXPORT_CACHE", str(root / "cache"))
-            export_onnx(short, chosen, statistics, root / name, force=False, console=QUIET)
+            export_checkpoint(short, chosen, root / name, statistics=short_statistics)
         return root / name
 
     return bundle

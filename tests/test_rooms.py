@@ -15,8 +15,8 @@ PACKAGE = Path(vlmexport.__file__).parent
 ROOMS = (
     "errors", "text", "extras", "threads", "units", "console", "files", "cache", "compiled", "workers", "demo",
     "recipe", "environment", "flags", "checkpoint", "processing", "families", "source", "model", "measures",
-    "calibrate", "quantize", "fallback", "artifact", "pipeline", "design", "runtime", "serve", "bench", "parity",
-    "plan", "costs", "report", "cli", "pytest_plugin", "__init__", "__main__",
+    "calibrate", "quantize", "fallback", "measure", "artifact", "pipeline", "design", "runtime", "serve", "bench",
+    "parity", "plan", "costs", "report", "cli", "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -43,6 +43,16 @@ def test_imports_point_upwards(module: str) -> None:
     assert own in ROOMS, f"{module} is in no known room"
     allowed = ROOMS[: ROOMS.index(own) + 1]
     assert imported_rooms((PACKAGE / module).read_text(encoding="utf-8")) <= set(allowed)
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if room(module) == "artifact"])
+def test_writers_run_no_float_model(module: str) -> None:
+    """What a bundle needs of it was measured before; tracing takes a sketch."""
+    tree = ast.parse((PACKAGE / module).read_text(encoding="utf-8"))
+    taken = {(node.module, alias.name) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+             for alias in node.names}  # fmt: skip
+    assert ("vlmexport.model", "load") not in taken
+    assert "vlmexport.model.weights" not in {origin for origin, _ in taken}
 
 
 def test_the_document_lists_them() -> None:

@@ -1,27 +1,25 @@
-"""The three stations of an export joined: checkpoint → statistics → bundle."""
+"""The three stations of an export joined: checkpoint → measure → write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.artifact.bundle.staging import refuse_destination
+from vlmexport.artifact.bundle.staging import refuse_destination, scratch, staged
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import UsageError
 from vlmexport.files import whole
+from vlmexport.measure import calibrated, measure
 from vlmexport.model import plugins
 from vlmexport.recipe import Recipe
-from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
+from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.source.locate import open_model
 
 if TYPE_CHECKING:
     from vlmexport.calibrate import Statistics
-    from vlmexport.calibrate.sensitivity import Sensitivity
-    from vlmexport.fallback.search import Fallback
 
 
 def export(
@@ -51,28 +49,66 @@ def export(
     if getattr(plugins.projector(checkpoint.spec.projector), "ROUNDS", False):
         recipe = recipe.model_copy(update={"gates": recipe.gates.behind_rounding()})
     destination = output or Path(f"{_name(model, checkpoint)}-{recipe.name}")
-    refuse_destination(destination, force)
-    write: Callable[..., Manifest]
-    if recipe.format == "onnx":
-        if recipe.onnx.fused_decoder:
-            plugins.check_fused(checkpoint.spec.language)
-        from vlmexport.artifact.onnx.export import export_onnx as write
-    else:
-        from vlmexport.artifact.gguf.export import refuse_gguf
-
-        refuse_gguf(checkpoint, recipe)
-        if recipe.gguf.vision == "onnx":
-            from vlmexport.artifact.hybrid import export_hybrid as write
-        else:
-            from vlmexport.artifact.gguf.export import export_gguf as write
-    found = _statistics(checkpoint, recipe, console, dask)
-    more: dict[str, Any] = {}
-    if recipe.int8_components and recipe.onnx.fallback == "measured":
-        more["fallback"] = _fallback(checkpoint, recipe)
-    if recipe.format == "gguf" and recipe.gguf.budget:
-        more["sensitivity"] = _sensitivity(checkpoint, recipe.calibration.samples, console)
-    write(checkpoint, recipe, found, destination, force=force, console=console, **more)
+    export_checkpoint(checkpoint, recipe, destination, force=force, console=console, dask=dask)
     return destination
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    destination: Path,
+    *,
+    force: bool = False,
+    console: Console = QUIET,
+    dask: str | None = None,
+    statistics: Statistics | None = None,
+) -> Manifest:
+    """Measure what a recipe needs, and write a bundle by it; its manifest is returned.
+
+    Args:
+        statistics: of a calibration pass, where there was one already.
+
+    Raises:
+        UsageError: the destination exists and ``force`` is not set, the disk is too small, or the recipe asks for what
+            the model has not.
+        ParityFailed: a traced graph is not the float model; nothing is written.
+        Unsupported: the format cannot hold the model.
+        MissingDependency: a package that writes the format is not installed.
+    """
+    refuse_destination(destination, force)
+    needed = _bytes_needed(checkpoint, recipe)
+    with staged(destination, force, needed) as folder:
+        aside = scratch(folder)
+        if recipe.format == "gguf" and recipe.gguf.vision == "mmproj":
+            from vlmexport.artifact.gguf.export import export_gguf
+
+            measured = measure(checkpoint, recipe, aside, console=console, dask=dask, statistics=statistics)
+            return export_gguf(checkpoint, recipe, measured, folder, console)
+        from vlmexport.artifact.onnx.float_graphs import FloatGraphs
+
+        if recipe.format == "onnx":
+            from vlmexport.artifact.onnx.export import export_onnx as write
+        else:
+            from vlmexport.artifact.hybrid import export_hybrid as write
+        graphs = FloatGraphs(checkpoint, recipe, aside)
+        measured = measure(checkpoint, recipe, aside, graphs.model, console=console, dask=dask, statistics=statistics)
+        return write(checkpoint, recipe, graphs, measured, folder, console)
+
+
+def _bytes_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes that are written on the way to a bundle. What cannot work is refused here, before anything long begins."""
+    if recipe.format == "onnx":
+        from vlmexport.artifact.onnx.export import bytes_needed
+
+        return bytes_needed(checkpoint, recipe)
+    from vlmexport.artifact.gguf import export as gguf
+
+    gguf.refuse_gguf(checkpoint, recipe)
+    if recipe.gguf.vision == "mmproj":
+        return gguf.bytes_needed(checkpoint, recipe)
+    from vlmexport.artifact import hybrid
+
+    return hybrid.bytes_needed(checkpoint, recipe)
 
 
 def open_whole(model: str, vision_tower: str | None = None, console: Console = QUIET) -> Checkpoint:
@@ -92,52 +128,6 @@ def _name(model: str, checkpoint: Checkpoint) -> str:
     return "demo" if model == "demo" else checkpoint.spec.name
 
 
-def _statistics(checkpoint: Checkpoint, recipe: Recipe, console: Console, dask: str | None) -> Statistics | None:
-    """Statistics, where the recipe needs any, of the components that need them."""
-    if not recipe.needs_statistics:
-        return None
-    return _calibrated(checkpoint, recipe.calibration.samples, console, dask, recipe.statistics_components)
-
-
-def _calibrated(
-    checkpoint: Checkpoint,
-    samples: int | None,
-    console: Console,
-    dask: str | None,
-    components: tuple[str, ...] = COMPONENTS,
-) -> Statistics:
-    """Imported here: calibration needs torch, an export without it does not."""
-    from vlmexport.calibrate import calibration_samples
-    from vlmexport.calibrate.cache import statistics
-
-    return statistics(checkpoint, calibration_samples(samples), console, components=components, dask=dask)
-
-
-def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
-    """What measures int8 layers; None where the decoder is one that calibration does not hold in memory either."""
-    from vlmexport.calibrate import calibration_samples
-    from vlmexport.calibrate.collect import LARGE
-    from vlmexport.fallback.search import Fallback
-    from vlmexport.model import load
-
-    components = recipe.int8_components
-    if sum(checkpoint.parameters(component) for component in components) >= LARGE:
-        return None
-    needed = COMPONENTS if "language" in components else COMPONENTS[:2]
-    samples = calibration_samples(recipe.calibration.samples)
-    return Fallback(
-        lambda: (load(checkpoint, components=needed, resident=True), checkpoint.tokenizer),
-        samples, recipe.gates,
-    )  # fmt: skip
-
-
-def _sensitivity(checkpoint: Checkpoint, samples: int, console: Console) -> Sensitivity:
-    from vlmexport.calibrate import calibration_samples
-    from vlmexport.calibrate.cache import sensitivity
-
-    return sensitivity(checkpoint, calibration_samples(samples), console)
-
-
 def calibrate_to(
     model: str,
     output: Path,
@@ -154,7 +144,7 @@ def calibrate_to(
         UsageError: the file cannot be written there, or it exists and ``force`` is not set.
     """
     _refuse_file(output, force)
-    found = _calibrated(open_whole(model, vision_tower, console), samples, console, dask)
+    found = calibrated(open_whole(model, vision_tower, console), samples, console, dask)
     with whole(output) as temporary:
         found.save(temporary)
     return {"layers": len(found.layers), "samples": len(found.samples)}

@@ -115,8 +115,6 @@ def test_refuses_before_it_writes(tmp_path: Path) -> None:
 def test_errors_of_a_user(tiny: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown GGUF type"):
         export(tiny, tmp_path / "out", type="q4_k_x")
-    with pytest.raises(UsageError, match="needs calibration statistics"):
-        export(tiny, tmp_path / "out", type="q4_0", imatrix="auto")
     with pytest.raises(UsageError, match="does not exist"):
         export(tiny, tmp_path / "out", type="q4_0", imatrix=str(tmp_path / "none.gguf"))
     export(tiny, tmp_path / "out", type="f16", imatrix="auto")

@@ -13,10 +13,9 @@ import pytest
 from tests.onnx_bundles import Bundles, recipe
 from tests.quantize.graphs import fused
 from vlmexport.artifact.bundle.manifest import read_manifest, verify
-from vlmexport.artifact.onnx.export import export_onnx
 from vlmexport.artifact.onnx.graphs import Written
-from vlmexport.console import QUIET
 from vlmexport.errors import UsageError
+from vlmexport.pipeline import export_checkpoint
 from vlmexport.source.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
@@ -123,12 +122,6 @@ def test_nothing_tells_where_it_was_made(onnx_bundle: Bundles) -> None:
             assert not telling.search(path.read_bytes()), path
 
 
-def test_statistics_are_needed(tiny: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="calibration statistics"):
-        export_onnx(tiny, recipe("int8"), None, tmp_path / "out", force=False, console=QUIET)
-    assert not list(tmp_path.iterdir())
-
-
 def test_an_existing_bundle_stays(tiny: Checkpoint, onnx_bundle: Bundles) -> None:
     with pytest.raises(UsageError, match="--force"):
-        export_onnx(tiny, recipe("fp32"), None, onnx_bundle("fp32"), force=False, console=QUIET)
+        export_checkpoint(tiny, recipe("fp32"), onnx_bundle("fp32"))

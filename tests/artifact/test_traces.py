@@ -11,12 +11,11 @@ import pytest
 from tests.checkpoints import tiny_spec
 from tests.onnx_bundles import recipe
 from vlmexport.artifact.bundle.manifest import read_manifest
-from vlmexport.artifact.onnx.export import export_onnx
 from vlmexport.artifact.onnx.passes.clean import MODULE, module_of
 from vlmexport.artifact.onnx.trace import cache as traces
 from vlmexport.artifact.onnx.trace import components
 from vlmexport.artifact.onnx.trace.cache import Part, Traces, pack, unpack
-from vlmexport.console import QUIET
+from vlmexport.pipeline import export_checkpoint
 from vlmexport.source.checkpoint import Checkpoint
 
 
@@ -103,7 +102,7 @@ def test_a_cache_that_cannot_be_written_is_none(cache: Path) -> None:
 @pytest.mark.slow
 def test_a_second_export_traces_nothing(short: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def files(name: str) -> dict[str, str]:
-        export_onnx(short, recipe("fp32"), None, tmp_path / name, force=False, console=QUIET)
+        export_checkpoint(short, recipe("fp32"), tmp_path / name)
         return {file.path: file.sha256 for file in read_manifest(tmp_path / name).files}
 
     traced = files("traced")

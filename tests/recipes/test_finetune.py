@@ -17,11 +17,11 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture, recipe
 from tests.prompts import ask, tokenized
 from tests.recipes.conftest import FINETUNE
-from vlmexport.artifact.onnx.export import export_onnx
 from vlmexport.console import QUIET
 from vlmexport.design import Design, create
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import load
+from vlmexport.pipeline import export_checkpoint
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
@@ -194,7 +194,7 @@ def test_a_smaller_checkpoint_is_smaller(smaller: Checkpoint, tiny: Checkpoint) 
 @pytest.mark.slow
 def test_a_smaller_checkpoint_exports(smaller: Checkpoint, tmp_path: Path) -> None:
     gguf_bundles.export(smaller, tmp_path / "gguf", type="f32", mmproj_type="f32")
-    export_onnx(smaller, recipe("fp32", decoder="fp16"), None, tmp_path / "onnx", force=False, console=QUIET)
+    export_checkpoint(smaller, recipe("fp32", decoder="fp16"), tmp_path / "onnx")
     reference = ReferenceRuntime(smaller)
     prompt = ask(reference, "what is the image ?")
     tokens = reference.tokens(reference.features(reference.pixels(picture(0))))

@@ -17,12 +17,12 @@ from tests.prompts import ask
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.gguf.language import gguf_name
 from vlmexport.artifact.gguf.rows import interleave
-from vlmexport.artifact.onnx.export import export_onnx
 from vlmexport.artifact.onnx.read.int8_layers import int8_layers
 from vlmexport.calibrate import Statistics
 from vlmexport.console import QUIET
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import load
+from vlmexport.pipeline import export_checkpoint
 from vlmexport.quantize import blocks, ggml
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
@@ -143,10 +143,8 @@ def test_training_for_a_bundle_loses_less_in_the_next_one(short: Checkpoint, tmp
 def test_what_no_formula_tells_is_refused(short: Checkpoint, short_statistics: Statistics, tmp_path: Path) -> None:
     from qat import FakeQuantization
 
-    export_onnx(
-        short, recipe("fp32", decoder="int4", rounding="search"), short_statistics, tmp_path / "searched", force=False,
-        console=QUIET,
-    )  # fmt: skip
+    chosen = recipe("fp32", decoder="int4", rounding="search")
+    export_checkpoint(short, chosen, tmp_path / "searched", statistics=short_statistics)
     with pytest.raises(Unsupported, match="ROUNDING=nearest"):
         FakeQuantization(tmp_path / "searched", short)
 

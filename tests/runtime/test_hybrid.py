@@ -15,7 +15,6 @@ from tests.onnx_bundles import picture, sample
 from tests.prompts import ask
 from vlmexport.artifact.bundle.manifest import read_manifest, verify
 from vlmexport.calibrate import Sample
-from vlmexport.errors import UsageError
 from vlmexport.flags import vision_flags
 from vlmexport.parity import check
 from vlmexport.pipeline import export
@@ -114,13 +113,3 @@ def test_int8_and_an_importance_matrix_from_one_calibration(linear: Path, tmp_pa
     with closing(open_runtime(tmp_path / "linear-gguf-q4_k_m-onnx-x86")) as runtime:
         tokens = runtime.tokens(runtime.features(runtime.pixels(sample(1).image())))
         assert next(runtime.generate(ask(runtime, "A?", 36), tokens, 1)).margin >= 0
-
-
-def test_int8_needs_statistics(linear: Path, tmp_path: Path) -> None:
-    from vlmexport.artifact.hybrid import export_hybrid
-    from vlmexport.console import QUIET
-
-    with pytest.raises(UsageError, match="int8 vision needs calibration statistics"):
-        export_hybrid(open_checkpoint(linear), hybrid("gguf-q8_0", "onnx"), None, tmp_path / "out", force=False,
-                      console=QUIET)  # fmt: skip
-    assert list(tmp_path.iterdir()) == []

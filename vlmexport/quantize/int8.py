@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -31,16 +31,16 @@ class Decisions:
     """Layers that read one value and so take it in one way."""
 
 
-Fallback = Callable[[Decisions], Mapping[str, str]]
-"""Layers that a measurement of the decisions sends back to float, and why."""
-
-
 class Int8:
-    """The int8 half of one export. A layer that two graphs hold is treated alike in both."""
+    """The int8 half of one export. A layer that two graphs hold is treated alike in both.
 
-    def __init__(self, settings: Onnx, statistics: Statistics, fallback: Fallback | None = None) -> None:
+    ``decisions`` are those about the parts of an export, before layers were sent back to float.
+    """
+
+    def __init__(self, settings: Onnx, statistics: Statistics) -> None:
         self.scheme = find_scheme(settings.scheme)
-        self._settings, self._fallback = settings, fallback
+        self.decisions: dict[str, Decisions] = {}
+        self._settings = settings
         self._sent_back: dict[str, str] = {}
         self._layers = statistics.layers
         self._ranges: dict[str, Range] = {}
@@ -83,10 +83,9 @@ class Int8:
         """A choice for one layer, weight f32 [columns, outputs], on processors that saturate."""
         return for_avx2(choice, weight, self._layers[path]) if self._settings.saturation == "avx2" else choice
 
-    def measure(self, decisions: Decisions) -> None:
-        """Let the fallback look at the decisions about a graph; ``apply`` heeds it, in this graph and the next ones."""
-        if self._fallback is not None:
-            self._sent_back |= self._fallback(decisions)
+    def send_back(self, layers: Mapping[str, str]) -> None:
+        """Layers that stay in float whatever was decided, by path, and why; ``apply`` heeds it in every graph."""
+        self._sent_back |= layers
 
     def apply(self, model: ir.Model, decisions: Decisions) -> tuple[Coverage, dict[str, list[str]]]:
         """Quantize the graph that was decided about, in place; what became of its weights, and which layers were

@@ -1,8 +1,8 @@
 """Whole or not at all: a bundle is written beside its destination, and takes its place when it is complete.
 
 Everything temporary lies in one folder, ``.<name>.partial`` beside the destination: a mark that says it is ours and is
-locked while we run, the new bundle, and for a moment the old one. A run that was killed leaves it; the next run to
-the same destination brings the old bundle back if it had been moved already, and removes the rest.
+locked while we run, the new bundle, scratch space, and for a moment the old one. A run that was killed leaves it; the
+next run to the same destination brings the old bundle back if it had been moved already, and removes the rest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vlmexport.files import locked, replace
 
 MANIFEST = "vlmexport.json"
 _MARK = ".vlmexport"
-_NEW, _OLD = "new", "old"
+_NEW, _OLD, _SCRATCH = "new", "old", "scratch"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MANIFEST_BYTES = 1 << 20
 _ROOM = "free some space, or pass another --output"
@@ -52,6 +52,18 @@ def staged(destination: Path, force: bool, needed: int = 0, mark: str = MANIFEST
         if destination.exists():
             replace(destination, root / _OLD)
         replace(new, destination)
+
+
+def scratch(staged: Path) -> Path:
+    """A folder beside a staged bundle, for what is needed only while it is made. It goes when the bundle is complete,
+    and what a killed run left in it goes with the rest.
+
+    Args:
+        staged: what ``staged`` gave.
+    """
+    folder = staged.with_name(_SCRATCH)
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 def refuse_destination(destination: Path, force: bool, mark: str = MANIFEST) -> None:
@@ -117,5 +129,5 @@ def _clear(root: Path, destination: Path) -> None:
     """Between the two renames of a swap there is no bundle at the destination: then the old one goes back."""
     if (root / _OLD).exists() and not destination.exists():
         replace(root / _OLD, destination)
-    for name in (_NEW, _OLD):
+    for name in (_NEW, _OLD, _SCRATCH):
         shutil.rmtree(root / name, ignore_errors=True)

@@ -15,7 +15,7 @@ from vlmexport.artifact.gguf.budget import Budget
 from vlmexport.artifact.gguf.file import GgufFile
 from vlmexport.artifact.gguf.imatrix import ImportanceMatrix
 from vlmexport.console import Console
-from vlmexport.errors import UsageError
+from vlmexport.measure import Measured
 from vlmexport.model import plugins
 from vlmexport.quantize.gguf_mix import Mix, find_mix, mostly
 from vlmexport.quantize.gguf_override import given_types
@@ -23,7 +23,6 @@ from vlmexport.recipe import Gguf, Recipe
 from vlmexport.source.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    from vlmexport.calibrate.sensitivity import Sensitivity
     from vlmexport.calibrate.statistics import Statistics
 
 IMATRIX = "imatrix.gguf"
@@ -48,25 +47,18 @@ class Decoder:
         return unlike(self.files[LANGUAGE], self.default)
 
 
-def build(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    statistics: Statistics | None,
-    sensitivity: Sensitivity | None,
-    console: Console,
-) -> Decoder:
+def build(checkpoint: Checkpoint, recipe: Recipe, measured: Measured, console: Console) -> Decoder:
     """The files of the language model; weights are read only where a budget is to be spent.
 
     Raises:
-        UsageError: there is no importance matrix to take, or a budget is too small.
+        UsageError: a budget is too small, or the file of an importance matrix is of no use.
     """
-    settings = recipe.gguf
-    importance = _importance(checkpoint, recipe, statistics)
+    settings, sensitivity = recipe.gguf, measured.sensitivity
+    importance = _importance(checkpoint, recipe, measured.statistics)
     files, mix = _files(checkpoint, settings, importance)
     if not settings.budget:
         return Decoder(files, mix.name, mix.default)
-    if sensitivity is None:
-        raise UsageError("a budget needs sensitivities", "calibrate with them first")
+    assert sensitivity is not None
     entries, room = list(files[LANGUAGE].tensors), budget_bytes(checkpoint, recipe, files[LANGUAGE])
     budget = gguf_budget.choose(
         checkpoint.spec.language, entries, _given(checkpoint, settings), sensitivity, room, console
@@ -108,6 +100,16 @@ def budget_bytes(checkpoint: Checkpoint, recipe: Recipe, language: GgufFile) -> 
     if settings.max_bytes is None:
         return int((settings.bpw or 0) * checkpoint.parameters("language") / 8)
     return settings.max_bytes - _vision_bytes(checkpoint, recipe) - len(language.header)
+
+
+def bytes_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes of the files; at most, where a budget is spent."""
+    files = planned(checkpoint, recipe)
+    language = files[LANGUAGE]
+    size = language.size
+    if recipe.gguf.budget:
+        size = len(language.header) + budget_bytes(checkpoint, recipe, language)
+    return size + sum(file.size for component, file in files.items() if component != LANGUAGE)
 
 
 def unlike(file: GgufFile, default: str) -> dict[str, str]:
@@ -165,9 +167,5 @@ def _importance(
     if planned:
         columns = {name: tensor.columns for name, tensor in gguf_language.tensors_of(checkpoint).items()}
         return imatrix.unmeasured({name: columns[name] for name in names.values()}, weight)
-    if statistics is None:
-        raise UsageError(
-            f"{settings.type} with imatrix = auto needs calibration statistics",
-            "calibrate first, or pass --imatrix none",
-        )
+    assert statistics is not None
     return imatrix.from_statistics(statistics, names, weight)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vlmexport.artifact.bundle.manifest import (
     Manifest,
     calibration_of,
     list_files,
     source_of,
-    staged,
     tool_versions,
     write_manifest,
 )
@@ -20,14 +18,11 @@ from vlmexport.artifact.gguf.decoder import LANGUAGE, VISION, unlike
 from vlmexport.artifact.gguf.file import GgufFile, library
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.console import Console
+from vlmexport.measure import Measured
 from vlmexport.model import plugins
 from vlmexport.quantize.ggml import library_path
 from vlmexport.recipe import Recipe
 from vlmexport.source.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from vlmexport.calibrate.sensitivity import Sensitivity
-    from vlmexport.calibrate.statistics import Statistics
 
 JINJA = "llama.cpp needs --jinja: without it the built-in vicuna template is taken, which writes other line breaks"
 _CLASS_TOKEN = (
@@ -39,55 +34,42 @@ _OTHER_COLOUR = f"libmtmd pads with {_PADDING}, CLIP's mean, this model was trai
 _NOT_PADDED = "libmtmd pads images to a square, this model was trained on centre crops: wide images differ"
 
 
-def export_gguf(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    statistics: Statistics | None,
-    destination: Path,
-    *,
-    force: bool,
-    console: Console,
-    sensitivity: Sensitivity | None = None,
-) -> Manifest:
-    """Export a checkpoint to a folder with ``<name>-<TYPE>.gguf``, ``mmproj-<name>-<TYPE>.gguf`` and, where it was
-    used, ``imatrix.gguf``.
+def bytes_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes that a bundle takes; at most, where a budget is spent."""
+    vision = mmproj.file(checkpoint, recipe.gguf.mmproj_type).size
+    return gguf_decoder.bytes_needed(checkpoint, recipe) + vision
 
-    Args:
-        statistics: of a calibration pass; needed where ``recipe.gguf.imatrix`` is ``auto`` and the type uses it.
-        force: replace a bundle that is there.
-        sensitivity: of the same samples; needed where a budget is set.
 
-    Returns:
-        the manifest that was written.
+def export_gguf(checkpoint: Checkpoint, recipe: Recipe, measured: Measured, folder: Path, console: Console) -> Manifest:
+    """Write ``<name>-<TYPE>.gguf``, ``mmproj-<name>-<TYPE>.gguf``, the manifest and, where it was used,
+    ``imatrix.gguf``, to an empty folder.
 
     Raises:
-        Unsupported: GGUF or libmtmd cannot hold the model; nothing is written.
-        UsageError: the destination exists, the type is unknown, or there is no importance matrix to take.
+        Unsupported: GGUF or libmtmd cannot hold the model.
+        UsageError: the type is unknown, or a budget is too small.
         MissingDependency: gguf or llama-cpp-python is not installed.
     """
-    refuse_gguf(checkpoint, recipe)
     settings, vision = recipe.gguf, mmproj.file(checkpoint, recipe.gguf.mmproj_type)
-    decoder = gguf_decoder.build(checkpoint, recipe, statistics, sensitivity, console)
+    decoder = gguf_decoder.build(checkpoint, recipe, measured, console)
     files = {LANGUAGE: decoder.files[LANGUAGE], VISION: vision} | decoder.files
-    with staged(destination, force, sum(file.size for file in files.values())) as folder:
-        hashes = write_files(files, folder, console)
-        manifest = Manifest(
-            kind="gguf",
-            source=source_of(checkpoint),
-            recipe=recipe,
-            tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
-            calibration=calibration_of(statistics) if settings.imatrix == "auto" else None,
-            files=list_files(folder, {file.name: component for component, file in files.items()}, hashes),
-            tensors=decoder.unlike() | unlike(vision, settings.mmproj_type),
-            notes=_notes(checkpoint.spec),
-            details={
-                "language": files[LANGUAGE].name,
-                "mmproj": vision.name,
-                "types": {"language": decoder.types, "mmproj": settings.mmproj_type},
-            }
-            | decoder.details(),
-        )
-        write_manifest(folder, manifest)
+    hashes = write_files(files, folder, console)
+    manifest = Manifest(
+        kind="gguf",
+        source=source_of(checkpoint),
+        recipe=recipe,
+        tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
+        calibration=calibration_of(measured.statistics) if settings.imatrix == "auto" else None,
+        files=list_files(folder, {file.name: component for component, file in files.items()}, hashes),
+        tensors=decoder.unlike() | unlike(vision, settings.mmproj_type),
+        notes=_notes(checkpoint.spec),
+        details={
+            "language": files[LANGUAGE].name,
+            "mmproj": vision.name,
+            "types": {"language": decoder.types, "mmproj": settings.mmproj_type},
+        }
+        | decoder.details(),
+    )
+    write_manifest(folder, manifest)
     return manifest
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from vlmexport.artifact.bundle.manifest import (
     Manifest,
@@ -15,65 +14,45 @@ from vlmexport.artifact.bundle.manifest import (
     tool_versions,
     write_manifest,
 )
-from vlmexport.artifact.bundle.staging import staged
 from vlmexport.artifact.onnx import client_files, tokenizer_file
 from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding
+from vlmexport.artifact.onnx.float_graphs import FloatGraphs
 from vlmexport.artifact.onnx.graphs import COMPONENT_OF, write_graphs
 from vlmexport.artifact.onnx.sizes import hessian_bytes, sizes
 from vlmexport.artifact.onnx.trace import components as trace
-from vlmexport.calibrate import calibration_samples
-from vlmexport.calibrate.hessians import SAMPLES, measure
-from vlmexport.calibrate.statistics import Statistics
 from vlmexport.console import Console
-from vlmexport.errors import UsageError
-from vlmexport.model import load, plugins
+from vlmexport.measure import Measured
+from vlmexport.model import plugins
 from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
-from vlmexport.quantize.int8 import Fallback, Int8
 from vlmexport.recipe import Recipe
 from vlmexport.source.checkpoint import Checkpoint
 
 TOKENIZER = "tokenizer.json"
 
 
+def bytes_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes that a bundle takes while it is made, what is measured for it included."""
+    hessians = hessian_bytes(checkpoint.spec.language) if recipe.uses_gptq else 0
+    return sum(sizes(checkpoint, recipe.onnx).values()) + hessians
+
+
 def export_onnx(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    statistics: Statistics | None,
-    destination: Path,
-    *,
-    force: bool,
-    console: Console,
-    fallback: Fallback | None = None,
+    checkpoint: Checkpoint, recipe: Recipe, graphs: FloatGraphs, measured: Measured, folder: Path, console: Console
 ) -> Manifest:
-    """Export a checkpoint to a folder that onnxruntime, onnxruntime-genai and transformers.js load.
-
-    Args:
-        statistics: of a calibration pass; needed where a part is int8, or int4 with scales that are searched.
-        force: replace a bundle that is there.
-        fallback: sends layers that int8 does not serve back to float.
-
-    Returns:
-        the manifest that was written.
+    """Write what onnxruntime, onnxruntime-genai and transformers.js load, and the manifest, to an empty folder.
 
     Raises:
-        ParityFailed: a traced graph is not the float model; nothing is written.
+        ParityFailed: a traced graph is not the float model.
         Unsupported: a component cannot be traced, or the clients' files cannot hold the model.
-        UsageError: the destination exists, or there are no statistics to quantize with.
     """
-    settings = recipe.onnx
-    if statistics is None and recipe.needs_statistics:
-        raise UsageError("this recipe needs calibration statistics", "calibrate first, or pass --precision fp32")
+    settings, statistics = recipe.onnx, measured.statistics
     tokenizer = tokenizer_file.content(checkpoint)
     image_token = tokenizer_file.image_token_id(checkpoint)
-    int8 = Int8(settings, statistics, fallback) if statistics is not None else None
-    needed = sum(sizes(checkpoint, settings).values()) + (
-        hessian_bytes(checkpoint.spec.language) if recipe.uses_gptq else 0
-    )
-    with staged(destination, force, needed) as folder, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:
         source = pool.submit(source_of, checkpoint)
-        with TemporaryDirectory(dir=folder) as scratch:
-            rounding = _rounding(checkpoint, recipe, statistics, Path(scratch), console)
-            written = write_graphs(checkpoint, image_token, settings, int8, folder, console, rounding)
+        written = write_graphs(
+            checkpoint, settings, graphs, image_token, measured.int8, folder, console, _rounding(recipe, measured)
+        )
         layout = client_files.Layout(
             checkpoint.spec, image_token, plugins.projector(checkpoint.spec.projector).num_tokens(
                 checkpoint.spec.projector), _special(checkpoint), written.suffixes, written.external,
@@ -105,19 +84,13 @@ def export_onnx(
     return manifest
 
 
-def _rounding(
-    checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics | None, folder: Path, console: Console
-) -> Rounding:
-    """What an int4 decoder is rounded by. Hessians are too large to be kept, so they are measured within the export."""
-    settings = recipe.calibration
-    if recipe.uses_gptq:
-        samples = calibration_samples(settings.samples)[:SAMPLES]
-        with console.progress("measuring for GPTQ", len(samples) + checkpoint.spec.language.num_layers) as advance:
-            vlm, tokenizer = load(checkpoint), checkpoint.tokenizer
-            return Rounding(hessians=measure(vlm, tokenizer, samples, folder, settings.image_weight, advance))
-    if recipe.onnx.rounding == "search" and statistics is not None:
-        layers = statistics.only(("language",)).layers
-        return Rounding({p: layer.importance(settings.image_weight).astype("f4") for p, layer in layers.items()})
+def _rounding(recipe: Recipe, measured: Measured) -> Rounding:
+    """What an int4 decoder is rounded by."""
+    if measured.hessians is not None:
+        return Rounding(hessians=measured.hessians)
+    if recipe.onnx.rounding == "search" and measured.statistics is not None:
+        layers, weight = measured.statistics.only(("language",)).layers, recipe.calibration.image_weight
+        return Rounding({path: layer.importance(weight).astype("f4") for path, layer in layers.items()})
     return NEAREST
 
 

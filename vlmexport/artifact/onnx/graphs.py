@@ -1,9 +1,4 @@
-"""The graphs of an ONNX bundle: each made, compared with the float model, quantized where it is to be, and saved.
-
-What is traced is a sketch of the model, with few layers and random weights, and is compared with PyTorch as such. Then
-its layers are repeated, and the checkpoint's weights take the place of the random ones; they are read when they are
-written.
-"""
+"""The graphs of an ONNX bundle: each compared with the float model, quantized where it is to be, and saved."""
 
 from __future__ import annotations
 
@@ -12,8 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from threading import Event, Lock
+from threading import Event
 from typing import Any
 
 import onnx_ir as ir
@@ -21,24 +15,20 @@ import onnx_ir as ir
 from vlmexport.artifact.bundle.manifest import sha256
 from vlmexport.artifact.onnx.build import embedding, fused_decoder
 from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding
-from vlmexport.artifact.onnx.passes import attach_weights, fold_batch_norm, kept_rows, repeat_layers
+from vlmexport.artifact.onnx.float_graphs import FloatGraphs
+from vlmexport.artifact.onnx.passes import kept_rows
 from vlmexport.artifact.onnx.passes.clean import save, share
 from vlmexport.artifact.onnx.passes.fuse_attention import fuse
 from vlmexport.artifact.onnx.sizes import sizes, vision_sizes
 from vlmexport.artifact.onnx.trace import compare as verify
-from vlmexport.artifact.onnx.trace import components as trace
-from vlmexport.artifact.onnx.trace.cache import Part, Traces, pack, unpack
-from vlmexport.artifact.onnx.trace.components import Traced
 from vlmexport.artifact.onnx.trace.silent import SILENT
-from vlmexport.artifact.onnx.trace.simplify import simplify
 from vlmexport.console import Advance, Console, no_advance
 from vlmexport.errors import VlmExportError
 from vlmexport.model import plugins
-from vlmexport.model.sketch import cut, prefix, sketch
 from vlmexport.quantize.int8 import Int8
 from vlmexport.quantize.static_int8 import Coverage
 from vlmexport.recipe import Onnx
-from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
+from vlmexport.source.checkpoint import Checkpoint
 
 COMPONENT_OF = {
     "vision_encoder": "vision+projector", "embed_tokens": "embedding", "decoder_model_merged": "decoder",
@@ -72,8 +62,9 @@ class Written:
 
 def write_graphs(
     checkpoint: Checkpoint,
-    image_token: int,
     settings: Onnx,
+    graphs: FloatGraphs,
+    image_token: int,
     int8: Int8 | None,
     folder: Path,
     console: Console,
@@ -83,7 +74,7 @@ def write_graphs(
 
     Args:
         image_token: id of ``<image>``.
-        int8: needed where a part is int8.
+        int8: needed where a part is int8; it has decided about these graphs.
         rounding: of an int4 decoder.
 
     Raises:
@@ -93,43 +84,45 @@ def write_graphs(
     """
     totals = {COMPONENT_OF[name]: size for name, size in sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars:
-        graphs = _Graphs(checkpoint, settings, int8, folder, bars)
-        fused = settings.fused_decoder
-        with TemporaryDirectory(dir=folder) as scratch, SILENT, ThreadPoolExecutor(2) as pool, graphs.stopping():
+        writer, fused = _Writer(checkpoint, settings, graphs, int8, folder, bars), settings.fused_decoder
+        with SILENT, ThreadPoolExecutor(2) as pool, writer.stopping():
             # Tracing holds the interpreter; what else there is to do mostly does not, and runs beside it.
-            beside = [pool.submit(graphs.fused_decoder, rounding)] if fused else []
-            graphs.trace_parts(("vision", "projector") if fused else COMPONENTS, Path(scratch))
-            tower = pool.submit(graphs.tower)
+            beside = [pool.submit(writer.fused_decoder, rounding)] if fused else []
+            graphs.trace()
+            tower = pool.submit(writer.tower)
             graphs.compare()
-            graphs.embedding(image_token)
+            writer.embedding(image_token)
             tower.result()
-            graphs.projector()
+            writer.projector()
             for part in beside:
                 part.result()
             if not fused:
-                graphs.decoder()
-    return graphs.written.in_order()
+                writer.decoder()
+    return writer.written.in_order()
 
 
-def write_vision(checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, folder: Path, console: Console) -> Written:
-    """Write the tower with its projector, and the projector alone; errors as ``write_graphs``."""
+def write_vision(
+    checkpoint: Checkpoint, settings: Onnx, graphs: FloatGraphs, int8: Int8 | None, folder: Path, console: Console
+) -> Written:
+    """Write the tower with its projector, and the projector alone; arguments and errors as ``write_graphs``."""
     totals = {COMPONENT_OF[name]: size for name, size in vision_sizes(checkpoint, settings).items()}
-    with console.bars(totals) as bars, TemporaryDirectory(dir=folder) as scratch:
-        graphs = _Graphs(checkpoint, settings, int8, folder, bars)
-        graphs.trace_parts(("vision", "projector"), Path(scratch))
+    with console.bars(totals) as bars:
+        writer = _Writer(checkpoint, settings, graphs, int8, folder, bars)
+        graphs.trace()
         graphs.compare()
-        graphs.tower()
-        graphs.projector()
-    return graphs.written.in_order()
+        writer.tower()
+        writer.projector()
+    return writer.written.in_order()
 
 
-class _Graphs:
+class _Writer:
     def __init__(
-        self, checkpoint: Checkpoint, settings: Onnx, int8: Int8 | None, folder: Path, bars: dict[str, Advance]
-    ) -> None:
-        self.checkpoint, self.settings, self.int8, self.folder = checkpoint, settings, int8, folder
+        self, checkpoint: Checkpoint, settings: Onnx, graphs: FloatGraphs, int8: Int8 | None, folder: Path,
+        bars: dict[str, Advance],
+    ) -> None:  # fmt: skip
+        self.checkpoint, self.settings, self.graphs, self.int8, self.folder = checkpoint, settings, graphs, int8, folder
         self.written = Written()
-        self._bars, self._stop, self._quantizing = bars, Event(), Lock()
+        self._bars, self._stop = bars, Event()
 
     @contextmanager
     def stopping(self) -> Iterator[None]:
@@ -140,51 +133,9 @@ class _Graphs:
             self._stop.set()
             raise
 
-    def trace_parts(self, components: tuple[str, ...], scratch: Path) -> None:
-        """The graphs of a sketch of the components: those that are kept, and the others traced.
-
-        These are saved in ``scratch`` with their weights, for ``compare``.
-        """
-        spec = self.checkpoint.spec
-        self._kept = Traces(cut(spec, repeat_layers.TRACED), self.settings.simplify)
-        found = {name: self._kept.find(name) for name in components}
-        missing = tuple(name for name, part in found.items() if part is None)
-        self._traced: dict[str, tuple[Traced, Path, bytes]] = {}
-        if missing:
-            self._sketch = sketch(spec, repeat_layers.TRACED, components)
-        for name in missing:
-            self._traced[name] = self._trace(name, scratch)
-        # What was traced goes on as it would be read from the cache, so both ways give the same bytes.
-        self._parts = {name: part or unpack(self._traced[name][2]) for name, part in found.items()}
-
-    def _trace(self, part: str, scratch: Path) -> tuple[Traced, Path, bytes]:
-        traced, report = trace.PARTS[part](self._sketch), None
-        if self.settings.simplify:
-            traced, report = simplify(traced, scratch, self._stack(part))
-        path = scratch / f"{part}.onnx"
-        save(traced.model, path)
-        transposed = attach_weights.orientations(traced.model, dict(self._sketch.state_dict()))
-        return traced, path, pack(Part(traced.name, traced.model, transposed, report))
-
-    def _stack(self, part: str) -> str | None:
-        """What comes before a layer's number in module paths, where a part has more layers than are traced."""
-        spec = self.checkpoint.spec
-        total = {"vision": spec.vision.used_layers, "language": spec.language.num_layers}.get(part, 0)
-        return prefix(spec, part) if total > repeat_layers.TRACED else None
-
-    def compare(self) -> None:
-        """The graphs that were traced now with what they were traced from; then they are kept."""
-        for name, (traced, path, packed) in self._traced.items():
-            verify.check(traced, path)
-            if name == "language":
-                verify.check_cache(self._sketch, path)
-            self._kept.keep(name, packed)
-
     def tower(self) -> None:
         """Tower with projector."""
-        spec = self.checkpoint.spec.vision
-        stack = plugins.vision(spec).layers(spec) is not None
-        self._finish("vision", self.settings.vision, spec.used_layers if stack else 0)
+        self._finish("vision", self.settings.vision)
 
     def projector(self) -> None:
         """The projector alone."""
@@ -206,10 +157,7 @@ class _Graphs:
 
     def decoder(self) -> None:
         """The language model over embeddings and its cache."""
-        spec = self.checkpoint.spec.language
-        if spec.generates:  # a sketch has few tokens, and all classes
-            trace.name_logits(self._parts["language"].model, spec.vocab_size)
-        self._finish("language", self.settings.decoder, spec.num_layers)
+        self._finish("language", self.settings.decoder)
 
     def fused_decoder(self, rounding: Rounding) -> None:
         """The same with int4 or float16 weights, in ONNX Runtime's own operators."""
@@ -218,22 +166,14 @@ class _Graphs:
         held = fused_decoder.HALF if settings.decoder == "fp16" else int4
         self._save_decoder(fused_decoder.build(self.checkpoint, held, rounding), settings.decoder, {})
 
-    def _finish(self, part: str, precision: str, count: int = 0) -> None:
-        """Put in the checkpoint's weights and all ``count`` layers of a stack, quantize, save."""
-        traced, spec = self._parts[part], self.checkpoint.spec
-        attach_weights.attach(traced.model, traced.transposed, self.checkpoint)
-        if count:
-            repeat_layers.repeat(traced.model, prefix(spec, part), count, attach_weights.next_layer(self.checkpoint))
-        fold_batch_norm.fold(traced.model)
+    def _finish(self, part: str, precision: str) -> None:
+        """Quantize, fuse, save."""
+        traced, spec = self.graphs.part(part), self.checkpoint.spec
         report: dict[str, Any] = {"onnxsim": traced.simplified} if traced.simplified else {}
         if precision == "int8" and self.int8 is not None:
             report |= {"nodes_float": _count(traced.model)}
-            with self._quantizing:
-                decisions = self.int8.decide(traced.model)
-                if part != "projector":  # the tower's graph holds it too
-                    self.int8.measure(decisions)
-                coverage, done = self.int8.apply(traced.model, decisions)
-                report |= {"two_terms": coverage.twice, "pair_max": coverage.pair_max, **done}
+            coverage, done = self.int8.apply(traced.model, self.int8.decisions[part])
+            report |= {"two_terms": coverage.twice, "pair_max": coverage.pair_max, **done}
             report |= {"scheme": self.int8.scheme.name, "int8_share": round(coverage.share, 6)}
             self.written.float_layers |= _float_layers(coverage)
         if part == "vision" and self.settings.fuse:
