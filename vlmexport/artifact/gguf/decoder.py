@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmexport.artifact.gguf import budget as gguf_budget
-from vlmexport.artifact.gguf import imatrix, imatrix_reader, mmproj
+from vlmexport.artifact.gguf import imatrix, imatrix_reader, mmproj, vocabulary
 from vlmexport.artifact.gguf import language as gguf_language
 from vlmexport.artifact.gguf.budget import Budget
 from vlmexport.artifact.gguf.file import GgufFile
@@ -17,6 +17,7 @@ from vlmexport.artifact.gguf.imatrix import ImportanceMatrix
 from vlmexport.console import Console
 from vlmexport.measure import Measured
 from vlmexport.model import plugins
+from vlmexport.processing.fast_tokenizer import FastTokenizer
 from vlmexport.quantize.gguf_mix import Mix, find_mix, mostly
 from vlmexport.quantize.gguf_override import given_types
 from vlmexport.recipe import Gguf, Recipe
@@ -82,10 +83,12 @@ def refuse(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """Say at once what cannot work, budgets that are too small included.
 
     Raises:
-        Unsupported: GGUF cannot hold the model.
+        Unsupported: GGUF cannot hold the model, or llama.cpp tokenizes a text otherwise.
         UsageError: a type is unknown, does not fit, or needs an importance matrix; a file of one is of no use.
     """
     language = planned(checkpoint, recipe)[LANGUAGE]
+    if isinstance(checkpoint.tokenizer, FastTokenizer):
+        vocabulary.prove(checkpoint.tokenizer, language)
     if recipe.gguf.budget:
         room = budget_bytes(checkpoint, recipe, language)
         gguf_budget.refuse_too_small(list(language.tensors), _given(checkpoint, recipe.gguf), room)

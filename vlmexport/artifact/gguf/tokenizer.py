@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from vlmexport.artifact.gguf import byte_level
 from vlmexport.artifact.gguf.chat_template import chat_template
 from vlmexport.artifact.gguf.file import Field
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.processing.fast_tokenizer import FastTokenizer
 from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.processing.tokenizer import Tokenizer
 
@@ -14,20 +16,35 @@ _ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
 
 
 def fields(tokenizer: Tokenizer, spec: Spec, rows: int) -> dict[str, Field]:
-    """Metadata of a SentencePiece tokenizer, padded to the rows of the embedding.
+    """Metadata of a tokenizer, padded to the rows of the embedding.
 
     Args:
         rows: rows of ``token_embd``.
 
     Raises:
         CheckpointError: the tokenizer has more pieces than the embedding has rows, or answers cannot end.
+        Unsupported: llama.cpp does not have this tokenizer.
     """
     if not 0 <= spec.eos_token_id < rows:
         raise CheckpointError(
             f"eos_token_id is {spec.eos_token_id}, the embedding has {rows} rows", "correct config.json"
         )
-    if not isinstance(tokenizer, SentencePieceTokenizer):
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        found = _sentencepiece(tokenizer, spec, rows)
+    elif isinstance(tokenizer, FastTokenizer):
+        found = byte_level.fields(tokenizer, rows) | {
+            "tokenizer.ggml.eos_token_id": ("u32", spec.eos_token_id),
+            "tokenizer.chat_template": ("str", chat_template(spec.prompt, tokenizer.texts()[spec.eos_token_id])),
+        }
+    else:
         raise Unsupported(f"GGUF cannot hold the tokenizer of {tokenizer.path}", "use an ONNX bundle")
+    if spec.pad_token_id is not None and 0 <= spec.pad_token_id < rows:
+        found["tokenizer.ggml.padding_token_id"] = ("u32", spec.pad_token_id)
+    return found
+
+
+def _sentencepiece(tokenizer: SentencePieceTokenizer, spec: Spec, rows: int) -> dict[str, Field]:
+    """llama.cpp's ``llama``: pieces with scores."""
     texts = [f"[PAD{i}]" for i in range(rows)]
     scores = [_PAD_SCORE] * rows
     kinds = [_KINDS["unused"]] * rows
@@ -58,6 +75,4 @@ def fields(tokenizer: Tokenizer, spec: Spec, rows: int) -> dict[str, Field]:
     }
     if not tokenizer.begins_with_space:
         found["tokenizer.ggml.add_space_prefix"] = ("bool", False)
-    if spec.pad_token_id is not None and 0 <= spec.pad_token_id < rows:
-        found["tokenizer.ggml.padding_token_id"] = ("u32", spec.pad_token_id)
     return found

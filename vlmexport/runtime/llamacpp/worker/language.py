@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlmexport.artifact.gguf.libllama import encode
 from vlmexport.errors import UsageError, VlmExportError
 from vlmexport.runtime.llamacpp.worker.watch import Watch
 
@@ -87,12 +88,7 @@ class Language:
 
     def encode(self, text: str, bos: bool) -> list[int]:
         """Token ids of a text, special tokens inside it as plain text."""
-        data = text.encode()
-        ids = (ctypes.c_int32 * (len(data) + 2))()
-        count = self._llama.llama_tokenize(self._vocab, data, len(data), ids, len(ids), bos, False)
-        if count < 0:
-            raise VlmExportError("llama.cpp cannot tokenize this text", "ask a shorter question")
-        return list(ids[:count])
+        return encode(self._llama, self._vocab, text, bos)
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, without control tokens; bytes that are no character yet become U+FFFD."""
