@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,11 @@ ROOMS = (
     "calibrate", "quantize", "fallback", "measure", "artifact", "pipeline", "design", "runtime", "serve", "bench",
     "parity", "plan", "costs", "report", "cli", "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip
+# Folders of a room, and modules that stand between them, in the order in which data passes them.
+INNER = {
+    "artifact": ("bundle", "onnx/session", "onnx/passes", "onnx/trace", "onnx/build", "onnx/read"),
+    "parity": ("result", "reference", "compare"),
+}  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
 
@@ -43,6 +49,55 @@ def test_imports_point_upwards(module: str) -> None:
     assert own in ROOMS, f"{module} is in no known room"
     allowed = ROOMS[: ROOMS.index(own) + 1]
     assert imported_rooms((PACKAGE / module).read_text(encoding="utf-8")) <= set(allowed)
+
+
+def dotted(module: str) -> str:
+    return ".".join(("vlmexport", *Path(module).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def imported_modules(source: str, known: set[str]) -> set[str]:
+    """Modules that a source names anywhere, for type checkers too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inner & known | ({node.module} if inner - known else set())
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found & known
+
+
+@pytest.fixture(scope="module")
+def imports() -> dict[str, set[str]]:
+    """Module → modules that it imports."""
+    known = {dotted(module) for module in MODULES}
+    return {dotted(module): imported_modules((PACKAGE / module).read_text(encoding="utf-8"), known) - {dotted(module)}
+            for module in MODULES}  # fmt: skip
+
+
+def test_a_circle_is_seen() -> None:
+    known = {"vlmexport.a", "vlmexport.a.b", "vlmexport.c"}
+    source = "if TYPE_CHECKING:\n    from vlmexport.a import b\ndef f():\n    import vlmexport.c"
+    assert imported_modules(source, known) == {"vlmexport.a.b", "vlmexport.c"}
+    assert imported_modules("from vlmexport.a import b, x", known) == {"vlmexport.a", "vlmexport.a.b"}
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+
+
+@pytest.mark.parametrize("of_room", INNER)
+def test_folders_stand_in_order(of_room: str, imports: dict[str, set[str]]) -> None:
+    order = [f"vlmexport.{of_room}.{place.replace('/', '.')}" for place in INNER[of_room]]
+
+    def floor(module: str) -> int | None:
+        found = [index for index, place in enumerate(order) if f"{module}.".startswith(f"{place}.")]
+        return found[0] if found else None
+
+    floors = {module: floor(module) for module in imports}
+    assert set(floors.values()) == {None, *range(len(order))}, "a place is empty"
+    upwards = [(module, other) for module, others in imports.items() for other in others
+               if (own := floors[module]) is not None and other.startswith(f"vlmexport.{of_room}.")
+               and ((its := floors[other]) is None or its > own)]  # fmt: skip
+    assert not upwards
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room(module) == "artifact"])

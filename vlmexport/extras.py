@@ -10,7 +10,7 @@ from vlmexport.errors import MissingDependency
 EXTRAS = {
     "export": (
         "torch", "transformers", "safetensors", "sentencepiece", "huggingface_hub", "blake3", "numba", "onnx",
-        "onnx_ir", "onnxscript", "sacrebleu", "yaml",
+        "onnx_ir", "onnxscript", "sacrebleu",
     ),
     "gguf": ("gguf", "llama_cpp"),
 }  # fmt: skip

@@ -14,6 +14,9 @@ from filelock import FileLock, Timeout
 
 from vlmexport.errors import UsageError
 
+PACKAGE = Path(__file__).parent
+"""Of this package, with its own modules."""
+
 _PATIENCE = 5.0
 """Seconds in which another program lets go of a file on Windows: a virus scanner, a reader."""
 

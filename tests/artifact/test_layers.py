@@ -12,7 +12,7 @@ import pytest
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.artifact.onnx.passes import attach_weights, repeat_layers
 from vlmexport.artifact.onnx.passes.clean import save
-from vlmexport.artifact.onnx.session import NUM_LOGITS
+from vlmexport.artifact.onnx.session import FEATURES, NUM_LOGITS
 from vlmexport.artifact.onnx.trace import compare, components
 from vlmexport.errors import Unsupported
 from vlmexport.model import load
@@ -46,7 +46,7 @@ def test_tower(select_feature: str, tmp_path: Path) -> None:
     whole = replace(traced, module=type(traced.module)(load(found)))  # type: ignore[call-arg]
     assert compare.check(whole, tmp_path / "vision.onnx") < 1e-5
     assert [value.name for value in traced.model.graph.outputs] == ["image_features"]
-    features = [v for node in traced.model.graph for v in node.outputs if v.name == components.FEATURES]
+    features = [v for node in traced.model.graph for v in node.outputs if v.name == FEATURES]
     assert len(features) == 1
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.artifact.onnx.passes.clean import save
-from vlmexport.artifact.onnx.session import open_session, run, with_outputs
+from vlmexport.artifact.onnx.session import FEATURES, open_session, run, with_outputs
 from vlmexport.artifact.onnx.trace import compare, components
 from vlmexport.errors import ParityFailed
 from vlmexport.model import VLM, load, projector
@@ -51,7 +51,7 @@ def test_vision_and_projector(kind: str, tmp_path: Path) -> None:
         # A quantized projector may round a value the other way where float sums differ.
         bound = 1e-5 if traced.tolerance == components.Traced.tolerance else traced.tolerance
         assert compare.check(traced, tmp_path / f"{traced.name}.onnx") < bound
-    graph = with_outputs(tmp_path / "vision_encoder.onnx", [components.FEATURES])
+    graph = with_outputs(tmp_path / "vision_encoder.onnx", [FEATURES])
     session = open_session(tmp_path / "vision_encoder.onnx", graph=graph, exact=kernels_here().saturates)
     pixels = torch.randn(2, 3, 336, 336)
     outputs = run(session, {"pixel_values": pixels.numpy()})

@@ -167,7 +167,7 @@ def test_the_code_that_counts(tiny: Checkpoint) -> None:
 def test_an_edit_of_the_code(tiny: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "package"
     shutil.copytree(Path(vlmexport.__file__).parent, package, ignore=shutil.ignore_patterns("model.safetensors"))
-    monkeypatch.setattr(code, "_ROOT", package)
+    monkeypatch.setattr(code, "PACKAGE", package)
     keys, chosen = [], samples(1, tmp_path / "log")
     for edited in ("parity/check.py", "model/projector/qformer.py", "model/vlm.py", "model/vision/clip.py"):
         (package / edited).write_text((package / edited).read_text() + "\n# edited\n")

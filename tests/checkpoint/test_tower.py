@@ -18,7 +18,7 @@ from vlmexport.checkpoint import hub
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
 from vlmexport.model import load
-from vlmexport.parity.reference.source import _reference
+from vlmexport.parity.compare.source import _reference
 from vlmexport.recipe import Recipe
 from vlmexport.report.inspection import describe
 from vlmexport.source.checkpoint import open_checkpoint

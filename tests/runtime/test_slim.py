@@ -17,8 +17,8 @@ from vlmexport.flags import gguf_recipe, vision_flags
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 
-ABSENT = [name for name in EXTRAS["export"] if name not in ("huggingface_hub", "yaml")]
-"""Packages of the extra ``export``; two of them come with tokenizers and gguf anyway."""
+ABSENT = [name for name in EXTRAS["export"] if name != "huggingface_hub"]
+"""Packages of the extra ``export``; one of them comes with tokenizers anyway."""
 
 KINDS = ("onnx", "gguf", "hybrid")
 ABOUT = (

@@ -22,6 +22,7 @@ from vlmexport.artifact.gguf.export import JINJA, write_files
 from vlmexport.artifact.onnx import client_files
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
 from vlmexport.artifact.onnx.graphs import COMPONENT_OF, Written, write_vision
+from vlmexport.artifact.onnx.session import FEATURES
 from vlmexport.artifact.onnx.sizes import vision_sizes
 from vlmexport.artifact.onnx.trace import components as trace
 from vlmexport.console import Console
@@ -82,7 +83,7 @@ def _details(checkpoint: Checkpoint, recipe: Recipe, decoder: Decoder, written: 
     return {
         "language": decoder.files[LANGUAGE].name,
         "graphs": written.files,
-        "features": trace.FEATURES,
+        "features": FEATURES,
         "types": {"language": decoder.types, "vision": recipe.onnx.vision},
         "opset": trace.OPSET,
         "report": written.report,

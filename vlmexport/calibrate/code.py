@@ -13,13 +13,12 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import vlmexport
 from vlmexport import families
 from vlmexport.checkpoint.spec import Spec
+from vlmexport.files import PACKAGE
 from vlmexport.model import plugins
 from vlmexport.source.checkpoint import COMPONENTS
 
-_ROOT = Path(vlmexport.__file__).parent
 _COUNTING = (
     "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics", "model",
     "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families", "processing.images",
@@ -76,7 +75,7 @@ def _hash(names: frozenset[str]) -> str:
 
 
 def _file(name: str) -> Path:
-    path = _ROOT / name.replace(".", "/")
+    path = PACKAGE / name.replace(".", "/")
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 

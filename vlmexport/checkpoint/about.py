@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,16 +60,14 @@ def address(hub_id: str) -> str:
 
 
 def _card(path: Path) -> dict[str, Any]:
-    """The YAML header of a model card; empty where there is none that can be read, for nothing depends on it."""
-    import yaml
+    """The header of a model card; empty where there is none that can be read, for nothing depends on it."""
+    from huggingface_hub import metadata_load
 
     try:
-        text = read_bounded(path).decode()
-        header = re.match(r"\ufeff?---\r?\n(.*?)\n---", text, re.DOTALL)
-        found = yaml.safe_load(header[1]) if header else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        read_bounded(path)
+        return metadata_load(path) or {}
+    except Exception:  # the errors of the YAML reader share no base class with the others
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _text(value: Any) -> str | None:

@@ -7,11 +7,11 @@ than ``AT_ONCE``, which is the head of a large vocabulary, is multiplied in part
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+import psutil
 import torch
 from torch import nn
 from torch.nn import functional
@@ -84,14 +84,8 @@ def _matrices(module: nn.Module) -> set[str]:
 
 
 def available_memory() -> int:
-    """Bytes that can be taken without swapping; half of what the machine has where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
-            return 0  # nobody tells: mapping is always right
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    """Bytes that can be taken without swapping."""
+    found = int(psutil.virtual_memory().available)
     try:  # a container may be allowed less
         group = Path("/sys/fs/cgroup")
         limit, used = ((group / name).read_text(encoding="ascii") for name in ("memory.max", "memory.current"))

@@ -20,12 +20,12 @@ from vlmexport.parity.baseline import SLACK, compared, read_baseline, refuse_bas
 from vlmexport.parity.compare.clients import More, client_gates
 from vlmexport.parity.compare.evaluate import CoreRun, Evaluation
 from vlmexport.parity.compare.measured import Measured
+from vlmexport.parity.compare.source import Against
 from vlmexport.parity.layers.bisect import bisect as layer_by_layer
 from vlmexport.parity.layers.bisect import worst
 from vlmexport.parity.layers.int8_weights import compare_weights, weight_gates
 from vlmexport.parity.pictures import pictures
 from vlmexport.parity.reference.same import spec_facts
-from vlmexport.parity.reference.source import Against
 from vlmexport.parity.result import CoreResult, Inputs, ParityResult, StockResult, WeightsResult
 from vlmexport.parity.samples import Chosen, choose
 from vlmexport.runtime.open import Machine

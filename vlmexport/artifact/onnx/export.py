@@ -18,6 +18,7 @@ from vlmexport.artifact.onnx import client_files, tokenizer_file
 from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
 from vlmexport.artifact.onnx.graphs import COMPONENT_OF, write_graphs
+from vlmexport.artifact.onnx.session import FEATURES
 from vlmexport.artifact.onnx.sizes import hessian_bytes, sizes
 from vlmexport.artifact.onnx.trace import components as trace
 from vlmexport.console import Console
@@ -73,7 +74,7 @@ def export_onnx(
             details={
                 # What we run; onnxruntime-genai's decoder is the same over the same weights.
                 "graphs": {name: file for name, file in written.files.items() if name != "decoder"},
-                "features": trace.FEATURES,
+                "features": FEATURES,
                 "image_token_id": image_token,
                 "tokenizer": TOKENIZER,
                 "opset": trace.OPSET,

@@ -12,6 +12,9 @@ import onnxruntime
 from vlmexport.errors import CheckpointError, MissingDependency
 from vlmexport.threads import operator_threads
 
+FEATURES = "features"
+"""Value inside of a vision encoder that is the features stage."""
+
 NUM_LOGITS = "num_logits_to_keep"
 """Input of a decoder: how many of the last positions it gives logits of."""
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnxscript
 from onnx_ir.passes.common import RemoveUnusedFunctionsPass, RemoveUnusedNodesPass
 
-from vlmexport.artifact.onnx.trace.components import FEATURES
+from vlmexport.artifact.onnx.session import FEATURES
 from vlmexport.errors import MissingDependency
 
 _BETWEEN = "ai.onnxruntime._fusion"

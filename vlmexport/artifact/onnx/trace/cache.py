@@ -17,10 +17,10 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-import vlmexport
 from vlmexport.artifact.onnx.passes.clean import MODULE
 from vlmexport.cache import cache_folder, keep, used
 from vlmexport.checkpoint.spec import Spec
+from vlmexport.files import PACKAGE
 
 _TOOLS = ("torch", "transformers", "timm", "onnxscript", "onnx-ir", "onnx", "onnxsim")
 _FACTS = "vlmexport"
@@ -104,9 +104,9 @@ def unpack(packed: bytes) -> Part:
 @cache
 def _code() -> str:
     """Hash of this package's own modules."""
-    root, digest = Path(vlmexport.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(PACKAGE).as_posix()}\0".encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from vlmexport.artifact.onnx.passes import kept_rows
 from vlmexport.artifact.onnx.passes.clean import clean, names_modules, rename_dimensions
+from vlmexport.artifact.onnx.session import FEATURES
 from vlmexport.artifact.onnx.trace.silent import SILENT
 from vlmexport.errors import Unsupported, first_line
 from vlmexport.model import VLM, plugins
@@ -25,7 +26,6 @@ from vlmexport.model import VLM, plugins
 OPSET = 21
 """The newest that onnxruntime, onnxruntime-genai and transformers.js all take; Q/DQ of int16 and int4 begin here."""
 
-FEATURES = "features"
 """Name of the value inside the vision graph that is the features stage."""
 
 Inputs = tuple[torch.Tensor, ...]

@@ -16,8 +16,9 @@ import onnx_ir as ir
 
 from vlmexport.artifact.onnx.passes import repeat_layers
 from vlmexport.artifact.onnx.passes.clean import MODULE, clean, module_of, save
+from vlmexport.artifact.onnx.session import FEATURES
 from vlmexport.artifact.onnx.trace import compare
-from vlmexport.artifact.onnx.trace.components import FEATURES, Traced
+from vlmexport.artifact.onnx.trace.components import Traced
 from vlmexport.errors import ParityFailed, Unsupported, first_line
 
 

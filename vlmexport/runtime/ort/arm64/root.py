@@ -9,9 +9,9 @@ from pathlib import Path
 
 import onnxruntime
 
-import vlmexport
 from vlmexport.cache import cache_folder
 from vlmexport.errors import MissingDependency
+from vlmexport.files import PACKAGE
 from vlmexport.workers.process import own_python
 
 CORES = ("cortex-a76", "max")
@@ -64,11 +64,10 @@ def environment(root: Path, core: str) -> dict[str, str]:
     """For ``command``. An emulated Python shall not see this one's settings, nor leave its bytecode in our package."""
     if native():
         return dict(os.environ)
-    package = Path(vlmexport.__file__).parents[1]
     return {
         "QEMU_CPU": core,
         "PYTHONHOME": str(root / "debian" / "usr"),
-        "PYTHONPATH": f"{root / 'site'}{os.pathsep}{package}",
+        "PYTHONPATH": f"{root / 'site'}{os.pathsep}{PACKAGE.parent}",
         "PYTHONUTF8": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
