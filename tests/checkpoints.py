@@ -12,7 +12,7 @@ import sentencepiece
 import torch
 from safetensors.torch import save_file
 
-from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.families import design
 from vlmexport.model.vlm import VLM
 
@@ -23,7 +23,7 @@ Naming = Callable[[str, str], str]
 
 def tiny_spec(projector: str = "mlp2x_gelu", image_size: int = 336, **language: Any) -> Spec:
     """Widths that suit every format: rows of 256, n_ff ≠ n_embd, a 24x24 grid at 336 pixels."""
-    vision = VisionSpec("clip", image_size, 14, 64, 128, 3, 1, aspect_ratio="pad")
+    vision = VisionSpec("clip", image_size, 14, 64, 128, 3, 1)
     sizes = {
         "vocab_size": 384, "hidden_size": 256, "intermediate_size": 512, "num_layers": 2, "num_heads": 4,
         "num_kv_heads": 4, "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_positions": 2048,
@@ -32,6 +32,7 @@ def tiny_spec(projector: str = "mlp2x_gelu", image_size: int = 336, **language: 
     return Spec(
         name="tiny",
         layout="mobilevlm",
+        image_processor=ImageProcessorSpec.square(image_size, pads=True),
         vision=vision,
         projector=ProjectorSpec(projector, 64, int(sizes["hidden_size"]), vision.num_patches),
         language=LanguageSpec(**sizes),
@@ -119,7 +120,8 @@ def config_of(spec: Spec) -> dict[str, Any]:
         "tie_word_embeddings": language.tie_word_embeddings, "head_dim": language.head_dim, "torch_dtype": "float16",
         "mm_projector_type": spec.projector.kind, "mm_hidden_size": spec.vision.hidden_size,
         "mm_vision_tower": "openai/clip-vit-large-patch14-336", "mm_vision_select_layer": spec.vision.select_layer,
-        "mm_vision_select_feature": spec.vision.select_feature, "image_aspect_ratio": spec.vision.aspect_ratio,
+        "mm_vision_select_feature": spec.vision.select_feature, 
+        "image_aspect_ratio": "pad" if spec.image_processor.do_pad else "square",
     }  # fmt: skip
 
 
@@ -202,7 +204,7 @@ def write_preprocessor(folder: Path, spec: Spec, **changes: Any) -> None:
     side = spec.vision.image_size
     write_json(folder / "preprocessor_config.json", {
         "do_center_crop": True, "crop_size": {"height": side, "width": side}, "do_normalize": True, "do_resize": True,
-        "image_mean": spec.vision.image_mean, "image_std": spec.vision.image_std, "resample": 3,
+        "image_mean": spec.image_processor.image_mean, "image_std": spec.image_processor.image_std, "resample": 3,
         "size": {"shortest_edge": side}, "image_processor_type": "CLIPImageProcessor", **changes,
     })  # fmt: skip
 

@@ -185,6 +185,7 @@ def test_parts_of_a_trained_model_keep_their_weights(tmp_path: Path) -> None:
     spec = create(Design(projector="pool_max", origin="demo"), tmp_path / "other")
     demo, other = open_checkpoint(demo_folder()), open_whole(str(tmp_path / "other"))
     assert (spec.vision, spec.language) == (demo.spec.vision, demo.spec.language)
+    assert spec.image_processor == other.spec.image_processor == demo.spec.image_processor
     for component in ("vision", "language"):
         assert demo.tensors[component].keys() == other.tensors[component].keys()
         for name, tensor in demo.tensors[component].items():

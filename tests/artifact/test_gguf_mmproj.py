@@ -108,12 +108,12 @@ def test_q8_0(tiny: Checkpoint, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({}, None), ({"aspect_ratio": "square"}, "centre crops"), ({"image_mean": (0.5, 0.5, 0.5)}, "pads with")],
+    [({}, None), ({"do_pad": False}, "centre crops"), ({"image_mean": (0.5, 0.5, 0.5)}, "pads with")],
 )
 def test_what_libmtmd_does_with_wide_images_is_noted(
     changes: dict[str, Any], words: str | None, tiny: Checkpoint, tmp_path: Path
 ) -> None:
-    spec = replace(tiny.spec, vision=replace(tiny.spec.vision, **changes))
+    spec = replace(tiny.spec, image_processor=replace(tiny.spec.image_processor, **changes))
     notes = export(replace(tiny, spec=spec), tmp_path / "out", type="f16").notes
     assert [note for note in notes if "wide images" in note] == [note for note in notes[2:] if words and words in note]
     assert len(notes) == 2 + (words is not None)

@@ -201,3 +201,17 @@ def test_external_data_of_a_graph(location: str, read: Callable[[Path], Iterator
     (tmp_path / "a.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(CheckpointError, match="names external data outside of the bundle"):
         list(read(tmp_path / "a.onnx"))
+
+
+def test_a_manifest_whose_image_processor_was_part_of_the_encoder(bundle: Path) -> None:
+    """So were those of the first versions."""
+    new = read_manifest(bundle)
+
+    def older(document: Document) -> None:
+        spec = document["source"]["spec"]
+        pixels = spec.pop("image_processor")
+        colours = {key: pixels[key] for key in ("image_mean", "image_std")}
+        spec["vision"] |= colours | {"aspect_ratio": "pad" if pixels["do_pad"] else "crop"}
+
+    rewrite(bundle, older)
+    assert read_manifest(bundle) == new

@@ -80,7 +80,7 @@ CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
     "end": ({"eos_token_id": 7}, False),
     "layer": ({"mm_vision_select_layer": -1}, True),
     "crop": ({"image_aspect_ratio": "crop"}, True),
-    "mean": ({"file": "preprocessor_config.json", "image_mean": [0.5, 0.5, 0.5], "do_pad": True}, True),
+    "mean": ({"file": "preprocessor_config.json", "image_mean": [0.5, 0.5, 0.5], "size": 336, "crop_size": 336}, True),
 }
 """Changes beside the weights, and whether what the tower sees changes too."""
 
@@ -150,7 +150,7 @@ def test_the_code_that_counts(tiny: Checkpoint) -> None:
         code.modules(tiny.spec, "calibrate.collect", TOWER), code.modules(tiny.spec, "calibrate.sensitivity", ALL)
     )  # fmt: skip
     everywhere = {
-        "model.vlm", "model.weights", "model.vision.clip", "model.projector.ldpnetv2", "processing.pixels",
+        "model.vlm", "model.weights", "model.vision.clip", "model.projector.ldpnetv2", "processing.image",
         "calibrate.collect", "calibrate.recorder", "calibrate.statistics", "checkpoint.tensors", "checkpoint.spec",
         "processing.images", "processing.tokenizer", "checkpoint.rope", "families.original",
     }  # fmt: skip

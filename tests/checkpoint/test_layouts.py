@@ -27,7 +27,7 @@ from tests.checkpoints import (
     write_json,
     write_preprocessor,
 )
-from vlmexport.checkpoint.spec import Spec, VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, Spec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families import find
 from vlmexport.families.reading.published import Published
@@ -49,6 +49,7 @@ class Case:
     config: Callable[[Spec], dict[str, Any]] = config_of
     changes: dict[str, Any] = field(default_factory=dict)
     layout: str = "mobilevlm"
+    pads: bool = True
     vision: dict[str, Any] = field(default_factory=dict)
     language: dict[str, Any] = field(default_factory=dict)
     dtype: torch.dtype = torch.float16
@@ -67,7 +68,7 @@ CASES = {
     "v2-fp32": Case(dtype=torch.float32),
     "v2-tied": Case(language={"tie_word_embeddings": True}),
     "v2-grouped": Case(language={"num_kv_heads": 2}),
-    "v2-not-pad": Case(changes={"image_aspect_ratio": None}, vision={"aspect_ratio": "crop"}),
+    "v2-not-pad": Case(changes={"image_aspect_ratio": None}, pads=False),
     "v2-layer-1": Case(vision={"select_layer": -1}),
     "v2-layer-3": Case(vision={"select_layer": -3}),
     "llava-mlp": Case("mlp2x_gelu", changes=LLAVA, layout="llava"),
@@ -76,14 +77,14 @@ CASES = {
     "llava-linear": Case("linear", changes=LLAVA, layout="llava"),
     "llava-cls": Case("mlp2x_gelu", changes=LLAVA, layout="llava", vision={"select_feature": "cls_patch"}),
     "llava-no-tower": Case("mlp2x_gelu", changes=LLAVA | V1, layout="llava"),
-    "hf-old": Case("mlp2x_gelu", hf_old, hf_config, layout="llava-hf", vision={"aspect_ratio": "crop"}),
-    "hf-new": Case("mlp2x_gelu", hf_new, hf_config, layout="llava-hf", vision={"aspect_ratio": "crop"}),
+    "hf-old": Case("mlp2x_gelu", hf_old, hf_config, layout="llava-hf", pads=False),
+    "hf-new": Case("mlp2x_gelu", hf_new, hf_config, layout="llava-hf", pads=False),
     "hf-full": Case(
         "mlp2x_gelu", hf_new, hf_config, layout="llava-hf",
-        vision={"aspect_ratio": "crop", "select_feature": "cls_patch", "select_layer": -1},
+        pads=False, vision={"select_feature": "cls_patch", "select_layer": -1},
     ),
     "hf-sharded-bf16": Case(
-        "mlp2x_gelu", hf_old, hf_config, layout="llava-hf", vision={"aspect_ratio": "crop"}, shards=2,
+        "mlp2x_gelu", hf_old, hf_config, layout="llava-hf", pads=False, shards=2,
         dtype=torch.bfloat16,
     ),
 }  # fmt: skip
@@ -93,7 +94,8 @@ def spec_of(case: Case) -> Spec:
     spec = tiny_spec(case.projector, image_size=168, **{"vocab_size": 448, "num_layers": 1} | case.language)
     vision = replace(spec.vision, **case.vision)
     projector = replace(spec.projector, in_tokens=vision.num_patches)
-    return replace(spec, name="model", layout=case.layout, vision=vision, projector=projector)
+    pixels = spec.image_processor.with_padding(case.pads)
+    return replace(spec, name="model", layout=case.layout, image_processor=pixels, vision=vision, projector=projector)
 
 
 def write(case: Case, folder: Path) -> tuple[Path, dict[str, State]]:
@@ -173,14 +175,11 @@ def test_hf_sparse_config_is_filled(tmp_path: Path) -> None:
 def test_hf_preprocessor_decides_pixels(tmp_path: Path) -> None:
     path, _ = write(CASES["hf-new"], tmp_path)
     spec = spec_of(CASES["hf-new"])
-    own = replace(spec, vision=replace(spec.vision, image_mean=(0.5, 0.25, 0.125), image_std=(0.5, 0.5, 0.25)))
-    write_preprocessor(path, own, do_pad=True)
-    found = open_checkpoint(path).spec.vision
-    assert (found.image_mean, found.image_std, found.aspect_ratio) == ((0.5, 0.25, 0.125), (0.5, 0.5, 0.25), "pad")
-    nested = (path / "preprocessor_config.json").read_text()
-    (path / "preprocessor_config.json").unlink()
-    (path / "processor_config.json").write_text(f'{{"image_processor": {nested}}}')
-    assert open_checkpoint(path).spec.vision == found
+    colours = {"image_mean": (0.5, 0.25, 0.125), "image_std": (0.5, 0.5, 0.25)}
+    write_preprocessor(path, spec, do_pad=True, image_processor_type="LlavaImageProcessor", **colours)
+    assert open_checkpoint(path).spec.image_processor == ImageProcessorSpec.square(168, True, **colours)
+    write_preprocessor(path, spec, do_pad=True, **colours)
+    assert not open_checkpoint(path).spec.image_processor.do_pad, "a CLIP processor does not pad to a square"
 
 
 @pytest.mark.parametrize(
@@ -189,9 +188,14 @@ def test_hf_preprocessor_decides_pixels(tmp_path: Path) -> None:
         ({"resample": 2}, "resample 2"),
         ({"rescale_factor": 1 / 127.5}, "rescale_factor 0.00784"),
         ({"do_center_crop": False}, "neither padded nor cropped"),
-        ({"do_normalize": False}, "do_normalize is false"),
         ({"image_mean": [0.5]}, "lacks or garbles"),
-        ({"crop_size": 224}, "makes 224 pixels, the tower takes 168"),
+        ({"crop_size": 224}, "a middle of 224 pixels is cut out of 168"),
+        ({"crop_size": 224, "size": 224}, "makes 224 pixels, the tower takes 168"),
+        ({"size": None}, "a middle of 168 pixels is cut out of 224"),
+        ({"size": {"height": 168, "width": 84}}, "lacks or garbles size"),
+        ({"do_resize": False}, "do_resize False is not known"),
+        ({"do_image_splitting": False}, "do_image_splitting False is not known"),
+        ({"image_processor_type": "LlavaNextImageProcessor"}, "image processor 'LlavaNextImageProcessor' is not known"),
     ],
 )
 def test_other_pixels_are_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:

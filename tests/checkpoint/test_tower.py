@@ -111,12 +111,15 @@ def test_its_own_config_counts(v1: Path, clip: Path) -> None:
     told = {"hidden_act": "gelu", "layer_norm_eps": 1e-6, "num_attention_heads": 2}
     edit(clip / "config.json", vision_config=inside | told)
     edit(clip / "preprocessor_config.json", image_mean=[0.5, 0.5, 0.5], image_std=[0.25, 0.25, 0.25], do_pad=False)
-    found = open_checkpoint(v1, vision_tower=str(clip)).spec.vision
+    found = open_checkpoint(v1, vision_tower=str(clip)).spec
     assert found == replace(
-        SPEC.vision, hidden_act="gelu", layer_norm_eps=1e-6, num_heads=2, image_mean=(0.5,) * 3, image_std=(0.25,) * 3
+        SPEC,
+        vision=replace(SPEC.vision, hidden_act="gelu", layer_norm_eps=1e-6, num_heads=2),
+        image_processor=replace(SPEC.image_processor, image_mean=(0.5,) * 3, image_std=(0.25,) * 3),
+        name="v1",
     )
     write_json(clip / "config.json", inside | told)
-    assert open_checkpoint(v1, vision_tower=str(clip)).spec.vision == found
+    assert open_checkpoint(v1, vision_tower=str(clip)).spec == found
 
 
 @pytest.mark.parametrize(

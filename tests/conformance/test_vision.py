@@ -23,7 +23,6 @@ from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import load
 from vlmexport.model.sketch import sketch
 from vlmexport.pipeline import open_whole
-from vlmexport.processing.pixels import background
 
 EXAMPLES = [
     str(import_module(f"{folder.__name__}.{info.name}").EXAMPLE) for info in pkgutil.iter_modules(folder.__path__)
@@ -75,15 +74,15 @@ def test_damaged_weights_are_found_before_they_are_read(text: str, tmp_path: Pat
 def test_pixels_are_the_encoders_own(text: str) -> None:
     """Padded in its mean colour, which normalises to about nothing; and the client's file says the same."""
     spec = specify(design(text))
-    vision = spec.vision
+    side, pixels = spec.vision.image_size, spec.image_processor
     found = sketch(spec, 1, ("vision",)).pixels(picture(0, (300, 100)))
-    assert found.shape == (1, 3, vision.image_size, vision.image_size)
-    assert float(found[:, :, 0].abs().max()) < 1 / 255 / min(vision.image_std)
+    assert found.shape == (1, 3, side, side)
+    assert float(found[:, :, 0].abs().max()) < 1 / 255 / min(pixels.image_std)
     file = client_files.preprocessor(spec)
-    assert (file["image_mean"], file["image_std"]) == (list(vision.image_mean), list(vision.image_std))
-    assert file["pad_size"] == {"width": vision.image_size, "height": vision.image_size}
-    colour = np.array(background(vision)) / 255
-    assert np.allclose(file["background_color"], 255 * (colour - vision.image_mean) / vision.image_std)
+    assert (file["image_mean"], file["image_std"]) == (list(pixels.image_mean), list(pixels.image_std))
+    assert file["pad_size"] == {"width": side, "height": side}
+    colour = np.array(pixels.background) / 255
+    assert np.allclose(file["background_color"], 255 * (colour - pixels.image_mean) / pixels.image_std)
 
 
 @pytest.mark.parametrize("text", [text for text in EXAMPLES if not text.startswith("clip")])

@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints import canonical_state, published, tiny_spec, write_checkpoint, write_preprocessor
 from tests.onnx_bundles import sample
 from vlmexport import families
-from vlmexport.checkpoint.spec import Spec, VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, Spec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.parity.check import check
 from vlmexport.pipeline import export
@@ -48,11 +48,13 @@ def spec(published):
     text, given, file = published.config["text_config"], published.config["vision_config"], published.file
     decoder = language.language(text, file, "qwen2")
     encoder = vision.layered_tower(
-        "siglip", given, published.shapes["vision"], published.pixels, file,
-        select_layer=-1, select_feature="patch", aspect_ratio=None,
+        "siglip", given, published.shapes["vision"], file,
+        select_layer=-1, select_feature="patch",
     )
     return Spec(
-        name=published.name, layout="made-up", vision=encoder, language=decoder, prompt=PromptSpec(system="Hello."),
+        name=published.name, layout="made-up",
+        image_processor=published.image_processor(encoder.image_size),
+        vision=encoder, language=decoder, prompt=PromptSpec(system="Hello."),
         projector=ProjectorSpec("mlp2x_gelu", encoder.hidden_size, decoder.hidden_size, encoder.num_patches),
         bos_token_id=token_id(text, "bos_token_id", 1, file), eos_token_id=token_id(text, "eos_token_id", 2, file),
         pad_token_id=pad_id(text), torch_dtype=stored_type(text),
@@ -73,12 +75,12 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def small() -> Spec:
-    half = (0.5, 0.5, 0.5)
-    vision = VisionSpec(
-        "siglip", 96, 16, 64, 128, 2, 1, "gelu_pytorch_tanh", 1e-6, half, half, select_layer=-1, aspect_ratio="crop"
-    )
+    vision = VisionSpec("siglip", 96, 16, 64, 128, 2, 1, "gelu_pytorch_tanh", 1e-6, select_layer=-1)
+    pixels = ImageProcessorSpec.square(96, pads=False, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
     spec = tiny_spec("mlp2x_gelu", kind="qwen2", num_layers=1, num_kv_heads=2, rms_norm_eps=1e-6)
-    return replace(spec, layout="made-up", vision=vision, projector=replace(spec.projector, in_tokens=36))
+    return replace(
+        spec, layout="made-up", image_processor=pixels, vision=vision, projector=replace(spec.projector, in_tokens=36)
+    )
 
 
 def config(spec: Spec) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_the_full_size_is_the_published_one() -> None:
     with torch.no_grad():
         found = plugin.features(module, torch.empty(2, 3, 1024, 1024, device="meta"), spec)
     assert found.shape == (2, 256, 3072) == (2, spec.num_patches, spec.hidden_size)
-    assert (spec.variant, spec.image_mean, spec.image_std) == ("mci3", (0.0,) * 3, (1.0,) * 3)
+    assert (spec.variant, *plugin.colours(spec)) == ("mci3", (0.0,) * 3, (1.0,) * 3)
 
 
 @pytest.mark.parametrize("variant", SIZES)

@@ -20,13 +20,13 @@ from tests.checkpoints import tiny_spec
 from tests.onnx_bundles import Bundles, picture, sample
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.onnx import client_files
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
 from vlmexport.measures.gates import broken_stage, judge
 from vlmexport.parity.compare.clients import SIZES, Client, Transformers, client_gates, open_clients
 from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.parity.compare.node import FOLDER, TransformersJs
-from vlmexport.processing.pixels import pixel_values
+from vlmexport.processing.image import pixel_values
 from vlmexport.recipe import resolve
 from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.workers.deadline import VARIABLE
@@ -37,13 +37,13 @@ LEVEL = 1 / 255 / 0.26130258
 Aspect = Literal["pad", "crop"]
 
 
-def spec_of(aspect: Aspect) -> VisionSpec:
-    return replace(tiny_spec("ldpnetv2").vision, aspect_ratio=aspect)
+def spec_of(aspect: Aspect) -> ImageProcessorSpec:
+    return ImageProcessorSpec.square(336, aspect == "pad")
 
 
 def write(folder: Path, aspect: Aspect) -> Path:
     """The documents of a bundle that make its pixels."""
-    spec = replace(tiny_spec("ldpnetv2"), vision=spec_of(aspect))
+    spec = replace(tiny_spec("ldpnetv2"), image_processor=spec_of(aspect))
     layout = client_files.Layout(spec, 1000, 144, {}, {}, {})
     folder.mkdir()
     (folder / "preprocessor_config.json").write_text(json.dumps(client_files.preprocessor(spec)))
@@ -52,23 +52,23 @@ def write(folder: Path, aspect: Aspect) -> Path:
 
 
 @pytest.fixture(scope="module", params=["pad", "crop"])
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[VisionSpec, Path]:
-    """An encoder, and the folder that tells clients of it."""
+def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[ImageProcessorSpec, Path]:
+    """An image processor, and the folder that tells clients of it."""
     return spec_of(request.param), write(tmp_path_factory.mktemp("clients") / "bundle", request.param)
 
 
 @pytest.fixture(scope="module")
-def pillow(told: tuple[VisionSpec, Path]) -> Transformers:
+def pillow(told: tuple[ImageProcessorSpec, Path]) -> Transformers:
     return Transformers(told[1], "pil")
 
 
 @pytest.fixture(scope="module")
-def torchvision(told: tuple[VisionSpec, Path]) -> Transformers:
+def torchvision(told: tuple[ImageProcessorSpec, Path]) -> Transformers:
     pytest.importorskip("torchvision", reason="torchvision is not installed")
     return Transformers(told[1], "torchvision")
 
 
-def apart(client: Client, image: Image.Image, spec: VisionSpec) -> float:
+def apart(client: Client, image: Image.Image, spec: ImageProcessorSpec) -> float:
     """Largest difference of a pixel from the float model's."""
     expected = np.asarray(pixel_values(image, spec))
     found = client.pixels(image)
@@ -81,7 +81,7 @@ sizes = st.tuples(st.integers(1, 500), st.integers(1, 500))
 
 @pytest.mark.parametrize("size", [size for size in SIZES if min(size) > 1])
 def test_every_listed_size(
-    size: tuple[int, int], pillow: Transformers, torchvision: Transformers, told: tuple[VisionSpec, Path]
+    size: tuple[int, int], pillow: Transformers, torchvision: Transformers, told: tuple[ImageProcessorSpec, Path]
 ) -> None:
     assert apart(pillow, picture(0, size), told[0]) < 1e-5
     assert apart(torchvision, picture(0, size), told[0]) < 3 * LEVEL
@@ -90,9 +90,13 @@ def test_every_listed_size(
 @settings(max_examples=25, deadline=None)
 @given(size=sizes, seed=st.integers(0, 99))
 def test_any_size(
-    size: tuple[int, int], seed: int, pillow: Transformers, torchvision: Transformers, told: tuple[VisionSpec, Path]
+    size: tuple[int, int],
+    seed: int,
+    pillow: Transformers,
+    torchvision: Transformers,
+    told: tuple[ImageProcessorSpec, Path],
 ) -> None:
-    if told[0].aspect_ratio == "crop" and max(size) > 8 * min(size):
+    if told[0].do_center_crop and max(size) > 8 * min(size):
         size = size[0], size[0]  # the short side of a strip becomes 336 and the long one thousands
     assert apart(pillow, picture(seed, size), told[0]) < 1e-5
     assert apart(torchvision, picture(seed, size), told[0]) < 3 * LEVEL
@@ -120,10 +124,10 @@ def test_a_check_runs_them(onnx_bundle: Bundles, short: Checkpoint) -> None:
     assert pixels.metrics["pil_max_abs"] < 1e-5
     if "torchvision_max_abs" in pixels.metrics:
         assert 1e-5 < pixels.metrics["torchvision_max_abs"] < 3 * LEVEL, "pictures of other sizes are among them"
-        (gate,) = client_gates(stages, short.spec.vision)
+        (gate,) = client_gates(stages, short.spec.image_processor)
         assert gate.passed
         pixels.metrics["torchvision_max_abs"] = 4 * LEVEL
-        (gate,) = client_gates(stages, short.spec.vision)
+        (gate,) = client_gates(stages, short.spec.image_processor)
         assert not gate.passed
 
 
@@ -164,13 +168,13 @@ def node(monkeypatch: pytest.MonkeyPatch, transformers_js: Path) -> None:
 
 
 @pytest.fixture
-def javascript(node: None, told: tuple[VisionSpec, Path]) -> Iterator[TransformersJs]:
+def javascript(node: None, told: tuple[ImageProcessorSpec, Path]) -> Iterator[TransformersJs]:
     with closing(TransformersJs(told[1])) as client:
         yield client
 
 
 @pytest.mark.slow
-def test_transformers_js(javascript: TransformersJs, told: tuple[VisionSpec, Path]) -> None:
+def test_transformers_js(javascript: TransformersJs, told: tuple[ImageProcessorSpec, Path]) -> None:
     """It has the right size, place and colours; how it interpolates is its own."""
     spec = told[0]
     assert apart(javascript, picture(0, (336, 336)), spec) < 1e-4
@@ -193,7 +197,7 @@ def test_transformers_js_is_measured_where_it_is_asked_for(node: None, onnx_bund
     stages = run_samples(onnx_bundle("fp32"), short, [sample(0)], client="node").measured.stages()
     (pixels,) = (stage for stage in stages if stage.stage == "pixels")
     assert pixels.metrics["transformers_js_max_abs"] > pixels.metrics["max_abs"]
-    assert not any("transformers_js" in gate.metric for gate in client_gates(stages, short.spec.vision))
+    assert not any("transformers_js" in gate.metric for gate in client_gates(stages, short.spec.image_processor))
 
 
 @pytest.mark.slow

@@ -11,22 +11,23 @@ import pytest
 
 from tests.checkpoints import tiny_spec
 from vlmexport.artifact.onnx.client_files import preprocessor
+from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError
-from vlmexport.processing.image_processor import FILE, vision_spec
+from vlmexport.processing.image_processor import FILE, read_told
 
 
 def told(folder: Path, ratio: str, **changes: Any) -> Path:
     spec = tiny_spec("ldpnetv2")
-    document = preprocessor(replace(spec, vision=replace(spec.vision, aspect_ratio=ratio)))
+    document = preprocessor(replace(spec, image_processor=spec.image_processor.with_padding(ratio == "pad")))
     (folder / FILE).write_text(json.dumps(document | changes))
     return folder
 
 
 @pytest.mark.parametrize("ratio", ["pad", "crop"])
 def test_what_was_written(ratio: str, tmp_path: Path) -> None:
-    right = replace(tiny_spec("ldpnetv2").vision, aspect_ratio=ratio)
-    known = replace(right, aspect_ratio="", image_size=1, image_mean=(0, 0, 0), image_std=(1, 1, 1))
-    assert vision_spec(told(tmp_path, ratio), known) == right
+    right = tiny_spec("ldpnetv2").image_processor.with_padding(ratio == "pad")
+    known = ImageProcessorSpec.square(1, ratio != "pad", image_mean=(0, 0, 0), image_std=(1, 1, 1), do_normalize=False)
+    assert read_told(told(tmp_path, ratio), known) == right
 
 
 @pytest.mark.parametrize(
@@ -41,9 +42,9 @@ def test_what_was_written(ratio: str, tmp_path: Path) -> None:
 )
 def test_what_cannot_be_followed(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=said):
-        vision_spec(told(tmp_path, "pad", **changes), tiny_spec("ldpnetv2").vision)
+        read_told(told(tmp_path, "pad", **changes), tiny_spec("ldpnetv2").image_processor)
 
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be followed"):
-        vision_spec(tmp_path, tiny_spec("ldpnetv2").vision)
+        read_told(tmp_path, tiny_spec("ldpnetv2").image_processor)

@@ -18,10 +18,10 @@ from tests.gguf_bundles import export
 from tests.prompts import around, ask, texts
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
-from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
 from vlmexport.model import plugins
-from vlmexport.processing.pixels import pixel_values, square
+from vlmexport.processing.image import pixel_values
+from vlmexport.processing.square import as_square
 from vlmexport.runtime.llamacpp import runtime as llamacpp
 from vlmexport.runtime.llamacpp.probe.probe import probe
 from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
@@ -96,9 +96,9 @@ def test_pictures_that_are_not_square(
 ) -> None:
     """They are made square before the call. What the library makes of them by itself is shown as stock."""
     manifest, picture = read_manifest(bundle), image.resize(size)
-    spec = replace(VisionSpec(**manifest.source.spec["vision"]), aspect_ratio=aspect)
+    spec = manifest.image_processor.with_padding(aspect == "pad")
     expected = pixel_values(picture, spec)
-    found = runtime.vision.preprocess(square(picture, spec), squares=False)
+    found = runtime.vision.preprocess(as_square(picture, spec), squares=False)
     assert np.abs(found - np.asarray(expected)).max() < 1e-6
     if aspect != "pad":
         return

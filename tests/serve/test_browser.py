@@ -26,7 +26,7 @@ from vlmexport.demo.heldout import heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.pipeline import export
 from vlmexport.processing.images import read_image
-from vlmexport.processing.pixels import to_size
+from vlmexport.processing.square import shown
 from vlmexport.recipe import resolve
 from vlmexport.runtime.open import open_runtime
 from vlmexport.serve.server import open_server
@@ -146,9 +146,10 @@ def test_the_same_pixels_as_pil(size: tuple[int, int] | None, aspect_ratio: str,
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = 6
         picture(7, size).save(file, exif=exif)
-    spec = replace(open_model("demo").spec, vision=replace(open_model("demo").spec.vision, aspect_ratio=aspect_ratio))
+    spec = open_model("demo").spec
+    spec = replace(spec, image_processor=spec.image_processor.with_padding(aspect_ratio == "pad"))
     found = page.evaluate(SQUARE, [base64.b64encode(file.read_bytes()).decode(), preprocessor(spec)])
-    expected = np.asarray(to_size(read_image(file), spec.vision))
+    expected = np.asarray(shown(read_image(file), spec.image_processor))
     np.testing.assert_array_equal(np.asarray(found, np.uint8).reshape(expected.shape), expected)
 
 
@@ -158,7 +159,7 @@ def test_what_is_transparent_is_white(page: Page, tmp_path: Path) -> None:
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     spec = open_model("demo").spec
     given = [base64.b64encode((tmp_path / "picture.png").read_bytes()).decode(), preprocessor(spec)]
-    expected = np.asarray(to_size(read_image(tmp_path / "picture.png"), spec.vision))
+    expected = np.asarray(shown(read_image(tmp_path / "picture.png"), spec.image_processor))
     np.testing.assert_array_equal(np.asarray(page.evaluate(SQUARE, given), np.uint8).reshape(expected.shape), expected)
 
 

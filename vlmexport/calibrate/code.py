@@ -22,7 +22,7 @@ from vlmexport.source.checkpoint import COMPONENTS
 _COUNTING = (
     "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics", "model",
     "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families", "processing.images",
-    "processing.fast_tokenizer", "processing.json_tokenizer", "processing.messages", "processing.pixels",
+    "processing.fast_tokenizer", "processing.image", "processing.json_tokenizer", "processing.messages",
     "processing.prompt", "processing.sentencepiece_tokenizer", "processing.special_tokens", "processing.tokenizer",
 )  # fmt: skip
 """Modules and rooms that imports are followed into. What the others find out is in the key already: the Spec, the bytes
@@ -48,6 +48,7 @@ def modules(spec: Spec, measurement: str, components: tuple[str, ...]) -> set[st
     """Names, without ``vlmexport.``, of the modules that count."""
     found: set[str] = set()
     todo = [measurement, *_ALWAYS, *(f"families.{name}" for name in families.names())]
+    todo.append(f"processing.{spec.image_processor.mode}")
     todo += [name for component in components for name in _kinds(spec, component)]
     while todo:
         name = todo.pop()

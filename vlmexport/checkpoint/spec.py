@@ -2,11 +2,84 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isqrt
-from typing import Any
+from typing import Any, Literal
 
 from vlmexport.checkpoint.rope import RopeScaling
+
+Colour = tuple[float, float, float]
+"""Red, green, blue."""
+
+CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size in pixels, in the keys that transformers' image processors know; None for those that do not count."""
+
+    height: int | None = None
+    width: int | None = None
+    shortest_edge: int | None = None
+
+
+@dataclass(frozen=True)
+class ImageProcessorSpec:
+    """How a picture becomes pixels, in the names of transformers' image processors.
+
+    ``mode`` names the file in ``processing`` that cuts the picture into views. A ``square`` one gives a single view:
+    with ``do_pad`` the picture is padded to a square of its own mean colour first, then resized to ``size``, and with
+    ``do_center_crop`` its middle is cut out. ``resample`` is Pillow's number of a filter.
+    """
+
+    mode: Literal["square", "tiles", "anyres", "native"]
+    size: Size
+    do_center_crop: bool
+    do_pad: bool
+    resample: int = 3
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: Colour = CLIP_MEAN
+    image_std: Colour = CLIP_STD
+
+    @classmethod
+    def square(cls, side: int, pads: bool, **others: Any) -> ImageProcessorSpec:
+        """One view of ``side`` squared, of the whole picture on a square or of its middle.
+
+        Args:
+            others: fields that are not as CLIP has them.
+        """
+        size = Size(height=side, width=side) if pads else Size(shortest_edge=side)
+        return cls("square", size, do_center_crop=not pads, do_pad=pads, **others)
+
+    def with_padding(self, pads: bool) -> ImageProcessorSpec:
+        """The same, of the whole picture on a square or of its middle."""
+        square = ImageProcessorSpec.square(self.side, pads)
+        return replace(self, size=square.size, do_center_crop=square.do_center_crop, do_pad=pads)
+
+    @property
+    def side(self) -> int:
+        """Pixels along one side of a view that is a square."""
+        found = self.size.shortest_edge or self.size.height
+        assert found is not None
+        return found
+
+    @property
+    def mean(self) -> Colour:
+        """What is taken off a rescaled pixel."""
+        return self.image_mean if self.do_normalize else (0.0, 0.0, 0.0)
+
+    @property
+    def std(self) -> Colour:
+        """What a pixel is divided by after that."""
+        return self.image_std if self.do_normalize else (1.0, 1.0, 1.0)
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The colour that pads, 8 bits a channel: the mean, whether pixels are normalised or not."""
+        red, green, blue = (int(255 * mean) for mean in self.image_mean)
+        return red, green, blue
 
 
 @dataclass(frozen=True)
@@ -27,11 +100,8 @@ class VisionSpec:
     num_heads: int
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     select_layer: int = -2
     select_feature: str = "patch"
-    aspect_ratio: str = "pad"
     variant: str = ""
 
     @property
@@ -129,6 +199,7 @@ class Spec:
 
     name: str
     layout: str
+    image_processor: ImageProcessorSpec
     vision: VisionSpec
     projector: ProjectorSpec
     language: LanguageSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass
 
-from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import plugins
@@ -79,6 +79,7 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
     spec = Spec(
         name=name,
         layout="design",
+        image_processor=_image_processor(design, vision, origin),
         vision=vision,
         projector=projector,
         language=language,
@@ -116,6 +117,15 @@ def _seeing(design: Design, language: LanguageSpec, origin: Checkpoint | None) -
         if design.image_size is None:
             return vision, projector
         raise Unsupported(error.what, f"{error.cure}, such as --image-size {size}") from error
+
+
+def _image_processor(design: Design, vision: VisionSpec, origin: Checkpoint | None) -> ImageProcessorSpec:
+    """That of the origin's encoder; of a new one the whole picture, with the encoder's own mean and deviation."""
+    if not design.named("vision"):
+        assert origin is not None
+        return origin.spec.image_processor
+    mean, std = plugins.vision(vision).colours(vision)
+    return ImageProcessorSpec.square(vision.image_size, pads=True, image_mean=mean, image_std=std)
 
 
 def _larger(named: str) -> range:

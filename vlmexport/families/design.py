@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
 from vlmexport.checkpoint.documents import section
-from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.spec import (
+    Colour,
+    ImageProcessorSpec,
+    LanguageSpec,
+    ProjectorSpec,
+    PromptSpec,
+    Spec,
+    VisionSpec,
+)
 from vlmexport.errors import CheckpointError
 from vlmexport.families.reading.language import language as read_language
 from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
@@ -19,7 +27,8 @@ ARCHITECTURES: tuple[str, ...] = ()
 MODEL_TYPES = ("vlmexport",)
 SECTIONS: tuple[str, ...] = ()
 _CURE = "write it again with `vlmexport new`, or see docs/designs.md"
-_COLOURS = ("image_mean", "image_std")
+_PIXELS = {"image_mean": Colour, "image_std": Colour, "aspect_ratio": str, "do_normalize": bool}
+"""What ``vision_config`` says of the image processor."""
 
 
 def place(name: str) -> tuple[str, str]:
@@ -37,7 +46,7 @@ def tower(config: dict[str, Any]) -> str | None:
 
 def spec(published: Published) -> Spec:
     """``text_config`` in the terms of ``LlamaConfig``, whatever its ``model_type``, ``vision_config`` in those of
-    ``VisionSpec``.
+    ``VisionSpec`` and ``ImageProcessorSpec``.
 
     Raises:
         CheckpointError: one of them is missing or garbled.
@@ -47,11 +56,12 @@ def spec(published: Published) -> Spec:
     text, vision = section(config, "text_config", file), section(config, "vision_config", file)
     if text is None or vision is None or not isinstance(config.get("projector"), str):
         raise CheckpointError(f"{file} lacks vision_config, projector or text_config", _CURE)
-    encoder = _encoder(vision, file)
+    encoder, pixels = _seeing(vision, file)
     language = read_language(text, file, str(text.get("model_type", "llama")))
     return Spec(
         name=published.name,
         layout="design",
+        image_processor=pixels,
         vision=encoder,
         projector=ProjectorSpec(config["projector"], encoder.hidden_size, language.hidden_size, encoder.num_patches),
         language=language,
@@ -63,44 +73,58 @@ def spec(published: Published) -> Spec:
     )
 
 
-def _encoder(vision: dict[str, Any], path: Path) -> VisionSpec:
-    known = get_type_hints(VisionSpec)
+def _seeing(vision: dict[str, Any], path: Path) -> tuple[VisionSpec, ImageProcessorSpec]:
+    """Of ``vision_config``: the encoder, and how its pixels are made."""
+    known = get_type_hints(VisionSpec) | _PIXELS
     unknown = sorted(set(vision) - set(known))
     if unknown:
         raise CheckpointError(f"{path}: vision_config.{unknown[0]} is unknown", f"known: {', '.join(known)}")
     try:
         values = {key: _typed(known[key], value) for key, value in vision.items()}
+        pixels = {key: values.pop(key) for key in _PIXELS if key in values}
         spec = VisionSpec(**values)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: vision_config is garbled ({error})", _CURE) from error
     sizes = (spec.image_size, spec.patch_size, spec.hidden_size)
     if min(sizes) < 1 or spec.grid < 1 or not 0 <= spec.used_layers <= spec.num_layers:
         raise CheckpointError(f"{path}: vision_config has sizes that cannot be", _CURE)
-    return spec
+    pads = pixels.pop("aspect_ratio", "pad") == "pad"
+    return spec, ImageProcessorSpec.square(spec.image_size, pads, **pixels)
 
 
 def _typed(kind: Any, value: Any) -> Any:
-    """A value of a JSON document as the type of a field of ``VisionSpec``."""
+    """A value of a JSON document as the type of a field."""
     if get_origin(kind) is tuple:
         red, green, blue = (float(part) for part in value)
         return red, green, blue
-    if isinstance(value, bool) or not isinstance(value, (int, float) if kind is float else kind):
+    if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise TypeError(f"{value!r} is no {kind.__name__}")
     return value
 
 
 def config(spec: Spec) -> dict[str, Any]:
     """``config.json`` of a Spec, as ``spec`` reads it."""
-    vision = asdict(spec.vision)
     return {
         "model_type": MODEL_TYPES[0],
-        "vision_config": vision | {key: list(vision[key]) for key in _COLOURS},
+        "vision_config": _vision(spec.vision, spec.image_processor),
         "projector": spec.projector.kind,
         "text_config": _text(spec.language) | {
             "bos_token_id": spec.bos_token_id, "eos_token_id": spec.eos_token_id, "pad_token_id": spec.pad_token_id,
             "torch_dtype": spec.torch_dtype,
         },
     }  # fmt: skip
+
+
+def _vision(vision: VisionSpec, pixels: ImageProcessorSpec) -> dict[str, Any]:
+    """Encoder and image processor in one."""
+    found: dict[str, Any] = {} if pixels.do_normalize else {"do_normalize": False}
+    for key, value in asdict(vision).items():
+        if key == "select_layer":
+            found |= {"image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std)}
+        if key == "variant":
+            found["aspect_ratio"] = "pad" if pixels.do_pad else "crop"
+        found[key] = value
+    return found
 
 
 def _text(language: LanguageSpec) -> dict[str, Any]:

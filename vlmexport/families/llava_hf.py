@@ -69,14 +69,15 @@ def spec(published: Published) -> Spec:
         raise Unsupported(f"{file}: vision_feature_select_strategy {strategy!r} is unknown", "known: default, full")
     given, said_in = published.of_tower(given)
     encoder = vision.layered_tower(
-        "clip", given, published.shapes["vision"], published.pixels, said_in,
-        select_layer=config["vision_feature_layer"], select_feature=_FEATURES[strategy], aspect_ratio=None,
+        "clip", given, published.shapes["vision"], said_in,
+        select_layer=config["vision_feature_layer"], select_feature=_FEATURES[strategy],
     )  # fmt: skip
     text |= _outside(config)
     decoder = language.published(text, file)
     return Spec(
         name=published.name,
         layout="llava-hf",
+        image_processor=published.image_processor(encoder.image_size),
         vision=encoder,
         projector=ProjectorSpec("mlp2x_gelu", encoder.hidden_size, decoder.hidden_size, encoder.num_patches),
         language=decoder,

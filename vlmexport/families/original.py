@@ -37,18 +37,19 @@ def spec(published: Published) -> Spec:
         Unsupported: images are cut in tiles.
     """
     config, file = published.config, published.file
-    ratio, marks = flat.aspect_ratio(config, file), flat.marks(config, file)
+    pads, marks = flat.pads(config, file), flat.marks(config, file)
     given, said_in = published.of_tower(section(config, "vision_config", file) or {})
     encoder = vision.layered_tower(
-        "clip", given, published.shapes["vision"], published.pixels, said_in,
+        "clip", given, published.shapes["vision"], said_in,
         select_layer=config.get("mm_vision_select_layer", -2),
-        select_feature=str(config.get("mm_vision_select_feature", "patch")), aspect_ratio=ratio,
+        select_feature=str(config.get("mm_vision_select_feature", "patch")),
     )  # fmt: skip
     text = language.published(config, file, others=flat.KEYS)
     kind = str(config.get("mm_projector_type", "linear"))
     return Spec(
         name=published.name,
         layout=next(_NAMES[name] for name in (str(config.get("model_type")), *architectures(config)) if name in _NAMES),
+        image_processor=published.image_processor(encoder.image_size, pads),
         vision=encoder,
         projector=ProjectorSpec(kind, encoder.hidden_size, text.hidden_size, encoder.num_patches),
         language=text,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, VisionSpec
+from vlmexport.checkpoint.spec import Colour, LanguageSpec, ProjectorSpec, VisionSpec
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +68,9 @@ class VisionPlugin(Protocol):
         Raises:
             Unsupported: an unknown variant, or an image size that it cannot take; the message says which.
         """
+
+    def colours(self, spec: VisionSpec) -> tuple[Colour, Colour]:
+        """Mean and deviation of the pixels that the encoder was trained on."""
 
     def layers(self, spec: VisionSpec) -> str | None:
         """What comes before a layer's number in its canonical tensor names; None where it is no stack of like layers:

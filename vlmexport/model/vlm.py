@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.model import plugins
 from vlmexport.model.weights import available_memory, fill
-from vlmexport.processing.pixels import pixel_values
+from vlmexport.processing.image import pixel_values
 from vlmexport.processing.prompt import Prompt
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 from vlmexport.source.shapes import check_shapes
@@ -43,7 +43,7 @@ class VLM(nn.Module):
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """RGB image → f32 [1, 3, height, width]."""
-        return torch.from_numpy(pixel_values(image, self.spec.vision))
+        return torch.from_numpy(pixel_values(image, self.spec.image_processor))
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """f32 [images, 3, height, width] → f32 [images, patches, vision width]."""

@@ -11,7 +11,6 @@ from vlmexport.artifact.bundle.manifest import Manifest, read_manifest, store_re
 from vlmexport.bench import Request, halves
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.samples import image_hashes
-from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import UsageError, VlmExportError
 from vlmexport.measures.gates import broken_stage, earliest, judge
@@ -130,7 +129,7 @@ def _compare(
         run = against.run(bundle, samples, advance, STOCK_SAMPLES)
     stages = run.measured.stages()
     weights = compare_weights(bundle, manifest, against.checkpoint) if against.checkpoint else None
-    anywhere = client_gates(stages, VisionSpec(**manifest.source.spec["vision"]))
+    anywhere = client_gates(stages, manifest.image_processor)
     anywhere += weight_gates(weights) if weights else []
     gates = judge(manifest.recipe.gates, stages, anywhere)
     cores = [_core(core, manifest) for core in run.cores]
@@ -158,7 +157,7 @@ def _compare(
         inputs=inputs,
         weights=weights,
         versions=tool_versions(*PACKAGES),
-        pictures=pictures(run.measured, samples, VisionSpec(**manifest.source.spec["vision"])),
+        pictures=pictures(run.measured, samples, manifest.image_processor),
     )
 
 

@@ -10,16 +10,16 @@ from typing import Literal
 from PIL import Image
 
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.result import Picture
-from vlmexport.processing.pixels import to_size
+from vlmexport.processing.image import cutting
 
 SIDE = 224
 """Longest side in pixels: some 10 kB an image, whatever the model's own size."""
 
 
-def pictures(measured: Measured, samples: Sequence[Sample], spec: VisionSpec) -> list[Picture]:
+def pictures(measured: Measured, samples: Sequence[Sample], spec: ImageProcessorSpec) -> list[Picture]:
     """The worst image and the median one, by the mean cosine of what the bundle made of them last."""
     known = {image: cosines for image, cosines in measured.images.items() if cosines}
     if not known:
@@ -29,7 +29,7 @@ def pictures(measured: Measured, samples: Sequence[Sample], spec: VisionSpec) ->
 
     def picture(image: str, rank: Literal["worst", "median"]) -> Picture:
         rows = {stage: [float(f"{value:.7g}") for value in cosines] for stage, cosines in known[image].items()}
-        return Picture(image=image, rank=rank, cosines=rows, jpeg=_jpeg(to_size(loads[image](), spec)))
+        return Picture(image=image, rank=rank, cosines=rows, jpeg=_jpeg(cutting(spec).shown(loads[image](), spec)))
 
     return [picture(order[0], "worst"), picture(order[len(order) // 2], "median")]
 

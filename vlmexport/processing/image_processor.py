@@ -7,13 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlmexport.checkpoint.documents import read_bounded
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec
 from vlmexport.errors import CheckpointError
 
 FILE = "preprocessor_config.json"
 
 
-def vision_spec(bundle: Path, known: VisionSpec) -> VisionSpec:
+def read_told(bundle: Path, known: ImageProcessorSpec) -> ImageProcessorSpec:
     """``known`` with what the bundle's clients are told: size, crop or padding, mean and deviation.
 
     How a client interpolates is its own affair; here it is as the float model does.
@@ -30,10 +30,13 @@ def vision_spec(bundle: Path, known: VisionSpec) -> VisionSpec:
         side = told["crop_size" if crops else "pad_size"]
         if side["width"] != side["height"]:
             raise ValueError("its images are not square")
+        square = ImageProcessorSpec.square(int(side["width"]), pads)
         return replace(
             known,
-            image_size=int(side["width"]),
-            aspect_ratio="pad" if pads else "crop",
+            size=square.size,
+            do_center_crop=crops,
+            do_pad=pads,
+            do_normalize=bool(told["do_normalize"]),
             image_mean=_colour(told["image_mean"]),
             image_std=_colour(told["image_std"]),
         )
@@ -41,6 +44,6 @@ def vision_spec(bundle: Path, known: VisionSpec) -> VisionSpec:
         raise CheckpointError(f"{path} cannot be followed ({error})", "export the bundle again") from error
 
 
-def _colour(values: list[float]) -> tuple[float, float, float]:
+def _colour(values: list[float]) -> Colour:
     red, green, blue = (float(value) for value in values)
     return red, green, blue

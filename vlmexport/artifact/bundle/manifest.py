@@ -16,9 +16,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from vlmexport import files
 from vlmexport.artifact.bundle.card import card
 from vlmexport.artifact.bundle.inside import InnerPath, refuse_links
+from vlmexport.artifact.bundle.older import apart
 from vlmexport.artifact.bundle.staging import MANIFEST as MANIFEST
 from vlmexport.artifact.bundle.staging import staged as staged
-from vlmexport.checkpoint.spec import Spec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, Spec
 from vlmexport.errors import CheckpointError, ParityFailed, UsageError
 from vlmexport.recipe import Recipe
 from vlmexport.threads import cores
@@ -33,7 +34,7 @@ _LOCK = ".vlmexport.lock"
 _PATIENCE = 60.0
 """Seconds to wait for another check's result, which is written within one."""
 
-_SPEC = TypeAdapter(Spec)
+_SPEC, _IMAGE_PROCESSOR = TypeAdapter(Spec), TypeAdapter(ImageProcessorSpec)
 
 
 class _Model(BaseModel):
@@ -55,7 +56,7 @@ class Source(_Model):
     name: str
     path: str
     layout: str
-    spec: dict[str, Any]
+    spec: Annotated[dict[str, Any], AfterValidator(apart)]
     weights: dict[str, str] = Field(description="File name → BLAKE3; a tower's own folder is called vision_tower.")
     vision_tower: str | None = Field(None, description="Folder or Hub id, where the checkpoint carries no tower.")
 
@@ -106,6 +107,11 @@ class Manifest(_Model):
         default_factory=_Details, description="What the bundle's own runtime needs to know."
     )
     parity: dict[str, Any] | None = None
+
+    @property
+    def image_processor(self) -> ImageProcessorSpec:
+        """How its pictures become pixels."""
+        return _IMAGE_PROCESSOR.validate_python(self.source.spec["image_processor"])
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -102,7 +102,6 @@ def refuse_gguf(checkpoint: Checkpoint, recipe: Recipe) -> None:
 
 def _notes(spec: Spec) -> list[str]:
     notes = [JINJA, _CLASS_TOKEN]
-    if spec.vision.aspect_ratio != "pad":
+    if not spec.image_processor.do_pad:
         return [*notes, _NOT_PADDED]
-    colour = tuple(int(255 * mean) for mean in spec.vision.image_mean)
-    return notes if colour == _PADDING else [*notes, _OTHER_COLOUR]
+    return notes if spec.image_processor.background == _PADDING else [*notes, _OTHER_COLOUR]

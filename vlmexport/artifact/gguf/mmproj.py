@@ -104,8 +104,8 @@ def fields(spec: Spec, type_name: str) -> dict[str, Field]:
         "clip.vision.projection_dim": ("u32", spec.projector.out_features),
         "clip.vision.attention.head_count": ("u32", vision.num_heads),
         "clip.vision.attention.layer_norm_epsilon": ("f32", vision.layer_norm_eps),
-        "clip.vision.image_mean": ("f32[]", list(vision.image_mean)),
-        "clip.vision.image_std": ("f32[]", list(vision.image_std)),
+        "clip.vision.image_mean": ("f32[]", list(spec.image_processor.mean)),
+        "clip.vision.image_std": ("f32[]", list(spec.image_processor.std)),
         "clip.vision.feature_layer": ("i32[]", [vision.used_layers]),
     }
     return found | _ACTIVATIONS[vision.hidden_act]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any
 
@@ -11,10 +11,9 @@ from vlmexport.checkpoint.spec import Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.families import design
 from vlmexport.model import plugins
-from vlmexport.processing.pixels import background
 
-_LANCZOS, _BICUBIC = 1, 3
-"""PIL's numbers. transformers.js under Node resizes without antialiasing at 3; at 1 it comes near PIL's bicubic."""
+_LANCZOS = 1
+"""PIL's number. transformers.js under Node resizes without antialiasing at 3; at 1 it comes near PIL's bicubic."""
 
 _MAX_NEW_TOKENS = 256
 _CLIENT_GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
@@ -130,19 +129,19 @@ def generation(layout: Layout) -> dict[str, Any]:
 
 def preprocessor(spec: Spec) -> dict[str, Any]:
     """The image processor of transformers.js. One that pads does so after normalisation, hence its colour."""
-    vision = spec.vision
-    side = vision.image_size
+    pixels = spec.image_processor
+    side = pixels.side
     common = {
-        "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True, "resample": _LANCZOS,
-        "rescale_factor": 1 / 255, "image_mean": list(vision.image_mean), "image_std": list(vision.image_std),
-        "processor_class": "LlavaProcessor",
+        "do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": pixels.do_normalize,
+        "resample": _LANCZOS, "rescale_factor": pixels.rescale_factor, "image_mean": list(pixels.image_mean),
+        "image_std": list(pixels.image_std), "processor_class": "LlavaProcessor",
     }  # fmt: skip
-    if vision.aspect_ratio != "pad":
+    if not pixels.do_pad:
         crop = {"do_center_crop": True, "crop_size": _square(side), "size": {"shortest_edge": side}}
         return common | crop | {"image_processor_type": "CLIPImageProcessor"}
     colour = [
         255 * (value / 255 - mean) / std
-        for value, mean, std in zip(background(vision), vision.image_mean, vision.image_std, strict=True)
+        for value, mean, std in zip(pixels.background, pixels.mean, pixels.std, strict=True)
     ]
     return common | {
         "image_processor_type": "VLMImageProcessor", "image_size": side, "size": {"longest_edge": side},
@@ -164,7 +163,7 @@ def processor(layout: Layout) -> dict[str, Any]:
             f"{layout.image_tokens} visual tokens from {vision.image_size} pixels fit no patch size",
             "the clients of this layout cannot expand <image> to that: export to GGUF",
         )
-    pads = vision.aspect_ratio == "pad"
+    pixels = layout.spec.image_processor
     return {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
@@ -172,11 +171,12 @@ def processor(layout: Layout) -> dict[str, Any]:
         "num_additional_image_tokens": layout.image_tokens - side**2,
         "vision_feature_select_strategy": "full",
         "image_processor": {
-            "image_processor_type": "LlavaImageProcessor", "do_pad": pads, "do_resize": True, "resample": _BICUBIC,
-            "size": _square(vision.image_size) if pads else {"shortest_edge": vision.image_size},
-            "do_center_crop": not pads, "crop_size": _square(vision.image_size), "do_rescale": True,
-            "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(vision.image_mean),
-            "image_std": list(vision.image_std), "do_convert_rgb": True,
+            "image_processor_type": "LlavaImageProcessor", "do_pad": pixels.do_pad, "do_resize": True,
+            "resample": pixels.resample,
+            "size": {key: size for key, size in asdict(pixels.size).items() if size is not None},
+            "do_center_crop": pixels.do_center_crop, "crop_size": _square(pixels.side), "do_rescale": True,
+            "rescale_factor": pixels.rescale_factor, "do_normalize": pixels.do_normalize,
+            "image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std), "do_convert_rgb": True,
         },
     }  # fmt: skip
 

@@ -15,11 +15,11 @@ KEYS = frozenset((
 ))  # fmt: skip
 """Keys that are read, or that say how the model was trained."""
 
-_ASPECT_RATIOS = {"pad": "pad", "square": "crop", "crop": "crop", "None": "crop"}
+_ASPECT_RATIOS = {"pad": True, "square": False, "crop": False, "None": False}
 
 
-def aspect_ratio(config: dict[str, Any], path: Path) -> str:
-    """``pad`` or ``crop``.
+def pads(config: dict[str, Any], path: Path) -> bool:
+    """Whether pictures are padded to a square; else their middle is cut out.
 
     Raises:
         Unsupported: images are cut in tiles.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import read_object, whole
-from vlmexport.checkpoint.preprocessor import Pixels, read_pixels
+from vlmexport.checkpoint.preprocessor import read_image_processor
+from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -45,11 +46,26 @@ class Published:
         """``generation_config.json``; empty where there is none."""
         return read_object(self.path / "generation_config.json")
 
-    @cached_property
-    def pixels(self) -> Pixels:
-        """What the preprocessor says; that of the tower's folder where the checkpoint has none."""
-        own = read_pixels(self.path)
-        return own if self.tower is None or own.mean is not None else read_pixels(self.tower.path)
+    def image_processor(self, side: int, pads: bool | None = None) -> ImageProcessorSpec:
+        """The checkpoint's own, else that of its tower's folder, else CLIP's.
+
+        Args:
+            side: pixels along one side of the images that the tower takes.
+            pads: whether pictures are padded to a square, else their middle is cut out; None where the processor says.
+
+        Raises:
+            CheckpointError: it is garbled, or makes images of another size.
+            Unsupported: it makes pixels in a way that is not known.
+        """
+        found = read_image_processor(self.path) or (read_image_processor(self.tower.path) if self.tower else None)
+        if found is None:
+            return ImageProcessorSpec.square(side, bool(pads))
+        if found.side != side:
+            raise CheckpointError(
+                f"{self.path}: the image processor makes {found.side} pixels, the tower takes {side}",
+                "use the files that were published with it",
+            )
+        return found if pads is None else found.with_padding(pads)
 
     def of_tower(self, own: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         """What is said of the tower, and the file that says so.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import whole
-from vlmexport.checkpoint.preprocessor import Pixels
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families.reading.published import Shapes
@@ -34,8 +33,8 @@ _CLASS_TOKENS = {"clip": 1, "siglip": 0}
 
 
 def layered_tower(
-    kind: str, given: Mapping[str, Any], shapes: Shapes, pixels: Pixels, path: Path, *,
-    select_layer: Any, select_feature: str, aspect_ratio: str | None,
+    kind: str, given: Mapping[str, Any], shapes: Shapes, path: Path, *,
+    select_layer: Any, select_feature: str,
 ) -> VisionSpec:  # fmt: skip
     """The tower's Spec. Sizes are read from the tensors; a config that says otherwise is an error.
 
@@ -46,7 +45,6 @@ def layered_tower(
         shapes: of the tower's tensors.
         path: the file that says so, for messages.
         select_layer, select_feature: which hidden state the features are, as the config says it.
-        aspect_ratio: ``pad`` or ``crop``; None where the preprocessor decides.
 
     Raises:
         CheckpointError: config and tensors differ, or a size is no number.
@@ -73,11 +71,8 @@ def layered_tower(
             num_heads=whole(given, "num_attention_heads", max(1, sizes["hidden_size"] // _HEAD)),
             hidden_act=str(given.get("hidden_act", VisionSpec.hidden_act)),
             layer_norm_eps=float(given.get("layer_norm_eps", VisionSpec.layer_norm_eps)),
-            image_mean=pixels.mean or VisionSpec.image_mean,
-            image_std=pixels.std or VisionSpec.image_std,
             select_layer=select_layer,
             select_feature=select_feature,
-            aspect_ratio=aspect_ratio or pixels.aspect_ratio or "crop",
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: vision_config is garbled ({error})", "use the published config.json") from error
@@ -85,21 +80,7 @@ def layered_tower(
         raise CheckpointError(f"{path}: a tower {spec.hidden_size} wide cannot have {spec.num_heads} heads", _CURE)
     if not 0 <= spec.used_layers <= spec.num_layers:
         raise CheckpointError(f"{path}: layer {spec.select_layer} of {spec.num_layers} is selected", _CURE)
-    check_side(spec, pixels, path.parent)
     return spec
-
-
-def check_side(spec: VisionSpec, pixels: Pixels, folder: Path) -> None:
-    """Refuse a preprocessor that makes images of another size than the tower takes.
-
-    Raises:
-        CheckpointError: it does.
-    """
-    if pixels.side is not None and pixels.side != spec.image_size:
-        raise CheckpointError(
-            f"{folder}: the preprocessor makes {pixels.side} pixels, the tower takes {spec.image_size}",
-            "use the preprocessor_config.json that was published with it",
-        )
 
 
 def _measured(kind: str, shapes: Shapes, path: Path) -> dict[str, int]:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import CLIP_MEAN, CLIP_STD, Colour, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 
@@ -31,6 +31,11 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
         raise plugins.unknown_variant(kind, name, _VARIANTS)
     spec = _VARIANTS[name]
     return plugins.check_image_size(replace(spec, image_size=image_size or spec.image_size))
+
+
+def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
+    """CLIP's."""
+    return CLIP_MEAN, CLIP_STD
 
 
 def layers(spec: VisionSpec) -> str:

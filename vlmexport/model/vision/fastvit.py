@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from vlmexport.checkpoint.fastvit import SIZES
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.vision.timm import library
@@ -27,7 +27,7 @@ _POSITIONS = (7, 7)
 
 
 def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
-    """Of ``checkpoint.fastvit.SIZES``; the pixels are FastVLM's, from 0 to 1."""
+    """Of ``checkpoint.fastvit.SIZES``."""
     sizes = plugins.variant_of(kind, variant, SIZES)
     spec = VisionSpec(
         kind=kind,
@@ -38,12 +38,15 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
         num_layers=0,
         num_heads=0,
         hidden_act="gelu",
-        image_mean=(0.0, 0.0, 0.0),
-        image_std=(1.0, 1.0, 1.0),
         select_layer=0,
         variant=variant or next(iter(SIZES)),
     )
     return plugins.check_image_size(spec)
+
+
+def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
+    """FastVLM's: pixels from 0 to 1."""
+    return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 def layers(spec: VisionSpec) -> None:

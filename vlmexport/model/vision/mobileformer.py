@@ -13,12 +13,14 @@ from typing import cast
 import torch
 from torch import nn
 
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 from vlmexport.model.mobileformer_blocks import Block, make, with_norm
 
 EXAMPLE = "mobileformer:tiny"
+_MEAN: Colour
+_STD: Colour
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _STRIDE, _SIDE = 32, 224
 
@@ -67,9 +69,13 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
         raise plugins.unknown_variant(kind, name, VARIANTS)
     width = VARIANTS[name].blocks[-1].width
     return plugins.check_image_size(VisionSpec(
-        kind, image_size or _SIDE, _STRIDE, width, 0, 0, 0, "", image_mean=_MEAN, image_std=_STD, select_layer=0,
-        variant=name,
+        kind, image_size or _SIDE, _STRIDE, width, 0, 0, 0, "", select_layer=0, variant=name,
     ))  # fmt: skip
+
+
+def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
+    """ImageNet's."""
+    return _MEAN, _STD
 
 
 def layers(spec: VisionSpec) -> None:

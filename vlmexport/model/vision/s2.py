@@ -12,7 +12,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 
@@ -67,6 +67,12 @@ def wrapped(spec: VisionSpec) -> VisionSpec:
         patch_size=spec.patch_size // factors[-1],
         hidden_size=spec.hidden_size // len(factors),
     )
+
+
+def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
+    """As inside."""
+    inner = wrapped(spec)
+    return plugins.vision(inner).colours(inner)
 
 
 def layers(spec: VisionSpec) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
 
@@ -20,8 +20,8 @@ EXAMPLE = "siglip:tiny"
 CLIENT_TYPE = "siglip_vision_model"
 """What transformers.js and transformers call it in config.json."""
 
-_HALF = (0.5, 0.5, 0.5)
-_BASE = VisionSpec("siglip", 224, 16, 768, 3072, 12, 12, "gelu_pytorch_tanh", 1e-6, _HALF, _HALF)
+_HALF: Colour = (0.5, 0.5, 0.5)
+_BASE = VisionSpec("siglip", 224, 16, 768, 3072, 12, 12, "gelu_pytorch_tanh", 1e-6)
 _VARIANTS = {
     "b16-224": _BASE,
     "b16-384": replace(_BASE, image_size=384),
@@ -41,6 +41,11 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
     if image_size is None:
         return _VARIANTS[name]
     return plugins.check_image_size(replace(_VARIANTS[name], image_size=image_size))
+
+
+def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
+    """A half, both."""
+    return _HALF, _HALF
 
 
 def layers(spec: VisionSpec) -> str:

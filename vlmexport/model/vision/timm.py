@@ -13,7 +13,7 @@ from math import isqrt
 from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.errors import MissingDependency, Unsupported, first_line
 
 if TYPE_CHECKING:
@@ -56,11 +56,15 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
         num_layers=0,
         num_heads=0,
         hidden_act="",
-        image_mean=_colour(config.mean),
-        image_std=_colour(config.std),
         select_layer=0,
         variant=name,
     )
+
+
+def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
+    """Those of timm's configuration."""
+    config = _config(spec.variant)
+    return _colour(config.mean), _colour(config.std)
 
 
 def layers(spec: VisionSpec) -> None:
@@ -169,6 +173,6 @@ def _attention_biases(module: Any, device: torch.device) -> torch.Tensor:
     return found
 
 
-def _colour(values: Any) -> tuple[float, float, float]:
+def _colour(values: Any) -> Colour:
     red, green, blue = (float(value) for value in values)
     return red, green, blue

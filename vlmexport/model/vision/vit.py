@@ -13,13 +13,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.model import plugins
 from vlmexport.model.attention import Attention
 
 EXAMPLE = "vit:tiny"
-_HALF = (0.5, 0.5, 0.5)
-_TUTORIAL = VisionSpec("vit", 96, 16, 512, 2048, 3, 8, "gelu", 1e-5, _HALF, _HALF, select_layer=-1)
+_HALF: Colour = (0.5, 0.5, 0.5)
+_TUTORIAL = VisionSpec("vit", 96, 16, 512, 2048, 3, 8, "gelu", 1e-5, select_layer=-1)
 _VARIANTS = {
     "tutorial": _TUTORIAL,
     "tiny": replace(_TUTORIAL, hidden_size=64, intermediate_size=256, num_layers=4, num_heads=4),
@@ -34,6 +34,11 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
         raise plugins.unknown_variant(kind, name, _VARIANTS)
     spec = _VARIANTS[name]
     return plugins.check_image_size(replace(spec, image_size=image_size or spec.image_size))
+
+
+def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
+    """A half, both."""
+    return _HALF, _HALF
 
 
 def layers(spec: VisionSpec) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError, UsageError, VlmExportError
 from vlmexport.measures.stage_result import GateResult, StageResult
 from vlmexport.parity.compare.node import TransformersJs
@@ -115,9 +115,9 @@ def open_clients(bundle: Path, manifest: Manifest, more: More | None = None) -> 
     return clients
 
 
-def client_gates(stages: list[StageResult], spec: VisionSpec) -> list[GateResult]:
+def client_gates(stages: list[StageResult], spec: ImageProcessorSpec) -> list[GateResult]:
     """Of torchvision, where it was measured: it may round a value of 255 otherwise, and no more than that."""
-    metric, bound = "torchvision_max_abs", _LEVELS / 255 / min(spec.image_std)
+    metric, bound = "torchvision_max_abs", _LEVELS / 255 / min(spec.std)
     return [
         GateResult(
             stage=stage.stage, mode=stage.mode, metric=metric, value=stage.metrics[metric], bound=bound,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.parity.compare.clients import More, open_clients
 from vlmexport.parity.compare.kernels import bundle_kernels
 from vlmexport.parity.compare.machines import KernelDifference
@@ -89,7 +88,7 @@ def run_against(
         clients = open_clients(bundle, manifest, client)
         for one in clients:
             opened.callback(one.close)
-        spec = VisionSpec(**manifest.source.spec["vision"])
+        spec = manifest.image_processor
         comparison = Comparison(expected, runtime, stock, cores, clients, spec)
         comparison.run(samples, advance)
         kernels = bundle_kernels(runtime, bundle, manifest)

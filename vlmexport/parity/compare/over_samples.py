@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.calibrate import Sample
-from vlmexport.checkpoint.spec import VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.parity.compare.clients import SIZES, Client
 from vlmexport.parity.compare.machines import KernelDifference
 from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.one_runtime import Side
 from vlmexport.parity.reference.values import Expected
-from vlmexport.processing.pixels import pixel_values
+from vlmexport.processing.image import pixel_values
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32, Repairing
 
@@ -29,8 +29,8 @@ class Comparison:
             chained; where that makes no difference nothing is run twice.
         cores: the same bundle on other machines' kernels, by name; chained too.
         clients: who makes pixels of it; the cores are fed by the first alone.
-        spec: the float model's encoder, to hold the pixels of pictures of all ``SIZES`` against it; none where it is
-            None.
+        spec: the float model's image processor, to hold the pixels of pictures of all ``SIZES`` against it; none where
+            it is None.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Comparison:
         stock: int = 0,
         cores: Mapping[str, Runtime] | None = None,
         clients: Sequence[Client] = (),
-        spec: VisionSpec | None = None,
+        spec: ImageProcessorSpec | None = None,
     ) -> None:
         self.expected, self._spec = expected, spec
         self._bundle, self._first = Side(bundle, clients=clients), stock
@@ -83,7 +83,7 @@ class Comparison:
                 self._forget(sample.image_id)
             advance()
 
-    def _sizes(self, image: Image.Image, spec: VisionSpec) -> None:
+    def _sizes(self, image: Image.Image, spec: ImageProcessorSpec) -> None:
         for size in SIZES:
             picture = image.resize(size)
             self._bundle.pixels(picture, np.asarray(pixel_values(picture, spec)))

@@ -10,12 +10,11 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.messages import Messages
-from vlmexport.processing.pixels import square
 from vlmexport.processing.prompt import Grids, Prompt, Span, joined
+from vlmexport.processing.square import as_square
 from vlmexport.processing.tokenizer import IMAGE_MARKER
 from vlmexport.quantize.ggml import library_path
 from vlmexport.runtime.int8_kernels import Int8Kernels, compiled_kernels
@@ -145,7 +144,7 @@ class LlamaCppVision:
     ) -> None:
         spec, mmproj = manifest.source.spec, str(bundle / manifest.details["mmproj"])
         sizes = {"image_size": spec["vision"]["image_size"], "width": spec["language"]["hidden_size"]}
-        self.process, self._spec, self._squares = process, VisionSpec(**spec["vision"]), repair
+        self.process, self._spec, self._squares = process, manifest.image_processor, repair
         found = probe()
         opened = self.process.ask(
             {"op": "open_vision", "mmproj": mmproj, "threads": threads or operator_threads(), **sizes},
@@ -162,7 +161,7 @@ class LlamaCppVision:
     def preprocess(self, image: Image.Image, squares: bool) -> F32:
         """``pixels``, of the picture that the model would make square, or of the picture as it is."""
         image = image.convert("RGB")
-        rgb = np.asarray(square(image, self._spec) if squares else image, np.uint8)
+        rgb = np.asarray(as_square(image, self._spec) if squares else image, np.uint8)
         return self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
 
     def features(self, pixels: F32) -> F32:

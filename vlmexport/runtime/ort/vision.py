@@ -8,9 +8,8 @@ from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.onnx.session import with_outputs
-from vlmexport.checkpoint.spec import VisionSpec
-from vlmexport.processing.image_processor import vision_spec
-from vlmexport.processing.pixels import pixel_values
+from vlmexport.processing.image import pixel_values
+from vlmexport.processing.image_processor import read_told
 from vlmexport.runtime.int8_kernels import Int8Kernels, find_kernels
 from vlmexport.runtime.ort.sessions import MACHINES, Array, LocalSessions, Sessions
 from vlmexport.runtime.stages import F32
@@ -35,13 +34,13 @@ class OrtVision:
         self.sessions = sessions or LocalSessions()
         self.name, self.notes = self.sessions.name, _notes(manifest, self.sessions.machine)
         self._bundle, self.details, self._threads = bundle, manifest.details, threads or operator_threads()
-        self._vision_spec = vision_spec(bundle, VisionSpec(**manifest.source.spec["vision"]))
+        self._image_processor = read_told(bundle, manifest.image_processor)
         self._last: tuple[F32, F32] | None = None
         self._open: set[str] = set()
 
     def pixels(self, image: Image.Image) -> F32:
         """RGB image → [1, 3, height, width]."""
-        return pixel_values(image, self._vision_spec)
+        return pixel_values(image, self._image_processor)
 
     def features(self, pixels: F32) -> F32:
         """[1, 3, height, width] → [1, patches, vision width]."""

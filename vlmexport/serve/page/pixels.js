@@ -1,4 +1,4 @@
-// The pixels stage as vlmexport's processing/pixels.py has it, value for value: pad to a square (or crop to one), then
+// The pixels stage as vlmexport's processing/square.py has it, value for value: pad to a square (or crop to one), then
 // resize by PIL's antialiased bicubic. A browser's own resizing is neither bicubic nor antialiased.
 
 const FRACTION = 22; // bits after the point of PIL's integer weights

@@ -11,13 +11,14 @@ import numpy.typing as npt
 from vlmexport.artifact.gguf import mmproj
 from vlmexport.artifact.gguf.file import GgufFile
 from vlmexport.artifact.gguf.rows import Entry
-from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, LanguageSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 
 F32 = npt.NDArray[np.float32]
 _VISION = VisionSpec("clip", 56, 14, 32, 64, 3, 2, select_layer=-2)
 _HIDDEN = 48
 SPEC = Spec(
-    "probe", "mobilevlm", _VISION, ProjectorSpec("mlp2x_gelu", 32, _HIDDEN, _VISION.num_patches),
+    "probe", "mobilevlm", ImageProcessorSpec.square(56, pads=True), _VISION,
+    ProjectorSpec("mlp2x_gelu", 32, _HIDDEN, _VISION.num_patches),
     LanguageSpec("llama", 384, _HIDDEN, 64, 1, 1, 1, 48, 1e-5, 10000.0, 64, False), PromptSpec(), 1, 2, None, "float32",
 )  # fmt: skip
 """16 patches, two layers in use of three: whatever libmtmd does with layers, order and positions shows in 16 tokens."""

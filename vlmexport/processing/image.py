@@ -1,0 +1,96 @@
+"""The pixels stage: a picture becomes the named arrays that a vision encoder takes, cut as its image processor says.
+
+A way of cutting is a file of this folder, named by ``ImageProcessorSpec.mode``. It has ``arrays``, which makes them,
+and ``shown``, which part of a picture the views are of. NumPy and Pillow alone: a bundle runs without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vlmexport.checkpoint.spec import ImageProcessorSpec
+from vlmexport.errors import Unsupported
+
+F32 = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
+PIXELS = "pixel_values"
+
+Grid = tuple[int, int]
+"""Rows and columns."""
+
+
+@dataclass(frozen=True, eq=False)
+class ProcessedImage:
+    """What the pixels stage makes of one picture.
+
+    ``arrays`` have the names of transformers: ``pixel_values`` f32 [views, 3, height, width], and what else the encoder
+    is told. ``grids`` are the rows and columns of visual tokens of each view.
+    """
+
+    arrays: dict[str, Array]
+    grids: tuple[Grid, ...]
+
+    @property
+    def pixel_values(self) -> F32:
+        """f32 [views, 3, height, width]."""
+        return cast(F32, self.arrays[PIXELS])
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens of all views."""
+        return sum(rows * columns for rows, columns in self.grids)
+
+
+class Cutting(Protocol):
+    """A file of this folder that cuts pictures."""
+
+    def arrays(self, image: Image.Image, spec: ImageProcessorSpec) -> dict[str, Array]:
+        """RGB picture of any size → the encoder's inputs, by transformers' names.
+
+        Raises:
+            UsageError: a picture that it cannot cut.
+        """
+
+    def shown(self, image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
+        """The part of a picture that the views show, RGB, as large as one view."""
+
+
+def cutting(spec: ImageProcessorSpec) -> Cutting:
+    """The file that cuts as a Spec says.
+
+    Raises:
+        Unsupported: there is none.
+    """
+    name = f"{__package__}.{spec.mode}"
+    if not spec.mode.isidentifier() or find_spec(name) is None:
+        raise Unsupported(f"images that are cut as {spec.mode!r} are not known", "known: square")
+    return cast(Cutting, import_module(name))
+
+
+def process(image: Image.Image, spec: ImageProcessorSpec, tokens: Callable[[int, int], Grid]) -> ProcessedImage:
+    """The pixels stage of one picture.
+
+    Args:
+        image: RGB.
+        tokens: height and width of a view in pixels → rows and columns of its visual tokens.
+
+    Raises:
+        UsageError: a picture that cannot be cut so.
+        Unsupported: a way of cutting that is not known.
+    """
+    arrays = cutting(spec).arrays(image, spec)
+    views = arrays[PIXELS]
+    return ProcessedImage(arrays, (tokens(*views.shape[-2:]),) * len(views))
+
+
+def pixel_values(image: Image.Image, spec: ImageProcessorSpec) -> F32:
+    """RGB picture of any size → f32 [views, 3, height, width]."""
+    return cast(F32, cutting(spec).arrays(image, spec)[PIXELS])

@@ -1,0 +1,86 @@
+"""One square view of a picture: padded and resized, or resized and its middle cut out.
+
+As transformers' ``LlavaImageProcessor`` and ``CLIPImageProcessor`` do it, and MobileVLM and LLaVA in their own code.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vlmexport.checkpoint.spec import ImageProcessorSpec
+from vlmexport.errors import UsageError
+
+F32 = npt.NDArray[np.float32]
+_LARGEST = 1 << 28
+"""Pixels of a resized picture, before its middle is cut out: a gigabyte in Pillow's memory."""
+
+
+def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArray[np.float32]]:
+    """RGB picture of any size → ``pixel_values`` f32 [1, 3, height, width]."""
+    return {"pixel_values": normalise(shown(image, spec), spec)}
+
+
+def shown(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
+    """RGB picture of any size → what the encoder sees of it, of its size.
+
+    Raises:
+        UsageError: a strip that would become too large before its middle is cut out.
+    """
+    if spec.do_pad:
+        image = padded(image, spec)
+    size = _resized(image, spec)
+    image = image if image.size == size else image.resize(size, Image.Resampling(spec.resample))
+    return _middle(image, spec.side) if spec.do_center_crop else image
+
+
+def as_square(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
+    """RGB picture → the square that the encoder sees of it, as large as it is where it is padded."""
+    if image.width == image.height:
+        return image
+    return padded(image, spec) if spec.do_pad else shown(image, spec)
+
+
+def padded(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
+    """RGB picture → RGB square that holds it in its middle."""
+    width, height = image.size
+    if width == height:
+        return image
+    square = Image.new("RGB", (max(width, height),) * 2, spec.background)
+    square.paste(image, ((square.width - width) // 2, (square.height - height) // 2))
+    return square
+
+
+def normalise(image: Image.Image, spec: ImageProcessorSpec) -> F32:
+    """RGB picture of the right size → f32 [1, 3, height, width].
+
+    Every step is one float32 operation. Transformers rescales in float64 or folds both steps, by its backend: results
+    differ in the last bit.
+    """
+    rgb = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) * np.float32(spec.rescale_factor)
+    if spec.do_normalize:
+        mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (spec.image_mean, spec.image_std))
+        rgb = (rgb - mean) / std
+    values: F32 = np.ascontiguousarray(rgb[None])
+    return values
+
+
+def _resized(image: Image.Image, spec: ImageProcessorSpec) -> tuple[int, int]:
+    """Width and height before anything is cut out."""
+    width, height = image.size
+    short = spec.size.shortest_edge
+    if short is None:
+        return spec.side, spec.side
+    size = int(short * width / min(image.size)), int(short * height / min(image.size))
+    if size[0] * size[1] > _LARGEST:
+        raise UsageError(
+            f"a picture of {width}x{height} would have {size[0]}x{size[1]} pixels before its middle is cut out",
+            "leave it out, or cut the strip yourself",
+        )
+    return size
+
+
+def _middle(image: Image.Image, side: int) -> Image.Image:
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
