@@ -76,7 +76,7 @@ def encoder(name: str) -> Row:
         spec = create(Design(name, "linear", "llama:tiny"), folder / "model")
         checkpoint = open_model(str(folder / "model"))
         vlm = load(checkpoint, components=("vision", "projector"))
-        statistics = collect(vlm, checkpoint.tokenizer, samples[:IMAGES])
+        statistics = collect(vlm, checkpoint.prompts, samples[:IMAGES])
         sessions, sizes = {}, {}
         for precision, recipe in (("fp32", "onnx-fp32"), ("int8", "onnx-x86")):
             flags = {"onnx.decoder": "fp32", "onnx.fallback": "predicted"}

@@ -66,7 +66,7 @@ def samples(count: int, question: str) -> list[Sample]:
 
 def prompt_of(found: Checkpoint, question: str) -> Prompt:
     """About one image, whose patches are its visual tokens."""
-    return found.tokenizer.prompt(found.spec.prompt, asked(question), [((1, found.spec.projector.in_tokens),)])
+    return found.prompts.prompt(asked(question), [((1, found.spec.projector.in_tokens),)])
 
 
 def long_question(found: Checkpoint, positions: int) -> str:
@@ -98,7 +98,7 @@ def calibration(folder: Path, count: int) -> None:
     vlm, question = load(found, resident=True), long_question(found, POSITIONS)
     print(f"prompts of {len(prompt_of(found, question).ids)} positions")
     with beyond(f"calibration on {count} samples"):
-        collect(vlm, found.tokenizer, samples(count, question))
+        collect(vlm, found.prompts, samples(count, question))
 
 
 def compare(found: Checkpoint, bundle: Path, chosen: list[Sample], every: int) -> None:

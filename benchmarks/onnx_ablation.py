@@ -106,7 +106,7 @@ def curves(checkpoint: Checkpoint, graph: Path, stage: type[TokensLoss] | type[L
     samples = calibration_samples(recipe.calibration.samples)
     quantizer = Int8(recipe.onnx, statistics(checkpoint, samples, QUIET))
     decisions = quantizer.decide(ir.load(graph))
-    measured, members = stage(vlm, checkpoint.tokenizer, samples[:SAMPLES]), groups(decisions)
+    measured, members = stage(vlm, checkpoint.prompts, samples[:SAMPLES]), groups(decisions)
 
     def loss(left: list[list[str]]) -> float:
         paths = [path for group in left for path in group]

@@ -70,7 +70,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 @pytest.fixture(scope="session")
 def short_statistics(short: Checkpoint) -> Statistics:
     """Of four pictures."""
-    return collect(load(short), short.tokenizer, [sample(seed) for seed in range(4)])
+    return collect(load(short), short.prompts, [sample(seed) for seed in range(4)])
 
 
 @pytest.fixture(scope="session")

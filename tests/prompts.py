@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vlmexport.checkpoint.spec import PromptSpec
+from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import Prompt, Span, joined
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.prompt_builder import PromptBuilder
+from vlmexport.processing.tokenizer import IMAGE_MARKER, Tokenizer
 from vlmexport.runtime.stages import Decoding
 
 VISUAL = 144
@@ -20,8 +22,9 @@ def ask(side: Decoding, question: str, visual: int = VISUAL) -> Prompt:
 
 
 def tokenized(tokenizer: Tokenizer, template: PromptSpec, question: str, visual: int = VISUAL) -> Prompt:
-    """A tokenizer's."""
-    return tokenizer.prompt(template, asked(question), [((1, visual),)])
+    """A tokenizer's, of the conversation ``v1``."""
+    source = ChatTemplate(template.chat_template(), IMAGE_MARKER, "v1")
+    return PromptBuilder(source, tokenizer, None).prompt(asked(question), [((1, visual),)])
 
 
 def around(before: Iterable[int], after: Iterable[int], visual: int = VISUAL, text: str = "") -> Prompt:

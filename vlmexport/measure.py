@@ -99,7 +99,7 @@ def _hessians(checkpoint: Checkpoint, recipe: Recipe, folder: Path, console: Con
 
     samples, weight = calibration_samples(recipe.calibration.samples)[:SAMPLES], recipe.calibration.image_weight
     with console.progress("measuring for GPTQ", len(samples) + checkpoint.spec.language.num_layers) as advance:
-        return measure_hessians(load(checkpoint), checkpoint.tokenizer, samples, folder, weight, advance)
+        return measure_hessians(load(checkpoint), checkpoint.prompts, samples, folder, weight, advance)
 
 
 def _int8(checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics, graph: Callable[[str], ir.Model]) -> Int8:
@@ -127,6 +127,6 @@ def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
     needed = COMPONENTS if "language" in components else COMPONENTS[:2]
     samples = calibration_samples(recipe.calibration.samples)
     return Fallback(
-        lambda: (load(checkpoint, components=needed, resident=True), checkpoint.tokenizer),
+        lambda: (load(checkpoint, components=needed, resident=True), checkpoint.prompts),
         samples, recipe.gates,
     )  # fmt: skip

@@ -55,7 +55,6 @@ def pack(checkpoint: Checkpoint, asked: Sequence[Turns]) -> Batch:
     """
     if not any(asked):
         raise UsageError("there is nothing to ask about these pictures", "use another stage or other data")
-    tokenizer, spec = checkpoint.tokenizer, checkpoint.spec
     before: tuple[int, ...] = ()
     rows, numbers, places, answers = [], [], [], []
     count = 0
@@ -64,10 +63,10 @@ def pack(checkpoint: Checkpoint, asked: Sequence[Turns]) -> Batch:
         number: list[int] = []
         place: list[int] = []
         for turn, (question, answer) in enumerate(turns, start=1):
-            prompt = tokenizer.prompt(spec.prompt, messages.asked(question), _ONE_IMAGE)
+            prompt = checkpoint.prompts.prompt(messages.asked(question), _ONE_IMAGE)
             (span,) = prompt.spans
             before, after = prompt.ids[: span.start], prompt.ids[span.end :]
-            told = [*tokenizer.encode(answer), spec.eos_token_id]
+            told = checkpoint.prompts.answer(answer)
             ids = [*after, *told[:-1]]
             first = len(row) + len(after) - 1
             answers += [(picture, first + i, target, count) for i, target in enumerate(told)]

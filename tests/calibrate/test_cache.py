@@ -107,7 +107,7 @@ def test_a_change_of_the_config_measures_anew(tiny: Checkpoint, tmp_path: Path) 
     other, log = changed(tiny, tmp_path / "other", rms_norm_eps=1e-3), tmp_path / "log"
     first, second = run(tiny, log, ALL), run(other, log, ALL)
     assert len(loaded_by(log)) == 6
-    assert second.sha256() == collect(load(other), other.tokenizer, samples(3, log)).sha256() != first.sha256()
+    assert second.sha256() == collect(load(other), other.prompts, samples(3, log)).sha256() != first.sha256()
     felt = [sensitivity(one, samples(1, log), QUIET) for one in (tiny, other, tiny)]
     assert felt[0].gradients.keys() == felt[1].gradients.keys()
     path = next(name for name, values in felt[0].gradients.items() if values.any())
@@ -203,7 +203,7 @@ def test_a_killed_run_is_continued(tiny: Checkpoint, tmp_path: Path, cache: Path
     assert SHARD <= len(loaded_by(killed)) < count
     found = run(tiny, here, TOWER, count)
     assert len(loaded_by(here)) <= count - SHARD
-    assert found.sha256() == collect(load(tiny, components=TOWER), tiny.tokenizer, samples(count, here)).sha256()
+    assert found.sha256() == collect(load(tiny, components=TOWER), tiny.prompts, samples(count, here)).sha256()
     assert [path.name for path in cache.iterdir() if "partial" in path.name] == []
 
 

@@ -69,7 +69,7 @@ def test_a_batch_counts_what_plain_passes_see(
     vlm = load(tiny)
     if together == 1:
         monkeypatch.setattr(sys.modules[collect.__module__], "AT_ONCE", 1)
-    statistics = collect(vlm, tiny.tokenizer, few)
+    statistics = collect(vlm, tiny.prompts, few)
     seen = one_by_one(vlm, tiny, few)
     assert set(statistics.layers) == set(seen)
     for name, parts in seen.items():
@@ -86,15 +86,15 @@ def test_the_head_is_given_the_positions_that_decide_a_token(tiny: Checkpoint, f
     """Logits of every position of a batch would be gigabytes in a large vocabulary."""
     vlm, read = load(tiny), []
     vlm.language.lm_head.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))  # type: ignore[operator, union-attr]
-    collect(vlm, tiny.tokenizer, [few[0], few[2]])
+    collect(vlm, tiny.prompts, [few[0], few[2]])
     assert set(read) == {1}
     read.clear()
-    collect(vlm, tiny.tokenizer, [few[1]])
+    collect(vlm, tiny.prompts, [few[1]])
     assert read == [len(tiny.tokenizer.encode("a chat")) + 2]
 
 
 def test_image_and_text_positions(tiny: Checkpoint, few: list[Sample]) -> None:
-    layer = collect(load(tiny), tiny.tokenizer, [few[1]]).layers[Q_PROJ]
+    layer = collect(load(tiny), tiny.prompts, [few[1]]).layers[Q_PROJ]
     assert layer.count_image == 144
     prompt = tokenized(tiny.tokenizer, tiny.spec.prompt, few[1].question)
     answer = tiny.tokenizer.encode("a chat")
@@ -105,13 +105,13 @@ def test_answers_of_a_large_decoder_are_short(
     tiny: Checkpoint, few: list[Sample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys.modules[collect.__module__], "LARGE", 1)
-    layer = collect(load(tiny), tiny.tokenizer, [few[0]]).layers[Q_PROJ]
+    layer = collect(load(tiny), tiny.prompts, [few[0]]).layers[Q_PROJ]
     prompt = tokenized(tiny.tokenizer, tiny.spec.prompt, few[0].question)
     assert 1 <= layer.count_text - sum(map(len, texts(prompt))) <= LARGE_ANSWER
 
 
 def test_layers_behind_the_selected_one_are_not_run(tiny: Checkpoint, few: list[Sample]) -> None:
-    statistics = collect(load(tiny), tiny.tokenizer, few[:1])
+    statistics = collect(load(tiny), tiny.prompts, few[:1])
     assert not any(f"vision.encoder.layers.{tiny.spec.vision.used_layers}" in name for name in statistics.layers)
     patch = statistics.layers["vision.embeddings.patch_embedding"]
     assert (patch.columns, patch.count_image) == (3, 336 * 336)
@@ -119,15 +119,15 @@ def test_layers_behind_the_selected_one_are_not_run(tiny: Checkpoint, few: list[
 
 def test_tower_and_projector_alone_see_the_same(tiny: Checkpoint, few: list[Sample]) -> None:
     components = ("vision", "projector")
-    alone = collect(load(tiny, components=components), tiny.tokenizer, few)
-    whole = collect(load(tiny), tiny.tokenizer, few)
+    alone = collect(load(tiny, components=components), tiny.prompts, few)
+    whole = collect(load(tiny), tiny.prompts, few)
     assert alone.sha256() == whole.only(components).sha256()
     assert not any(name.startswith("language") for name in alone.layers)
 
 
 @pytest.mark.slow
 def test_mapped_weights_see_the_same(tiny: Checkpoint, few: list[Sample]) -> None:
-    mapped, resident = (collect(load(tiny, resident=stays), tiny.tokenizer, few) for stays in (False, True))
+    mapped, resident = (collect(load(tiny, resident=stays), tiny.prompts, few) for stays in (False, True))
     assert mapped.sha256() == resident.sha256()
 
 
@@ -135,20 +135,20 @@ def test_mapped_weights_see_the_same(tiny: Checkpoint, few: list[Sample]) -> Non
 def test_shards_add_up_to_the_whole(tiny: Checkpoint, few: list[Sample], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[collect.__module__], "SHARD", 2)
     vlm = load(tiny)
-    whole = collect(vlm, tiny.tokenizer, few)
-    parts = [collect(vlm, tiny.tokenizer, part) for part in (few[:2], few[2:])]
+    whole = collect(vlm, tiny.prompts, few)
+    parts = [collect(vlm, tiny.prompts, part) for part in (few[:2], few[2:])]
     assert (parts[0] + parts[1]).sha256() == whole.sha256()
 
 
 def test_the_hooks_are_gone_afterwards(tiny: Checkpoint, few: list[Sample]) -> None:
     vlm = load(tiny)
-    collect(vlm, tiny.tokenizer, few[:1])
+    collect(vlm, tiny.prompts, few[:1])
     assert not any(module._forward_pre_hooks for module in vlm.modules())
 
 
 def test_no_samples(tiny: Checkpoint) -> None:
     with pytest.raises(NotEnoughData, match="no calibration samples"):
-        collect(load(tiny), tiny.tokenizer, [])
+        collect(load(tiny), tiny.prompts, [])
 
 
 def test_activations_that_are_not_finite_name_their_layer(few: list[Sample], tmp_path: Path) -> None:
@@ -158,4 +158,4 @@ def test_activations_that_are_not_finite_name_their_layer(few: list[Sample], tmp
     save_file(state, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
     with pytest.raises(CheckpointError, match=r"layers\.0\.self_attn\.q_proj is given values that are not finite"):
-        collect(load(checkpoint), checkpoint.tokenizer, few[:2])
+        collect(load(checkpoint), checkpoint.prompts, few[:2])

@@ -21,7 +21,7 @@ from vlmexport.source.checkpoint import Checkpoint
 @pytest.mark.slow
 def test_sums(tiny: Checkpoint, tmp_path: Path) -> None:
     vlm, chosen = load(tiny), samples(2, tmp_path / "log")
-    found = measure(vlm, tiny.tokenizer, chosen, tmp_path, 0.5)
+    found = measure(vlm, tiny.prompts, chosen, tmp_path, 0.5)
     files = list(tmp_path.glob("*.safetensors"))
     assert len(files) == vlm.spec.language.num_layers
     assert sum(file.stat().st_size for file in files) == pytest.approx(hessian_bytes(vlm.spec.language), rel=0.05)
@@ -40,7 +40,7 @@ def expected(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample], path: str) 
     """Mean x·xᵀ of what a layer reads in whole passes of the decoder."""
     total, weights = np.zeros(0), 0.0
     for sample in chosen:
-        tokens, inputs = sequence(vlm, checkpoint.tokenizer, sample), []
+        tokens, inputs = sequence(vlm, checkpoint.prompts, sample), []
         handle = vlm.get_submodule(path).register_forward_pre_hook(lambda _, given, to=inputs: to.append(given[0][0]))
         with torch.no_grad():
             vlm.language(inputs_embeds=tokens.embeds, use_cache=False)

@@ -32,7 +32,7 @@ def samples() -> list[Sample]:
 
 @pytest.fixture(scope="module")
 def found(checkpoint: Checkpoint, samples: list[Sample]) -> Sensitivity:
-    return measure(load(checkpoint), checkpoint.tokenizer, samples)
+    return measure(load(checkpoint), checkpoint.prompts, samples)
 
 
 def log_probabilities(vlm: VLM, checkpoint: Checkpoint, samples: list[Sample]) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_foretells_the_divergence(checkpoint: Checkpoint, samples: list[Sample],
 
 
 def test_mapped_weights_give_the_same(checkpoint: Checkpoint, samples: list[Sample], found: Sensitivity) -> None:
-    mapped = measure(load(checkpoint, resident=False), checkpoint.tokenizer, samples)
+    mapped = measure(load(checkpoint, resident=False), checkpoint.prompts, samples)
     for path, gradients in found.gradients.items():
         np.testing.assert_allclose(mapped.gradients[path], gradients, rtol=1e-3, atol=1e-12)
         np.testing.assert_allclose(mapped.inputs[path], found.inputs[path], rtol=1e-3, atol=1e-12)

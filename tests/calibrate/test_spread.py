@@ -51,7 +51,7 @@ def test_two_processes_one_of_them_killed(tiny: Checkpoint, tmp_path: Path, monk
     assert loads.count(killed[0]) < SHARD
     assert len(loads) > COUNT  # the killed one's shard was done again
     assert os.getpid() not in loads
-    single = collect(load(tiny), tiny.tokenizer, samples(COUNT, tmp_path / "single"))
+    single = collect(load(tiny), tiny.prompts, samples(COUNT, tmp_path / "single"))
     assert spread.samples == single.samples
     for name, layer in single.layers.items():
         other = spread.layers[name]

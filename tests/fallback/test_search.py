@@ -31,13 +31,13 @@ def opened() -> Opened:
     """The demo, a few samples, and int8 with ranges of these samples for every layer."""
     checkpoint = open_model("demo")
     vlm, samples = load(checkpoint), calibration_samples(6)
-    found = collect(vlm, checkpoint.tokenizer, samples)
+    found = collect(vlm, checkpoint.prompts, samples)
     choices = {
         path: Choice(activation_range(layer, "mse", SCHEME), None, 1, 0.0, SCHEME)
         for path, layer in found.layers.items()
         if "down_proj" not in path and "patch_embedding" not in path
     }
-    return vlm, checkpoint.tokenizer, samples, choices
+    return vlm, checkpoint.prompts, samples, choices
 
 
 def of(component: str, choices: dict[str, Choice]) -> dict[str, Choice]:

@@ -16,7 +16,7 @@ MARKED = PromptSpec(image_start="<im_start>", image_end="<im_end>")
 @pytest.mark.parametrize("prompt", [PromptSpec(), MARKED], ids=["plain", "marked"])
 @pytest.mark.parametrize("question", ["What is it?", " two  spaces\n", "{{ x }} {% if %} 'q'", ""])
 def test_gguf(prompt: PromptSpec, question: str) -> None:
-    text = ChatTemplate(gguf_template.chat_template(prompt), "<__media__>", "x.gguf").text(asked(question))
+    text = ChatTemplate(gguf_template.chat_template(prompt), "<__media__>", "x.gguf").render(asked(question)).text
     assert text == prompt.text(question)
 
 
@@ -24,7 +24,7 @@ def test_a_second_image() -> None:
     template = ChatTemplate(gguf_template.chat_template(PromptSpec()), "<__media__>", "x.gguf")
     for marker in ("<image>", "<__media__>"):
         with pytest.raises(UsageError, match=f"the question holds {marker}"):
-            template.text(asked(f"and {marker}?"))
+            template.render(asked(f"and {marker}?"))
 
 
 @pytest.mark.parametrize(
@@ -38,4 +38,4 @@ def test_a_second_image() -> None:
 )
 def test_no_template(source: str | None, said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
-        ChatTemplate(source, "<__media__>", "x.gguf").text(asked("What?"))
+        ChatTemplate(source, "<__media__>", "x.gguf").render(asked("What?"))

@@ -128,9 +128,9 @@ def asked(question: str, answer: str | None) -> Sample:
 @pytest.mark.parametrize("answer", ["a long answer that goes on", None])
 def test_calibration_stops_at_the_end(answer: str | None, narrow: Checkpoint) -> None:
     vlm, sample = load(narrow), asked("what?", answer)
-    layer = collect(vlm, narrow.tokenizer, [sample]).layers[Q_PROJ]
+    layer = collect(vlm, narrow.prompts, [sample]).layers[Q_PROJ]
     assert layer.count_image + layer.count_text <= narrow.spec.language.max_positions
-    assert sequence(vlm, narrow.tokenizer, sample).embeds.shape[1] <= narrow.spec.language.max_positions
+    assert sequence(vlm, narrow.prompts, sample).embeds.shape[1] <= narrow.spec.language.max_positions
     if answer is not None:
         assert layer.count_image + layer.count_text == narrow.spec.language.max_positions
 
@@ -139,8 +139,8 @@ def test_a_sample_that_is_too_long_is_named(narrow: Checkpoint) -> None:
     vlm, sample = load(narrow), asked("what is polite? " * 4, None)
     line = r"the prompt of sample seven is \d+ tokens long"
     with pytest.raises(UsageError, match=line):
-        collect(vlm, narrow.tokenizer, [sample])
+        collect(vlm, narrow.prompts, [sample])
     with pytest.raises(UsageError, match=line):
-        sequence(vlm, narrow.tokenizer, sample)
+        sequence(vlm, narrow.prompts, sample)
     with pytest.raises(UsageError, match=line):
         Live(ReferenceRuntime(narrow)).question(sample, TOKENS)

@@ -28,7 +28,7 @@ def found(bundle: Path, manifest: Manifest, checkpoint: Checkpoint, vlm: VLM) ->
     layers: list[LayerDifference] = []
     for part in open_layers(bundle, manifest, checkpoint):
         with closing(part):
-            layers += differences(part, vlm, checkpoint.tokenizer, sample(0))
+            layers += differences(part, vlm, checkpoint.prompts, sample(0))
     assert all(layer.note is None for layer in layers)
     assert len({layer.layer for layer in layers}) == len(layers)
     return {layer.layer: layer.nmse for layer in layers if layer.nmse is not None}

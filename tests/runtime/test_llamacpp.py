@@ -82,7 +82,7 @@ def open_bundle(folder: Path, **options: bool | int) -> LlamaCppRuntime:
 
 def test_is_a_runtime(runtime: Runtime) -> None:
     assert runtime.name.startswith("llama-cpp-python 0.")
-    assert runtime.eos_token_id == 2
+    assert runtime.stop_token_ids == (2,)
 
 
 def test_pixels(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:

@@ -83,7 +83,7 @@ def runtime(bundle: Path) -> Iterator[LlamaCppRuntime]:
 
 def ours(checkpoint: Checkpoint, prompt: str) -> list[int]:
     """Our own tokenizer's ids, ``IMAGE_TOKEN`` between the chunks."""
-    first, *others = checkpoint.tokenizer.chunks(prompt)
+    first, *others = checkpoint.tokenizer.chunks([[(text, False)] for text in prompt.split("<image>")])
     return [*first, *chain.from_iterable([IMAGE_TOKEN, *other] for other in others)]
 
 

@@ -145,7 +145,7 @@ HOSTILE = {
 @pytest.mark.parametrize("source", HOSTILE)
 def test_whatever_a_template_does_is_one_line(source: str) -> None:
     with pytest.raises(CheckpointError, match=HOSTILE[source]) as caught:
-        ChatTemplate(source, "<image>", "x.gguf").text(asked("What?"))
+        ChatTemplate(source, "<image>", "x.gguf").render(asked("What?"))
     assert caught.value.exit_code == 2
     assert "the chat template of x.gguf cannot be rendered" in caught.value.what
     assert "\n" not in str(caught.value)
@@ -154,7 +154,7 @@ def test_whatever_a_template_does_is_one_line(source: str) -> None:
 
 def test_a_long_reason_is_cut() -> None:
     with pytest.raises(CheckpointError) as caught:
-        ChatTemplate("{{ raise_exception('x' * 100000) }}", "<image>", "x.gguf").text(asked("What?"))
+        ChatTemplate("{{ raise_exception('x' * 100000) }}", "<image>", "x.gguf").render(asked("What?"))
     assert len(str(caught.value)) < 500
 
 
@@ -165,17 +165,20 @@ def test_one_that_loops_is_stopped_and_the_next_is_rendered(monkeypatch: pytest.
     monkeypatch.setattr(template_process, "SECONDS", 1.0)
     monkeypatch.setattr(template_process, "_running", {})
     with pytest.raises(CheckpointError, match=r"did not answer within 1 seconds .* and was ended"):
-        ChatTemplate(ENDLESS, "<image>", "x.gguf").text(asked("What?"))
-    assert ChatTemplate("<image>{{ messages[0]['content'][1]['text'] }}", "<image>", "x").text(asked("Q")) == "<image>Q"
+        ChatTemplate(ENDLESS, "<image>", "x.gguf").render(asked("What?"))
+    assert (
+        ChatTemplate("<image>{{ messages[0]['content'][1]['text'] }}", "<image>", "x").render(asked("Q")).text
+        == "<image>Q"
+    )
 
 
 def test_one_process_for_a_thousand_questions() -> None:
     template = ChatTemplate("<image>{{ messages[0]['content'][1]['text'] }}", "<image>", "x.gguf")
-    template.text(asked("first"))
+    template.render(asked("first"))
     process = template_process._running[os.getpid()]
     found: list[str] = []
     threads = [
-        threading.Thread(target=lambda n=n: found.extend(template.text(asked(f"{n}.{i}")) for i in range(250)))
+        threading.Thread(target=lambda n=n: found.extend(template.render(asked(f"{n}.{i}")).text for i in range(250)))
         for n in range(4)
     ]
     for thread in threads:
@@ -205,7 +208,8 @@ def test_rendering_imports_neither_transformers_nor_torch() -> None:
     code = (
         "import sys; from vlmexport.processing.chat_template import ChatTemplate; "
         "from vlmexport.processing.messages import asked; "
-        "print(ChatTemplate('<image>', '<image>', 'x').text(asked('')), {'torch', 'transformers'} & set(sys.modules))"
+        "text = ChatTemplate('<image>', '<image>', 'x').render(asked('')).text; "
+        "print(text, {'torch', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "<image> set()\n"

@@ -23,7 +23,9 @@ from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 
 _VERSION = 7
 _OF_NOTHING = ("name", "torch_dtype", "pad_token_id")
-_OF_LANGUAGE = ("language", "prompt", "bos_token_id", "eos_token_id")
+_OF_LANGUAGE = (
+    "language", "prompt", "bos_token_id", "eos_token_id", "stop_token_ids", "chat_template", "max_images",
+)  # fmt: skip
 
 
 def key(
@@ -83,7 +85,7 @@ def statistics(
         elif partial.done < len(todo):
             vlm = load(checkpoint, components=components)
             for index in range(partial.done, len(todo)):
-                partial.add(index, collect_shard(vlm, checkpoint.tokenizer, todo[index], advance))
+                partial.add(index, collect_shard(vlm, checkpoint.prompts, todo[index], advance))
     save(partial.total, _path(name))
     partial.remove()
     return partial.total
@@ -107,7 +109,7 @@ def sensitivity(checkpoint: Checkpoint, samples: list[Sample], console: Console)
         except (SafetensorError, OSError, KeyError, ValueError):
             console.note(f"sensitivities in {path} are damaged; they are made anew")
     with console.progress("measuring sensitivity", 2 * len(samples)) as advance:
-        found = measure(load(checkpoint), checkpoint.tokenizer, samples, advance)
+        found = measure(load(checkpoint), checkpoint.prompts, samples, advance)
     save(found, path)
     return found
 

@@ -22,8 +22,9 @@ from vlmexport.source.checkpoint import COMPONENTS
 _COUNTING = (
     "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics", "model",
     "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families", "processing.images",
-    "processing.fast_tokenizer", "processing.image", "processing.json_tokenizer", "processing.messages",
-    "processing.prompt", "processing.sentencepiece_tokenizer", "processing.special_tokens", "processing.tokenizer",
+    "processing.chat_template", "processing.fast_tokenizer", "processing.image", "processing.json_tokenizer",
+    "processing.messages", "processing.prompt", "processing.prompt_builder", "processing.sentencepiece_tokenizer",
+    "processing.special_tokens", "processing.tokenizer",
 )  # fmt: skip
 """Modules and rooms that imports are followed into. What the others find out is in the key already: the Spec, the bytes
 of tokenizer and images."""

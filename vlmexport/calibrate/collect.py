@@ -21,7 +21,7 @@ from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM
 from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import in_a_row
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.prompt_builder import CheckpointPrompts
 
 SHARD = 8
 """Samples that go through the decoder together, as far as ``AT_ONCE`` reaches: each of its weights is read, and
@@ -51,7 +51,7 @@ def shards(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 
 def collect(
-    vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None
+    vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None
 ) -> Statistics:
     """Statistics of every ``Linear`` and ``Conv2d`` input of the components that the model has.
 
@@ -61,12 +61,12 @@ def collect(
     """
     total = Statistics()
     for shard in shards(samples):
-        total += collect_shard(vlm, tokenizer, shard, advance)
+        total += collect_shard(vlm, prompts, shard, advance)
     return total
 
 
 def collect_shard(
-    vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None
+    vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None
 ) -> Statistics:
     """Statistics of a few samples: images one by one, then, where there is a decoder, all sequences together.
 
@@ -82,7 +82,7 @@ def collect_shard(
             if not decodes:
                 advance()
         if decodes:
-            _decode(vlm, tokenizer, samples, tokens, recorder)
+            _decode(vlm, prompts, samples, tokens, recorder)
             for _ in samples:
                 advance()
     return Statistics(dict(sorted(recorder.layers.items())), tuple(sample.id for sample in samples))
@@ -99,15 +99,15 @@ class _Sequence:
 
 
 def _decode(
-    vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample], tokens: list[torch.Tensor], recorder: Recorder
+    vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample], tokens: list[torch.Tensor], recorder: Recorder
 ) -> None:
     """Run the sequences, as many together as ``AT_ONCE`` holds."""
     sequences = []
     for sample, visual in zip(samples, tokens, strict=True):
-        prompt = tokenizer.prompt(vlm.spec.prompt, asked(sample.question), in_a_row([visual]))
+        prompt = prompts.prompt(asked(sample.question), in_a_row([visual]))
         is_given = vlm.spec.language.generates and sample.answer is not None
         room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
-        ids = [*tokenizer.encode(sample.answer or ""), vlm.spec.eos_token_id] if is_given else []
+        ids = prompts.answer(sample.answer or "") if is_given else []
         ids = ids[: room - 1]  # a position each
         prompt = prompt.answered(ids)
         embeds, is_image = vlm.prompt_embeds(prompt, [visual])[0], torch.from_numpy(prompt.is_image)
@@ -166,7 +166,7 @@ def _run(vlm: VLM, sequences: Sequence[_Sequence], recorder: Recorder) -> None:
         recorder.is_image = np.zeros((len(best), 1), np.bool_)
         recorder.counted = recorder.decided = growing[:, None].numpy()
         last = _step(vlm, vlm.embed(best.tolist()).transpose(0, 1), mask, cache, 1)
-        growing = growing & (best != vlm.spec.eos_token_id)
+        growing = growing & ~torch.isin(best, torch.tensor(vlm.spec.stop_token_ids))
 
 
 def _padded(sequences: Sequence[_Sequence], on_the_left: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ from vlmexport.calibrate.sensitivity import Sequence, sequence
 from vlmexport.calibrate.statistics import F32
 from vlmexport.model import VLM
 from vlmexport.model.sketch import prefix
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.prompt_builder import CheckpointPrompts
 
 SAMPLES = 24
 """Samples of a calibration set that are run: each position adds one to the rank."""
@@ -45,7 +45,7 @@ class Hessians:
 
 def measure(
     vlm: VLM,
-    tokenizer: Tokenizer,
+    prompts: CheckpointPrompts,
     samples: Iterable[Sample],
     folder: Path,
     image_weight: float,
@@ -59,7 +59,7 @@ def measure(
     """
     sequences, states = [], []
     for sample in samples:
-        sequences.append(sequence(vlm, tokenizer, sample))
+        sequences.append(sequence(vlm, prompts, sample))
         states.append(_before_layers(vlm, sequences[-1]))
         advance()
     found = Hessians()

@@ -25,7 +25,7 @@ from vlmexport.calibrate.statistics import F64
 from vlmexport.model import VLM
 from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import in_a_row
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.prompt_builder import CheckpointPrompts
 
 SENSITIVE = 24
 """Samples of a calibration set that are run: a backward pass costs as much as three forward ones."""
@@ -95,7 +95,7 @@ class Sequence:
 
 
 def measure(
-    vlm: VLM, tokenizer: Tokenizer, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None
+    vlm: VLM, prompts: CheckpointPrompts, samples: Iterable[Sample], advance: Callable[[], None] = lambda: None
 ) -> Sensitivity:
     """Sensitivity of every ``Linear`` of the decoder and of its token embedding. ``advance`` is called twice a sample.
 
@@ -103,7 +103,7 @@ def measure(
     """
     found, sequences = Sensitivity(), []
     for sample in samples:
-        sequences.append(sequence(vlm, tokenizer, sample))
+        sequences.append(sequence(vlm, prompts, sample))
         found.samples += (sample.id,)
         advance()
     accumulate(vlm.language, sequences, found, advance)
@@ -137,20 +137,21 @@ def accumulate(
             advance()
 
 
-def sequence(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Sequence:
+def sequence(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Sequence:
     """A sample as the decoder reads it: prompt, image, and its own answer or, where it has none, the model's. A
     classifier reads no answer."""
     with torch.no_grad():
         tokens = [vlm.tokens(vlm.features(vlm.pixels(sample.image())))]
-        prompt = tokenizer.prompt(vlm.spec.prompt, asked(sample.question), in_a_row(tokens))
-        embeds, end = vlm.prompt_embeds(prompt, tokens), vlm.spec.eos_token_id
+        prompt = prompts.prompt(asked(sample.question), in_a_row(tokens))
+        embeds = vlm.prompt_embeds(prompt, tokens)
         room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         if not vlm.spec.language.generates:
             answer = []
         elif sample.answer is None:
-            answer = [token for token, _ in vlm.generate(embeds, min(longest_answer(vlm), room - 1)) if token != end]
+            answer = [token for token, _ in vlm.generate(embeds, min(longest_answer(vlm), room - 1))]
+            answer = answer[:-1] if answer and answer[-1] in vlm.spec.stop_token_ids else answer
         else:
-            answer = tokenizer.encode(sample.answer)[: room - 1]
+            answer = prompts.tokenizer.encode(sample.answer)[: room - 1]
         whole = prompt.answered(answer)
         embeds = vlm.prompt_embeds(whole, tokens)
     return Sequence(embeds, len(answer) + 1, torch.from_numpy(~whole.is_image))

@@ -135,7 +135,7 @@ def calibrate(
 def _statistics(part: tuple[FoundAt, tuple[str, ...], list[Sample]], share: float) -> Statistics:
     found_at, components, shard = part
     checkpoint, vlm = _opened(found_at, components, share)
-    return collect_shard(vlm, checkpoint.tokenizer, shard)
+    return collect_shard(vlm, checkpoint.prompts, shard)
 
 
 @lru_cache(maxsize=1)

@@ -48,6 +48,18 @@ def read_object(path: Path) -> dict[str, Any]:
     return document
 
 
+def read_text(path: Path) -> str:
+    """A text in UTF-8.
+
+    Raises:
+        CheckpointError: it cannot be read, is too large, or no UTF-8.
+    """
+    try:
+        return read_bounded(path).decode()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error})", "download it again") from error
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json`` of a checkpoint folder.
 

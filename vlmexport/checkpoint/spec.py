@@ -189,12 +189,43 @@ class PromptSpec:
         image = f"{self.image_start}<image>{self.image_end}"
         return f"{self.system} {self.user}: {image}\n{question} {self.assistant}:"
 
+    def chat_template(self) -> str:
+        """In Jinja. Images of a message come first; turns end as MobileVLM ends them."""
+        image = f"{self.image_start}<image>{self.image_end}\n"
+        text = (
+            "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + image + "{% endif %}{% endfor %}"
+            "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+            "{% endfor %}"
+        )
+        content = "{% if message['content'] is string %}{{ message['content'] }}{% else %}" + text + "{% endif %}"
+        return (
+            "{% if messages[0]['role'] != 'system' %}{{ " + quoted(f"{self.system} ") + " }}{% endif %}"
+            "{% for message in messages %}"
+            "{% if message['role'] == 'user' %}{{ " + quoted(f"{self.user}: ") + " }}" + content + "{{ ' ' }}"
+            "{% elif message['role'] == 'assistant' %}{{ "
+            + quoted(f"{self.assistant}: ")
+            + " }}"
+            + content
+            + "{{ eos_token }}"
+            "{% else %}" + content + "{{ ' ' }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ " + quoted(f"{self.assistant}:") + " }}{% endif %}"
+        )
+
+
+def quoted(text: str) -> str:
+    """A Jinja string, whatever is in the text."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"
+
 
 @dataclass(frozen=True)
 class Spec:
     """Everything later rooms need to know about a checkpoint apart from its weights.
 
-    ``image_token_id`` is the id that the config gives ``<image>``; None where it gives none.
+    ``prompt`` is the conversation of models that have no template of their own. ``bos_token_id`` is None where no text
+    begins with such a token. ``eos_token_id`` is the first of
+    ``stop_token_ids``, each of which ends an answer. ``image_token_id`` is the id that the config gives ``<image>``;
+    None where it gives none. ``chat_template`` is the checkpoint's own, in Jinja; empty where it has none.
+    ``max_images`` is how many images the model was trained to see in one prompt; None where there is no limit.
     """
 
     name: str
@@ -204,8 +235,21 @@ class Spec:
     projector: ProjectorSpec
     language: LanguageSpec
     prompt: PromptSpec
-    bos_token_id: int
+    bos_token_id: int | None
     eos_token_id: int
     pad_token_id: int | None
     torch_dtype: str
     image_token_id: int | None = None
+    stop_token_ids: tuple[int, ...] = ()
+    chat_template: str = ""
+    max_images: int | None = 1
+
+    def __post_init__(self) -> None:
+        """Where nothing more is said, as in manifests of earlier versions, one token ends an answer."""
+        if not self.stop_token_ids:
+            object.__setattr__(self, "stop_token_ids", (self.eos_token_id,))
+
+    @property
+    def template(self) -> str:
+        """The chat template that its prompts are made with."""
+        return self.chat_template or self.prompt.chat_template()

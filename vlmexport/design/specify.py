@@ -73,9 +73,12 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
     """
     language = _language(design, origin)
     vision, projector = _seeing(design, language, origin)
+    bos: int | None
     bos, eos, pad = _IDS
+    stops: tuple[int, ...] = ()
     if origin is not None and not design.named("language"):
         bos, eos, pad = origin.spec.bos_token_id, origin.spec.eos_token_id, origin.spec.pad_token_id
+        stops = origin.spec.stop_token_ids
     spec = Spec(
         name=name,
         layout="design",
@@ -86,6 +89,7 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
         prompt=PromptSpec(),
         bos_token_id=bos,
         eos_token_id=eos,
+        stop_token_ids=stops,
         pad_token_id=pad,
         torch_dtype=origin.spec.torch_dtype if origin else DTYPE,
     )

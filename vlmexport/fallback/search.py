@@ -18,7 +18,7 @@ from vlmexport.measures.arrays import F32, ArrayMeasure
 from vlmexport.measures.gates import holds
 from vlmexport.measures.logits import LogitsMeasure
 from vlmexport.model import VLM
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.prompt_builder import CheckpointPrompts
 from vlmexport.quantize.int8 import Decisions
 from vlmexport.recipe import Gates
 
@@ -32,20 +32,20 @@ class Fallback:
     """Callable with a graph's decisions; gives the layers that must stay in float, and why.
 
     Args:
-        open_model: the float model and its tokenizer; called when something is to be measured.
+        open_model: the float model and what makes its prompts; called when something is to be measured.
         advance: called once for every pass over the samples.
     """
 
     def __init__(
         self,
-        open_model: Callable[[], tuple[VLM, Tokenizer]],
+        open_model: Callable[[], tuple[VLM, CheckpointPrompts]],
         samples: Sequence[Sample],
         gates: Gates,
         advance: Advance = lambda: None,
     ) -> None:
         self._open, self._samples, self._gates = open_model, samples[:SAMPLES], gates
         self._advance = advance
-        self._model: tuple[VLM, Tokenizer] | None = None
+        self._model: tuple[VLM, CheckpointPrompts] | None = None
         self.losses: dict[str, float] = {}
         """Loss that a group causes alone, by its first layer's path; of graphs where some stayed in float."""
 
@@ -55,8 +55,8 @@ class Fallback:
         if not members:
             return {}
         stage = LogitsLoss if members[0][0].startswith("language.") else TokensLoss
-        vlm, tokenizer = self._opened()
-        measured = stage(vlm, tokenizer, self._samples)
+        vlm, prompts = self._opened()
+        measured = stage(vlm, prompts, self._samples)
 
         def loss(groups: Sequence[Sequence[str]]) -> tuple[float, bool]:
             """With the groups in int8, and whether the gates hold."""
@@ -77,7 +77,7 @@ class Fallback:
         why = "measured: int8 alone costs {:.2g} " + stage.loss
         return {path: why.format(alone[group[0]]) for group in ranked[:many] for path in group}
 
-    def _opened(self) -> tuple[VLM, Tokenizer]:
+    def _opened(self) -> tuple[VLM, CheckpointPrompts]:
         if self._model is None:
             self._model = self._open()
         return self._model
@@ -96,7 +96,7 @@ class TokensLoss:
 
     name, loss = "tokens", "nmse"
 
-    def __init__(self, vlm: VLM, _: Tokenizer, samples: Sequence[Sample]) -> None:
+    def __init__(self, vlm: VLM, _: CheckpointPrompts, samples: Sequence[Sample]) -> None:
         self._vlm = vlm
         images = {sample.image_id: sample for sample in samples}
         self._pixels = [vlm.pixels(sample.image()) for sample in images.values()]
@@ -121,9 +121,9 @@ class LogitsLoss:
 
     name, loss = "logits", "kld"
 
-    def __init__(self, vlm: VLM, tokenizer: Tokenizer, samples: Sequence[Sample]) -> None:
+    def __init__(self, vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample]) -> None:
         self._vlm = vlm
-        self._sequences: list[Decoded] = [sequence(vlm, tokenizer, sample) for sample in samples]
+        self._sequences: list[Decoded] = [sequence(vlm, prompts, sample) for sample in samples]
         self._expected = list(self._run())
 
     def _run(self) -> Iterator[F32]:

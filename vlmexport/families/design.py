@@ -21,7 +21,7 @@ from vlmexport.checkpoint.spec import (
 )
 from vlmexport.errors import CheckpointError
 from vlmexport.families.reading.language import language as read_language
-from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
+from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type, token_id
 
 ARCHITECTURES: tuple[str, ...] = ()
 MODEL_TYPES = ("vlmexport",)
@@ -68,6 +68,7 @@ def spec(published: Published) -> Spec:
         prompt=PromptSpec(),
         bos_token_id=token_id(text, "bos_token_id", 1, file),
         eos_token_id=token_id(text, "eos_token_id", 2, file),
+        stop_token_ids=stop_ids(text, published),
         pad_token_id=pad_id(text),
         torch_dtype=stored_type(text),
     )
@@ -109,7 +110,7 @@ def config(spec: Spec) -> dict[str, Any]:
         "vision_config": _vision(spec.vision, spec.image_processor),
         "projector": spec.projector.kind,
         "text_config": _text(spec.language) | {
-            "bos_token_id": spec.bos_token_id, "eos_token_id": spec.eos_token_id, "pad_token_id": spec.pad_token_id,
+            "bos_token_id": spec.bos_token_id, "eos_token_id": _eos(spec), "pad_token_id": spec.pad_token_id,
             "torch_dtype": spec.torch_dtype,
         },
     }  # fmt: skip
@@ -125,6 +126,10 @@ def _vision(vision: VisionSpec, pixels: ImageProcessorSpec) -> dict[str, Any]:
             found["aspect_ratio"] = "pad" if pixels.do_pad else "crop"
         found[key] = value
     return found
+
+
+def _eos(spec: Spec) -> int | list[int]:
+    return spec.eos_token_id if len(spec.stop_token_ids) == 1 else list(spec.stop_token_ids)
 
 
 def _text(language: LanguageSpec) -> dict[str, Any]:

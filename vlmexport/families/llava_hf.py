@@ -13,7 +13,7 @@ from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading import language, vision
 from vlmexport.families.reading.defaults import filled, refuse_unread
-from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
+from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type, token_id
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)
 MODEL_TYPES = ("llava",)
@@ -84,6 +84,9 @@ def spec(published: Published) -> Spec:
         prompt=PromptSpec(),
         bos_token_id=token_id(text, "bos_token_id", 1, file),
         eos_token_id=token_id(text, "eos_token_id", 2, file),
+        stop_token_ids=stop_ids(text, published),
+        chat_template=published.chat_template,
+        max_images=None,
         pad_token_id=pad_id(text),
         torch_dtype=stored_type(text),
         image_token_id=config.get("image_token_id", config["image_token_index"]),

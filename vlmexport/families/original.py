@@ -5,7 +5,7 @@ from __future__ import annotations
 from vlmexport.checkpoint.documents import architectures, section
 from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
 from vlmexport.families.reading import flat, language, vision
-from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
+from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type, token_id
 
 ARCHITECTURES = ("MobileLlamaForCausalLM", "LlavaLlamaForCausalLM")
 MODEL_TYPES = ("mobilevlm", "llava", "llava_llama")
@@ -46,9 +46,10 @@ def spec(published: Published) -> Spec:
     )  # fmt: skip
     text = language.published(config, file, others=flat.KEYS)
     kind = str(config.get("mm_projector_type", "linear"))
+    layout = next(_NAMES[name] for name in (str(config.get("model_type")), *architectures(config)) if name in _NAMES)
     return Spec(
         name=published.name,
-        layout=next(_NAMES[name] for name in (str(config.get("model_type")), *architectures(config)) if name in _NAMES),
+        layout=layout,
         image_processor=published.image_processor(encoder.image_size, pads),
         vision=encoder,
         projector=ProjectorSpec(kind, encoder.hidden_size, text.hidden_size, encoder.num_patches),
@@ -56,6 +57,8 @@ def spec(published: Published) -> Spec:
         prompt=PromptSpec(image_start="<im_start>", image_end="<im_end>") if marks else PromptSpec(),
         bos_token_id=token_id(config, "bos_token_id", 1, file),
         eos_token_id=token_id(config, "eos_token_id", 2, file),
+        stop_token_ids=stop_ids(config, published),
+        max_images=1 if layout == "mobilevlm" else None,
         pad_token_id=pad_id(config),
         torch_dtype=stored_type(config),
     )

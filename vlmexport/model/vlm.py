@@ -76,10 +76,10 @@ class VLM(nn.Module):
     def generate(
         self, embeds: torch.Tensor, max_new_tokens: int, ignore_eos: bool = False
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        """Greedy decoding of one prompt, up to the end-of-sequence token or past it.
+        """Greedy decoding of one prompt, up to a token that ends the answer or past it.
 
         Yields:
-            (token id, f32 [1, vocabulary] logits that it was taken from), the end-of-sequence token included. Of a
+            (token id, f32 [1, vocabulary] logits that it was taken from), the last token included. Of a
             classifier: its class, once, and f32 [1, classes].
         """
         if not self.spec.language.generates:
@@ -91,7 +91,7 @@ class VLM(nn.Module):
             logits = self.language(inputs_embeds=embeds, cache=cache, use_cache=True, logits_to_keep=1).logits[0]
             token = int(logits[-1].argmax())
             yield token, logits
-            if token == self.spec.eos_token_id and not ignore_eos:
+            if token in self.spec.stop_token_ids and not ignore_eos:
                 return
             embeds = self.embed([token])
 

@@ -20,15 +20,19 @@ _running: dict[int, WorkerProcess] = {}
 
 
 @lru_cache(2048)
-def rendered(source: str, messages: tuple[Message, ...]) -> str:
-    """The prompt of a conversation; of what was asked before, from memory.
+def rendered(source: str, messages: tuple[Message, ...], tokens: tuple[tuple[str, str], ...], answers: bool) -> str:
+    """The prompt of a conversation; of one that was asked for before, from memory.
+
+    Args:
+        tokens: name and text of special tokens that a template may write.
+        answers: whether an answer is to follow.
 
     Raises:
         ValueError: the template cannot be rendered, or not within bounds of time, memory and length: in one line, why.
     """
     values = {
-        "messages": [message.document() for message in messages], "add_generation_prompt": True, "tools": None,
-        "documents": None, "bos_token": "", "eos_token": "",
+        "messages": [message.document() for message in messages], "add_generation_prompt": answers, "tools": None,
+        "documents": None, **dict(tokens),
     }  # fmt: skip
     return render(source, values)
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from vlmexport.checkpoint.spec import PromptSpec
-from vlmexport.processing.messages import Messages, refuse_markers
-from vlmexport.processing.prompt import Grids, Prompt, joined
-
 IMAGE_MARKER = "<image>"
+Parts = Sequence[tuple[str, bool]]
+"""A text in parts, and of each whether its special tokens are tokens."""
+
 PROBES = (
     "A chat between a curious user and an assistant.", "trailing ", "two  spaces\n\ttabs\r\n",
     "naïve — 漢字 🙂",
@@ -78,21 +77,11 @@ class Tokenizer(Protocol):
         """Token ids of one text, without BOS; ``special``: its special tokens are tokens and not plain text."""
         return self.encode_parts([(text, special)])
 
-    def chunks(self, text: str) -> list[list[int]]:
-        """Token ids of the texts around each ``<image>``, each tokenized by itself; the first begins with BOS.
+    def chunks(self, chunks: Iterable[Parts]) -> list[list[int]]:
+        """Token ids of the texts around images, each tokenized by itself; the first begins with BOS.
 
         With an image's number between them they are MobileVLM's ``tokenizer_image_token``.
         """
-        first, *others = map(self.encode, text.split(IMAGE_MARKER))
-        return [first if self.bos_token_id is None else [self.bos_token_id, *first], *others]
-
-    def prompt(self, template: PromptSpec, messages: Messages, images: Sequence[Grids]) -> Prompt:
-        """The prompt of one question about one image.
-
-        Raises:
-            UsageError: the question names a second image.
-        """
-        (message,) = messages
-        refuse_markers(messages, IMAGE_MARKER)
-        text = template.text(message.text)
-        return joined(text, self.chunks(text), images)
+        first, *others = map(self.encode_parts, chunks)
+        bos = [] if self.bos_token_id is None or first[:1] == [self.bos_token_id] else [self.bos_token_id]
+        return [[*bos, *first], *others]

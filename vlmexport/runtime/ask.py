@@ -44,7 +44,7 @@ def ask(
         ids: list[int] = []
         shown = ""
         for token in runtime.generate(prompt, tokens, max_new_tokens):
-            if token.id == runtime.eos_token_id and not runtime.classes:
+            if token.id in runtime.stop_token_ids and not runtime.classes:
                 break
             ids.append(token.id)
             text = runtime.decode(ids)

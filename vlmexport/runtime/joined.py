@@ -32,7 +32,7 @@ class HybridRuntime:
         self._decoder = LlamaCppDecoder(bundle, manifest)
         self.name = f"{self._vision.name} with {self._decoder.name}"
         self.notes = (*self._vision.notes, *self._decoder.notes)
-        self.eos_token_id, self.context = self._decoder.eos_token_id, self._decoder.context
+        self.stop_token_ids, self.context = self._decoder.stop_token_ids, self._decoder.context
         self._is_int8 = manifest.recipe.onnx.vision == "int8"
 
     def pixels(self, image: Image.Image) -> F32:
@@ -58,7 +58,7 @@ class HybridRuntime:
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
-        """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
+        """Greedy decoding up to a token that ends the answer, which is included, or past it."""
         return self._decoder.generate(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
 
     def steps(

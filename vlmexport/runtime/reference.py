@@ -25,7 +25,7 @@ class ReferenceRuntime:
 
     def __init__(self, checkpoint: Checkpoint, resident: bool | None = None, share: float = 0.5) -> None:
         self.name = f"torch {torch.__version__} float32"
-        self.eos_token_id = checkpoint.spec.eos_token_id
+        self.stop_token_ids = checkpoint.spec.stop_token_ids
         self.classes = checkpoint.spec.language.classes
         self._checkpoint = checkpoint
         self.context = checkpoint.spec.language.max_positions
@@ -48,7 +48,7 @@ class ReferenceRuntime:
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
         """Token ids of a conversation."""
-        return self._checkpoint.tokenizer.prompt(self._checkpoint.spec.prompt, messages, images)
+        return self._checkpoint.prompts.prompt(messages, images)
 
     @torch.inference_mode()
     def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
@@ -59,7 +59,7 @@ class ReferenceRuntime:
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
-        """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
+        """Greedy decoding up to a token that ends the answer, which is included, or past it."""
         return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
     @torch.inference_mode()

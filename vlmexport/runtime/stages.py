@@ -58,7 +58,8 @@ class Decoding(Protocol):
 
     name: str
     notes: tuple[str, ...]
-    eos_token_id: int
+    stop_token_ids: tuple[int, ...]
+    """Each of them ends an answer."""
 
     context: int
     """Positions of the language model. A longer prompt is refused, an answer stops at its end (``Prompt.room``)."""
@@ -86,8 +87,8 @@ class Decoding(Protocol):
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
-        """Greedy decoding up to the end-of-sequence token, which is included, or past it (to measure speed); a class is
-        one token."""
+        """Greedy decoding up to a token that ends the answer, which is included, or past it (to measure speed); a class
+        is one token."""
 
     def steps(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False

@@ -22,6 +22,7 @@ from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.families import Family
 from vlmexport.families.reading.published import Published, TowerFolder
+from vlmexport.processing.prompt_builder import CheckpointPrompts
 from vlmexport.processing.tokenizer import Tokenizer
 from vlmexport.processing.tokenizer_files import open_tokenizer
 from vlmexport.source.shapes import check_parts
@@ -68,6 +69,11 @@ class Checkpoint:
         """
         rows = self.spec.language.vocab_size
         return open_tokenizer(self.path, rows, self.spec.prompt, self.spec.image_token_id)
+
+    @cached_property
+    def prompts(self) -> CheckpointPrompts:
+        """What makes its prompts; raises what ``tokenizer`` does."""
+        return CheckpointPrompts(self.spec, self.tokenizer, str(self.path))
 
     @cached_property
     def about(self) -> About:

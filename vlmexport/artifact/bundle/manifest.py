@@ -118,6 +118,18 @@ class Manifest(_Model):
         """What its answers are one of; none where it generates text."""
         return tuple(self.source.spec["language"].get("classes", ()))
 
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer; EOS alone in bundles of earlier versions."""
+        spec = self.source.spec
+        return tuple(spec.get("stop_token_ids") or (int(spec["eos_token_id"]),))
+
+    @property
+    def max_images(self) -> int | None:
+        """Most images of one prompt; one in bundles of earlier versions."""
+        found: int | None = self.source.spec.get("max_images", 1)
+        return found
+
 
 def sha256(path: Path) -> str:
     """Hex digest of a file."""

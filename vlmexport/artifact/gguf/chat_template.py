@@ -6,7 +6,7 @@ llama-cpp-python renders ``eos_token`` as an empty string.
 
 from __future__ import annotations
 
-from vlmexport.checkpoint.spec import PromptSpec
+from vlmexport.checkpoint.spec import PromptSpec, quoted
 
 _MARKER = "<__media__>"
 _OPEN, _CLOSE = "<__media", "__>"
@@ -88,8 +88,3 @@ _JOINED_MACRO = (
 )
 """``joined(parts)``: one text, with a line break between texts and none beside an image. Clients put a marker in a part
 of its own, of whatever type."""
-
-
-def quoted(text: str) -> str:
-    """A Jinja string, whatever is in the text."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n") + "'"

@@ -71,7 +71,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer, spec: Spec, rows: int) -> 
         "tokenizer.ggml.unknown_token_id": ("u32", tokenizer.unknown_token_id),
         "tokenizer.ggml.add_bos_token": ("bool", True),
         "tokenizer.ggml.add_eos_token": ("bool", False),
-        "tokenizer.chat_template": ("str", chat_template(spec.prompt, texts[spec.eos_token_id])),
+        "tokenizer.chat_template": ("str", spec.chat_template or chat_template(spec.prompt, texts[spec.eos_token_id])),
     }
     if not tokenizer.begins_with_space:
         found["tokenizer.ggml.add_space_prefix"] = ("bool", False)

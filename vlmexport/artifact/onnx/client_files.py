@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from math import isqrt
 from typing import Any
 
-from vlmexport.artifact.gguf.chat_template import quoted
 from vlmexport.checkpoint.spec import Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.families import design
@@ -119,10 +118,12 @@ def _vision(vision: VisionSpec) -> dict[str, Any]:
 
 
 def generation(layout: Layout) -> dict[str, Any]:
-    """Greedy."""
+    """Greedy, up to any token that ends an answer."""
     spec = layout.spec
+    several = len(spec.stop_token_ids) > 1
     return {
-        "bos_token_id": spec.bos_token_id, "eos_token_id": spec.eos_token_id, "pad_token_id": _pad(spec),
+        "bos_token_id": spec.bos_token_id, "eos_token_id": list(spec.stop_token_ids) if several else spec.eos_token_id,
+        "pad_token_id": _pad(spec),
         "do_sample": False, "max_new_tokens": _MAX_NEW_TOKENS,
     }  # fmt: skip
 
@@ -190,33 +191,10 @@ def tokenizer(layout: Layout) -> dict[str, Any]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": layout.spec.language.max_positions,
         "padding_side": "left",
-        "chat_template": chat_template(layout.spec),
+        "chat_template": layout.spec.template,
         "extra_special_tokens": {"image_token": "<image>"},
         **layout.special,
     }
-
-
-def chat_template(spec: Spec) -> str:
-    """Jinja for ``PromptSpec``; the tokenizer adds BOS itself. Turns end as MobileVLM's ``v1`` template ends them."""
-    prompt = spec.prompt
-    image = f"{prompt.image_start}<image>{prompt.image_end}\n"
-    text = (
-        "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + image + "{% endif %}{% endfor %}"
-        "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
-    )
-    content = "{% if message['content'] is string %}{{ message['content'] }}{% else %}" + text + "{% endif %}"
-    return (
-        "{% if messages[0]['role'] != 'system' %}{{ " + quoted(f"{prompt.system} ") + " }}{% endif %}"
-        "{% for message in messages %}"
-        "{% if message['role'] == 'user' %}{{ " + quoted(f"{prompt.user}: ") + " }}" + content + "{{ ' ' }}"
-        "{% elif message['role'] == 'assistant' %}{{ "
-        + quoted(f"{prompt.assistant}: ")
-        + " }}"
-        + content
-        + "{{ eos_token }}"
-        "{% else %}" + content + "{{ ' ' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ " + quoted(f"{prompt.assistant}:") + " }}{% endif %}"
-    )
 
 
 def genai(layout: Layout) -> dict[str, Any]:

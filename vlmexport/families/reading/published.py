@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlmexport.checkpoint.documents import read_object, whole
+from vlmexport.checkpoint.documents import read_object, read_text, whole
 from vlmexport.checkpoint.preprocessor import read_image_processor
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError
@@ -67,6 +67,38 @@ class Published:
             )
         return found if pads is None else found.with_padding(pads)
 
+    @cached_property
+    def eos_of_tokenizer(self) -> tuple[int, ...]:
+        """The id of the tokenizer's EOS, where its configuration lists that token."""
+        config = read_object(self.path / "tokenizer_config.json")
+        eos = config.get("eos_token")
+        text = eos.get("content") if isinstance(eos, dict) else eos
+        listed = config.get("added_tokens_decoder")
+        entries = listed.items() if isinstance(listed, dict) else ()
+        return tuple(
+            int(i) for i, one in entries if isinstance(one, dict) and i.isdecimal() and one.get("content") == text
+        )
+
+    @cached_property
+    def chat_template(self) -> str:
+        """The checkpoint's own template, from whichever file holds it; empty where none does.
+
+        Raises:
+            CheckpointError: it is no text.
+        """
+        if (self.path / "chat_template.jinja").is_file():
+            return read_text(self.path / "chat_template.jinja")
+        for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+            found = read_object(self.path / name).get("chat_template")
+            if isinstance(found, list):  # several by name
+                named = {one.get("name"): one.get("template") for one in found if isinstance(one, dict)}
+                found = named.get("default")
+            if found is not None and not isinstance(found, str):
+                raise CheckpointError(f"{self.path / name}: chat_template is no text", "use the published file")
+            if found:
+                return found
+        return ""
+
     def of_tower(self, own: dict[str, Any]) -> tuple[dict[str, Any], Path]:
         """What is said of the tower, and the file that says so.
 
@@ -88,6 +120,25 @@ def token_id(text: Mapping[str, Any], key: str, default: int, path: Path) -> int
         return whole({key: first}, key, default)
     except TypeError as error:
         raise CheckpointError(f"{path} garbles {error}", "use the published config.json") from error
+
+
+def stop_ids(text: Mapping[str, Any], published: Published) -> tuple[int, ...]:
+    """Every token that ends an answer: those of the config, of the generation config, and the tokenizer's EOS, which a
+    chat template ends its turns with.
+
+    Args:
+        text: the part of the config that names it.
+
+    Raises:
+        CheckpointError: one is no number.
+    """
+    found = [token_id(text, "eos_token_id", 2, published.file)]
+    generation = published.path / "generation_config.json"
+    for values, file in ((text, published.file), (published.generation, generation)):
+        value = values.get("eos_token_id")
+        for one in value if isinstance(value, list) else [value]:
+            found.append(token_id({"eos_token_id": one}, "eos_token_id", found[0], file))
+    return tuple(dict.fromkeys([*found, *published.eos_of_tokenizer]))
 
 
 def pad_id(text: Mapping[str, Any]) -> int | None:

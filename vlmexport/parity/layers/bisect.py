@@ -35,12 +35,12 @@ def bisect(bundle: Path, manifest: Manifest, checkpoint: Checkpoint, sample: Sam
     Raises:
         Unsupported: the runtime does not show its layers.
     """
-    vlm, tokenizer = load(checkpoint), checkpoint.tokenizer
+    vlm, prompts = load(checkpoint), checkpoint.prompts
     console.note(f"looking for the layer, on {sample.id}")
     found: list[LayerDifference] = []
     for part in open_layers(bundle, manifest, checkpoint):
         with closing(part):
-            found += differences(part, vlm, tokenizer, sample)
+            found += differences(part, vlm, prompts, sample)
     losses = int8_losses(bundle, manifest, checkpoint, vlm, sample, console)
     return BisectResult(sample=sample.id, layers=found, first=first_to_diverge(found, floors(manifest)), losses=losses)
 

@@ -17,7 +17,7 @@ from vlmexport.parity.layers.int8_weights import stage_of
 from vlmexport.parity.result import LayerDifference
 from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import in_a_row
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.prompt_builder import CheckpointPrompts
 from vlmexport.runtime.layers import Component, Layers
 from vlmexport.runtime.stages import F32
 
@@ -26,11 +26,11 @@ AT_ONCE = 64
 """Layers that are held in memory together."""
 
 
-def differences(layers: Layers, vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> list[LayerDifference]:
+def differences(layers: Layers, vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> list[LayerDifference]:
     """Layer by layer in the order in which they run, the stage itself (``vision``, ``projector``, ``language``) behind
     its layers."""
     found: list[LayerDifference] = []
-    for component, given in _given(vlm, tokenizer, sample):
+    for component, given in _given(vlm, prompts, sample):
         ends = [end for end in layers.ends(component) if _has(vlm, end.path)]
         for start in range(0, len(ends), AT_ONCE):
             part = ends[start : start + AT_ONCE]
@@ -42,13 +42,13 @@ def differences(layers: Layers, vlm: VLM, tokenizer: Tokenizer, sample: Sample) 
     return found
 
 
-def _given(vlm: VLM, tokenizer: Tokenizer, sample: Sample) -> Iterator[tuple[Component, torch.Tensor]]:
+def _given(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Iterator[tuple[Component, torch.Tensor]]:
     """What the float model gives each component: pixels, features, embeddings."""
     with torch.inference_mode():
         pixels = vlm.pixels(sample.image())
         features = vlm.features(pixels).contiguous()
         tokens = [vlm.tokens(features)]
-        prompt = tokenizer.prompt(vlm.spec.prompt, asked(sample.question), in_a_row(tokens))
+        prompt = prompts.prompt(asked(sample.question), in_a_row(tokens))
         prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         embeds = vlm.prompt_embeds(prompt, tokens)
     yield from (("vision", pixels), ("projector", features), ("language", embeds))

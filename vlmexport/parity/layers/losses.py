@@ -32,8 +32,8 @@ def int8_losses(
     found: list[LayerLoss] = []
     if not layers:
         return found
-    tokens = TokensLoss(vlm, checkpoint.tokenizer, [sample])
-    logits = LogitsLoss(vlm, checkpoint.tokenizer, [sample])
+    tokens = TokensLoss(vlm, checkpoint.prompts, [sample])
+    logits = LogitsLoss(vlm, checkpoint.prompts, [sample])
     with console.progress("ranking int8 layers", len(layers)) as advance:
         for path, (choice, weight) in layers.items():
             measure = logits if stage_of(path) == logits.name else tokens

@@ -13,9 +13,10 @@ from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.errors import CheckpointError, VlmExportError
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.messages import Messages
-from vlmexport.processing.prompt import Grids, Prompt, Span, joined
+from vlmexport.processing.prompt import Grids, Prompt, Span
+from vlmexport.processing.prompt_builder import PromptBuilder
 from vlmexport.processing.square import as_square
-from vlmexport.processing.tokenizer import IMAGE_MARKER
+from vlmexport.processing.tokenizer import Parts
 from vlmexport.quantize.ggml import library_path
 from vlmexport.runtime.int8_kernels import Int8Kernels, compiled_kernels
 from vlmexport.runtime.llamacpp.probe.probe import probe
@@ -54,14 +55,15 @@ class LlamaCppDecoder:
         try:
             request = {"op": "open", "language": language, "threads": threads or operator_threads()}
             facts = self.process.ask(request, f"loading {bundle}").body
-            self._template = ChatTemplate(facts["chat_template"], _MARKER, Path(language).name)
+            template = ChatTemplate(facts["chat_template"], _MARKER, Path(language).name, facts["bos"], facts["eos"])
+            self._prompts = PromptBuilder(template, self, manifest.max_images)
             self._check_end(facts["eos_token_id"], int(manifest.source.spec["eos_token_id"]), language)
         except VlmExportError:
             self.close()
             raise
         self.name = f"llama-cpp-python {facts['version']}"
         self.context: int = facts["context"]
-        self.eos_token_id: int = facts["eos_token_id"]
+        self.stop_token_ids = manifest.stop_token_ids
         self.notes: tuple[str, ...] = (_PRECISION,)
         self._is_float = manifest.recipe.gguf.type in _FLOATS
         self._features: str = facts["features"]
@@ -78,9 +80,13 @@ class LlamaCppDecoder:
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
         """Token ids of a conversation, by llama.cpp's tokenizer and the file's chat template."""
-        text = self._template.text(messages)
-        request = {"op": "encode", "chunks": text.split(IMAGE_MARKER)}
-        return joined(text, self.process.ask(request, "tokenizing a prompt").body["ids"], images)
+        return self._prompts.prompt(messages, images)
+
+    def chunks(self, chunks: Iterable[Parts]) -> list[list[int]]:
+        """Token ids of the texts around images, each tokenized by itself; the first begins with BOS."""
+        request = {"op": "encode", "chunks": list(chunks)}
+        ids: list[list[int]] = self.process.ask(request, "tokenizing a prompt").body["ids"]
+        return ids
 
     def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
         """[1, last, vocabulary]."""
@@ -90,7 +96,7 @@ class LlamaCppDecoder:
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
-        """Greedy decoding up to the end-of-sequence token, which is included, or past it; one answer at a time."""
+        """Greedy decoding up to a token that ends the answer, which is included, or past it; one answer at a time."""
         return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
     def steps(
@@ -102,7 +108,7 @@ class LlamaCppDecoder:
         for step in range(max_new_tokens):
             token = reply.body["token"]
             yield Token(token, reply.body["margin"], reply.body["seconds"]), reply.arrays[0]
-            if step == max_new_tokens - 1 or (token == self.eos_token_id and not ignore_eos):
+            if step == max_new_tokens - 1 or (token in self.stop_token_ids and not ignore_eos):
                 return
             reply = self.process.ask({"op": "next", "token": token, "turn": reply.body["turn"]}, "decoding an answer")
 
@@ -220,7 +226,7 @@ class _Stock:
     classes: tuple[str, ...] = ()
 
     def __init__(self, repaired: LlamaCppRuntime) -> None:
-        self.name, self.notes, self.eos_token_id = repaired.name, repaired.notes, repaired.eos_token_id
+        self.name, self.notes, self.stop_token_ids = repaired.name, repaired.notes, repaired.stop_token_ids
         self._repaired, self.context = repaired, repaired.context
         self.tokens, self.prompt = repaired.tokens, repaired.prompt
         self.logits, self.generate, self.decode = repaired.logits, repaired.generate, repaired.decode

@@ -15,7 +15,8 @@ from vlmexport.errors import CheckpointError
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.fast_tokenizer import open_file
 from vlmexport.processing.messages import Messages
-from vlmexport.processing.prompt import Grids, Prompt, joined
+from vlmexport.processing.prompt import Grids, Prompt
+from vlmexport.processing.prompt_builder import PromptBuilder
 from vlmexport.processing.tokenizer import IMAGE_MARKER
 from vlmexport.runtime.ort.sessions import Cache, Sessions
 from vlmexport.runtime.ort.vision import OrtVision
@@ -36,16 +37,16 @@ class OrtRuntime(OrtVision):
         self, bundle: Path, manifest: Manifest, threads: int | None = None, sessions: Sessions | None = None
     ) -> None:
         super().__init__(bundle, manifest, threads, sessions)
-        self.eos_token_id = int(manifest.source.spec["eos_token_id"])
+        self.stop_token_ids = manifest.stop_token_ids
         self.classes = manifest.classes
         self.context = int(manifest.source.spec["language"]["max_positions"])
-        self._template = _template(bundle / _TOKENIZER_CONFIG)
+        template = _template(bundle / _TOKENIZER_CONFIG)
         self._tokenizer = open_file(bundle / self.details["tokenizer"])
+        self._prompts = PromptBuilder(template, self._tokenizer, manifest.max_images)
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
         """Token ids of a conversation, by ``tokenizer.json`` and the chat template of its configuration."""
-        text = self._template.text(messages)
-        return joined(text, self._tokenizer.chunks(text), images)
+        return self._prompts.prompt(messages, images)
 
     def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
         """[1, last, vocabulary], or [1, 1, classes]."""
@@ -56,7 +57,7 @@ class OrtRuntime(OrtVision):
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
-        """Greedy decoding up to the end-of-sequence token, which is included, or past it."""
+        """Greedy decoding up to a token that ends the answer, which is included, or past it."""
         return (token for token, _ in self.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos))
 
     def steps(
@@ -73,7 +74,7 @@ class OrtRuntime(OrtVision):
             second, best = np.partition(logits[-1], -2)[-2:]
             token = int(logits[-1].argmax())
             yield Token(token, float(best - second), seconds), logits
-            if self.classes or (token == self.eos_token_id and not ignore_eos):
+            if self.classes or (token in self.stop_token_ids and not ignore_eos):
                 return
             start = time.perf_counter()
             embeds = self._embed((token,))
@@ -97,7 +98,8 @@ class OrtRuntime(OrtVision):
 
 def _template(path: Path) -> ChatTemplate:
     try:
-        source = json.loads(read_bounded(path)).get("chat_template")
+        config = json.loads(read_bounded(path))
+        source, bos, eos = (config.get(key) for key in ("chat_template", "bos_token", "eos_token"))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})", "export the bundle again") from error
-    return ChatTemplate(source, IMAGE_MARKER, path.name)
+    return ChatTemplate(source, IMAGE_MARKER, path.name, str(bos or ""), str(eos or ""))

@@ -46,7 +46,7 @@ def check_cache(vlm: VLM, path: Path) -> float:
     Raises:
         ParityFailed: the cache, the mask or the positions are off.
     """
-    ids = [vlm.spec.bos_token_id, *range(3, 12)]
+    ids = [vlm.spec.bos_token_id or 0, *range(3, 12)]
     with torch.inference_mode():
         embeds = vlm.embed(ids)
         expected = vlm.logits(embeds).numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from vlmexport.artifact.gguf.libllama import encode
 from vlmexport.errors import UsageError, VlmExportError
+from vlmexport.processing.special_tokens import SpecialToken, SpecialTokens
 from vlmexport.runtime.llamacpp.worker.watch import Watch
 
 F32 = npt.NDArray[np.float32]
@@ -48,6 +50,8 @@ class Language:
         self._rows = llama_cpp.llama_vocab_n_tokens(self._vocab)
         self._width = llama_cpp.llama_model_n_embd(self._model)
         self.eos_token_id: int = llama_cpp.llama_vocab_eos(self._vocab)
+        self._bos_token_id: int = llama_cpp.llama_vocab_bos(self._vocab)
+        self.bos, self.eos = self._text(self._bos_token_id), self._text(self.eos_token_id)
         template: bytes | None = llama_cpp.llama_model_chat_template(self._model, None)
         self.chat_template = None if template is None else template.decode(errors="replace")
         self.limit: int = llama_cpp.llama_model_n_ctx_train(self._model)
@@ -86,9 +90,29 @@ class Language:
             raise VlmExportError(f"llama.cpp cannot open a context of {self._size} tokens", "free some memory")
         return context
 
-    def encode(self, text: str, bos: bool) -> list[int]:
-        """Token ids of a text, special tokens inside it as plain text."""
-        return encode(self._llama, self._vocab, text, bos)
+    def encode(self, parts: list[tuple[str, bool]], bos: bool) -> list[int]:
+        """Token ids of a text in parts, and of each whether its special tokens are tokens.
+
+        Args:
+            bos: whether it begins a prompt.
+        """
+        ids: list[int] = []
+        for piece in self._specials.cut(parts):
+            ids += [piece] if isinstance(piece, int) else encode(self._llama, self._vocab, piece)
+        adds = bos and self._llama.llama_vocab_get_add_bos(self._vocab) and ids[:1] != [self._bos_token_id]
+        return [self._bos_token_id, *ids] if adds else ids
+
+    @cached_property
+    def _specials(self) -> SpecialTokens:
+        """The tokens that libllama finds in a text only where it is told to."""
+        is_control = self._llama.llama_vocab_is_control
+        found = {self._text(i): i for i in range(self._rows) if is_control(self._vocab, i)}
+        return SpecialTokens({text: SpecialToken(i) for text, i in found.items() if text})
+
+    def _text(self, i: int) -> str:
+        """How the vocabulary writes a token; empty where there is no such token."""
+        text: bytes | None = self._llama.llama_vocab_get_text(self._vocab, i) if i >= 0 else None
+        return (text or b"").decode(errors="replace")
 
     def decode(self, ids: list[int]) -> str:
         """Text of token ids, without control tokens; bytes that are no character yet become U+FFFD."""

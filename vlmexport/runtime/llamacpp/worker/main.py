@@ -58,6 +58,8 @@ class Worker:
                 "eos_token_id": self.language.eos_token_id,
                 "context": self.language.limit,
                 "chat_template": self.language.chat_template,
+                "bos": self.language.bos,
+                "eos": self.language.eos,
             }
         )
 
@@ -97,9 +99,9 @@ class Worker:
         """What the decoder's products by weights give, and the logits."""
         return Message({}, self.language.layers(embeds, names))
 
-    def do_encode(self, chunks: list[str]) -> Message:
+    def do_encode(self, chunks: list[list[tuple[str, bool]]]) -> Message:
         """Token ids of the texts around images, each tokenized by itself; the first begins with BOS."""
-        return Message({"ids": [self.language.encode(text, bos=not i) for i, text in enumerate(chunks)]})
+        return Message({"ids": [self.language.encode(parts, bos=not i) for i, parts in enumerate(chunks)]})
 
     def do_logits(
         self, visual: npt.NDArray[np.float32] | None = None, *, chunks: list[list[int] | int], last: int

@@ -1,0 +1,77 @@
+"""Conversations to prompts: by a chat template and a tokenizer, those of a checkpoint or of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Protocol
+
+from vlmexport.checkpoint.spec import Spec
+from vlmexport.errors import UsageError
+from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.messages import Messages, Picture
+from vlmexport.processing.prompt import Grids, Prompt, joined
+from vlmexport.processing.tokenizer import IMAGE_MARKER, Parts, Tokenizer
+
+
+class Chunks(Protocol):
+    """What tokenizes: a ``Tokenizer``, or a library in another process."""
+
+    def chunks(self, chunks: Iterable[Parts]) -> list[list[int]]:
+        """Token ids of the texts around images, each tokenized by itself; the first begins with BOS."""
+
+
+class PromptBuilder:
+    """Makes the prompts of one model.
+
+    Args:
+        max_images: most images of one prompt; None where there is no limit.
+    """
+
+    def __init__(self, template: ChatTemplate, tokenizer: Chunks, max_images: int | None) -> None:
+        self._template, self._tokenizer, self._max_images = template, tokenizer, max_images
+
+    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+        """The prompt of a conversation, up to where the answer begins.
+
+        Args:
+            images: how the visual tokens of each of its images lie.
+
+        Raises:
+            UsageError: more images than the model was trained for, a text that names an image, or one that is no UTF-8.
+            CheckpointError: the template cannot be rendered, or leaves out an image or the question.
+        """
+        shown = sum(part is Picture.NEXT for message in messages for part in message.content)
+        if self._max_images is not None and shown > self._max_images:
+            most = "one image" if self._max_images == 1 else f"{self._max_images} images"
+            raise UsageError(
+                f"the conversation has {shown} images, and the model was trained with {most} a prompt",
+                "ask about each of them by itself",
+            )
+        rendered = self._template.render(messages)
+        return joined(rendered.text, self._tokenizer.chunks(rendered.chunks), images)
+
+
+class CheckpointPrompts(PromptBuilder):
+    """Those of a checkpoint.
+
+    Args:
+        where: of the template, for messages.
+    """
+
+    def __init__(self, spec: Spec, tokenizer: Tokenizer, where: str) -> None:
+        texts = tokenizer.texts()
+        bos = "" if spec.bos_token_id is None else texts.get(spec.bos_token_id, "")
+        template = ChatTemplate(spec.template, IMAGE_MARKER, where, bos, texts.get(spec.eos_token_id, ""))
+        super().__init__(template, tokenizer, spec.max_images)
+        self.tokenizer, self._spec = tokenizer, spec
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of a given answer, as the model was taught to give it: with the end of its turn."""
+        return [*self.tokenizer.encode(text), self.end_of_turn]
+
+    @cached_property
+    def end_of_turn(self) -> int:
+        """The token that the template writes behind an answer; EOS where it writes none."""
+        ids = self.tokenizer.encode(self._template.behind_an_answer(), special=True)
+        return next((i for i in ids if i in self._spec.stop_token_ids), self._spec.eos_token_id)
