@@ -95,7 +95,10 @@ def spec_of(case: Case) -> Spec:
     vision = replace(spec.vision, **case.vision)
     projector = replace(spec.projector, in_tokens=vision.num_patches)
     pixels = spec.image_processor.with_padding(case.pads)
-    return replace(spec, name="model", layout=case.layout, image_processor=pixels, vision=vision, projector=projector)
+    return replace(
+        spec, name="model", layout=case.layout, image_processor=pixels, vision=vision, projector=projector,
+        max_images=1 if case.layout == "mobilevlm" else None,
+    )  # fmt: skip
 
 
 def write(case: Case, folder: Path) -> tuple[Path, dict[str, State]]:
