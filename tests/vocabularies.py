@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 QWEN2 = (
@@ -73,10 +74,11 @@ def real_vocabularies(request: pytest.FixtureRequest) -> Path:
     llama.cpp's own tests use them. They come out of the archive from which llama-cpp-python is built, once."""
     release = version("llama-cpp-python")
     kept = request.config.cache
-    folder = Path(kept.mkdir(f"vocabularies-{release}")) if kept else None
-    if folder is None or not (folder / f"{_VOCABULARY}{REAL[-1]}.gguf").is_file():
-        folder = folder or request.getfixturevalue("tmp_path_factory").mktemp("vocabularies")
-        _fetch(release, folder)
+    made: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+    folder = Path(kept.mkdir(f"vocabularies-{release}")) if kept else made.mktemp("vocabularies")
+    with FileLock(f"{folder}.lock"):
+        if not all((folder / f"{_VOCABULARY}{name}.gguf.out").is_file() for name in REAL):
+            _fetch(release, folder)
     return folder
 
 

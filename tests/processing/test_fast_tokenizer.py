@@ -97,6 +97,28 @@ def test_facts(tokenizer: FastTokenizer, folder: Path) -> None:
     assert open_file(tokenizer.path).encode("a<box>b") == ids
 
 
+def test_special_tokens_that_only_the_settings_name(tmp_path: Path) -> None:
+    write_byte_level(tmp_path, defined=("<row_1>", "<col_1>", "<fake>", "<box>"))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"extra_special_tokens": {"image_row": "<row_1>"}, "additional_special_tokens": ["<col_1>"]}
+    config |= {"fake_token": {"content": "<fake>", "lstrip": False}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer = open_tokenizer(tmp_path, ROWS)
+    assert {"<row_1>", "<col_1>", "<fake>"} <= tokenizer.special
+    text = "<row_1><col_1><fake><box>"
+    found = [tokenizer.added[part] for part in ("<row_1>", "<col_1>", "<fake>", "<box>")]
+    assert tokenizer.encode(text, special=True) == found
+    assert set(tokenizer.encode(text)) & set(found) == {tokenizer.added["<box>"]}
+
+
+def test_padding_that_is_a_letter(tmp_path: Path) -> None:
+    """Some call ``!`` their padding; it stays a letter."""
+    write_byte_level(tmp_path, special=(*CHATML, "!"))
+    tokenizer = open_tokenizer(tmp_path, ROWS)
+    assert "!" not in tokenizer.special
+    assert tokenizer.decode(tokenizer.encode("a! !!")) == "a! !!"
+
+
 def test_fingerprint(folder: Path, tmp_path: Path) -> None:
     first = open_tokenizer(folder, ROWS).fingerprint
     assert first == open_tokenizer(folder, ROWS).fingerprint

@@ -31,7 +31,8 @@ class FastTokenizer(Tokenizer):
         path: the ``tokenizer.json``.
         document: its content.
         added: text → id of added tokens. Those that the file has besides are plain text.
-        special: texts of special tokens; those that llama.cpp takes for special by their looks are so too.
+        special: texts of special tokens; those that llama.cpp takes for special by their looks are so too. A single
+            letter of the vocabulary (some call ``!`` their padding) is none: texts need it.
 
     Attributes:
         vocabulary: text → id of every token, bytes written as byte-level encodings write them.
@@ -46,17 +47,21 @@ class FastTokenizer(Tokenizer):
 
     def __init__(self, path: Path, document: dict[str, Any], added: dict[str, int], special: frozenset[str]) -> None:
         self.path, self.document, self.added = path, document, added
-        self.special = special | frozenset(filter(looks_special, added))
         model = document.get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
             raise Unsupported(f"{path} is no byte-pair encoding", "copy tokenizer.model, if there is one, beside it")
         try:
             self.merges = [_pair(merge) for merge in model["merges"]]
             self._own: dict[str, int] = model["vocab"]
+            self.special = frozenset(
+                text
+                for text in added
+                if (text in special or looks_special(text)) and (len(text) > 1 or text not in self._own)
+            )
             self._flags = {entry["content"]: entry for entry in document.get("added_tokens") or []}
             self.bos_token_id = _first(document.get("post_processor"))
             self.vocabulary: dict[str, int] = self._own | added
-            tokens = {text: self._token(text) for text in self.special if text in self.vocabulary}
+            tokens = {text: self._token(text) for text in self.special}
             self._library = Library.from_str(json.dumps(self._without(frozenset(tokens))))
         except Exception as error:  # tokenizers raises Exception itself
             raise CheckpointError(f"{path} is no tokenizer.json ({error})", _AGAIN) from error

@@ -128,7 +128,12 @@ def _entries(folder: Path, config: dict[str, Any]) -> Iterator[tuple[Any, Any, b
 
 
 def _special(document: dict[str, Any]) -> set[str]:
-    """Texts in ``special_tokens_map.json`` or in the like keys of ``tokenizer_config.json``."""
-    values = [value for entry in document.values() for value in (entry if isinstance(entry, list) else [entry])]
-    texts = [value.get("content") if isinstance(value, dict) else value for value in values]
-    return {text for text in texts if isinstance(text, str)}
+    """Texts in ``special_tokens_map.json`` or in the like keys of ``tokenizer_config.json``; one of them may be a list
+    or name each text (``{"image_token": "<image>"}``)."""
+    values = list(document.values())
+    for value in values:
+        if isinstance(value, list):
+            values += value
+        elif isinstance(value, dict):
+            values += [value["content"]] if "content" in value else value.values()
+    return {value for value in values if isinstance(value, str)}
