@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
@@ -174,7 +174,7 @@ def processor(layout: Layout) -> dict[str, Any]:
         "image_processor": {
             "image_processor_type": "LlavaImageProcessor", "do_pad": pixels.do_pad, "do_resize": True,
             "resample": pixels.resample,
-            "size": {key: size for key, size in asdict(pixels.size).items() if size is not None},
+            "size": _square(pixels.side) if pixels.do_pad else {"shortest_edge": pixels.side},
             "do_center_crop": pixels.do_center_crop, "crop_size": _square(pixels.side), "do_rescale": True,
             "rescale_factor": pixels.rescale_factor, "do_normalize": pixels.do_normalize,
             "image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std), "do_convert_rgb": True,
