@@ -30,8 +30,9 @@ class Family(Protocol):
     SECTIONS: tuple[str, ...]
     """What lies inside its configs. Two families that share a model type differ by them."""
 
-    def place(self, name: str) -> tuple[str, str]:
-        """Published name of a tensor → its component and canonical name; every spelling that was published.
+    def place(self, name: str) -> tuple[str, str] | None:
+        """Published name of a tensor → its component and canonical name; every spelling that was published. None for
+        one that the model does not use.
 
         Raises:
             CheckpointError: it belongs to no component.

@@ -5,20 +5,18 @@ What such a config leaves out is a default of transformers' configuration classe
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import section
 from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
 from vlmexport.errors import Unsupported
-from vlmexport.families.reading import language, vision
+from vlmexport.families.reading import language, nested, vision
 from vlmexport.families.reading.defaults import filled, refuse_unread
 from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type, token_id
 
 ARCHITECTURES = ("LlavaForConditionalGeneration",)
 MODEL_TYPES = ("llava",)
 SECTIONS = ("text_config",)
-_PROJECTOR = {"linear_1": "0", "linear_2": "2"}
 _READ = (
     "text_config", "vision_config", "image_token_id", "image_token_index", "image_seq_length", "projector_hidden_act",
     "vision_feature_select_strategy", "vision_feature_layer", "bos_token_id", "eos_token_id", "pad_token_id",
@@ -27,18 +25,7 @@ _READ = (
 _FEATURES = {"default": "patch", "full": "cls_patch"}
 
 
-def place(name: str) -> tuple[str, str]:
-    """Before transformers 4.52 and again from 5 on saved as ``language_model.model.…`` and ``language_model.lm_head``,
-    between as ``model.language_model.…`` and ``lm_head``; the tower with or without ``vision_model.``."""
-    inner = name.removeprefix("model.")
-    if inner.startswith("vision_tower."):
-        return "vision", inner.removeprefix("vision_tower.").removeprefix("vision_model.")
-    if inner.startswith("multi_modal_projector."):
-        layer, _, part = inner.removeprefix("multi_modal_projector.").partition(".")
-        return "projector", f"{_PROJECTOR.get(layer, layer)}.{part}"
-    if name.startswith("model.language_model."):
-        return "language", "model." + name.removeprefix("model.language_model.")
-    return "language", name.removeprefix("language_model.")
+place = nested.place
 
 
 def tower(config: dict[str, Any]) -> str | None:
@@ -72,7 +59,7 @@ def spec(published: Published) -> Spec:
         "clip", given, published.shapes["vision"], said_in,
         select_layer=config["vision_feature_layer"], select_feature=_FEATURES[strategy],
     )  # fmt: skip
-    text |= _outside(config)
+    text |= nested.outside(config)
     decoder = language.published(text, file)
     return Spec(
         name=published.name,
@@ -91,10 +78,3 @@ def spec(published: Published) -> Spec:
         torch_dtype=stored_type(text),
         image_token_id=config.get("image_token_id", config["image_token_index"]),
     )
-
-
-def _outside(config: dict[str, Any]) -> dict[str, Any]:
-    """Keys that may stand beside ``text_config`` and not in it."""
-    keys = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype", "dtype")
-    inside = section(config, "text_config", Path("config.json")) or {}
-    return {key: config[key] for key in keys if config.get(key) is not None and not inside.get(key)}

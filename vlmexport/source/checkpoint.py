@@ -153,7 +153,10 @@ def _sort(path: Path, family: Family) -> Sorted:
     for name, tensor in _unwrapped(tensors).items():
         if name.endswith(_SKIPPED):
             continue
-        component, canonical = family.place(name)
+        placed = family.place(name)
+        if placed is None:
+            continue
+        component, canonical = placed
         if canonical in found[component]:
             raise CheckpointError(f"{path} holds {canonical} ({component}) twice", "remove one of the two")
         found[component][canonical] = tensor

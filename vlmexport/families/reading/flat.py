@@ -9,9 +9,10 @@ from vlmexport.checkpoint.documents import flag
 from vlmexport.errors import CheckpointError, Unsupported
 
 KEYS = frozenset((
-    "image_aspect_ratio", "image_grid_pinpoints", "mm_hidden_size", "mm_projector_lr", "mm_projector_type",
-    "mm_use_im_patch_token", "mm_use_im_start_end", "mm_vision_select_feature", "mm_vision_select_layer",
-    "mm_vision_tower", "mm_vision_tower_lr", "use_mm_proj", "vision_config", "vision_tower", "vision_tower_type",
+    "image_aspect_ratio", "image_grid_pinpoints", "mm_hidden_size", "mm_patch_merge_type", "mm_projector_lr",
+    "mm_projector_type", "mm_use_im_patch_token", "mm_use_im_start_end", "mm_vision_select_feature",
+    "mm_vision_select_layer", "mm_vision_tower", "mm_vision_tower_lr", "use_mm_proj", "vision_config", "vision_tower",
+    "vision_tower_type",
 ))  # fmt: skip
 """Keys that are read, or that say how the model was trained."""
 
@@ -24,6 +25,9 @@ def pads(config: dict[str, Any], path: Path) -> bool:
     Raises:
         Unsupported: images are cut in tiles.
     """
+    merge = config.get("mm_patch_merge_type")
+    if merge not in (None, "flat"):
+        raise Unsupported(f"{path}: mm_patch_merge_type {merge!r} is unknown", "known: flat (no tiling)")
     ratio = str(config.get("image_aspect_ratio"))
     if ratio not in _ASPECT_RATIOS:
         raise Unsupported(

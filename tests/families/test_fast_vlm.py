@@ -1,0 +1,194 @@
+"""FastVLM in both layouts against transformers' own class and processor, on weights that it saved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlavaProcessor
+
+pytest.importorskip("timm", reason="timm is not installed")
+
+from tests.fast_vlm import SIDE, noise, write_apple, write_transformers
+from vlmexport.checkpoint.spec import Spec
+from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families import fast_vlm, llava_qwen2
+from vlmexport.families.reading.published import Published
+from vlmexport.model import VLM, load
+from vlmexport.model.plugins import check_parts
+from vlmexport.source.checkpoint import open_checkpoint
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FastVlmForConditionalGeneration, LlavaProcessor]:
+    """A folder with transformers' layout in ``hf`` and Apple's in ``apple``; the model and the processor."""
+    root = tmp_path_factory.mktemp("fast_vlm")
+    model, processor = write_transformers(root / "hf")
+    write_apple(root / "apple", root / "hf")
+    return root, model, processor
+
+
+Saved = tuple[Path, FastVlmForConditionalGeneration, LlavaProcessor]
+
+
+def test_both_layouts_are_one_model(saved: Saved) -> None:
+    root, _, _ = saved
+    theirs, apples = open_checkpoint(root / "hf"), open_checkpoint(root / "apple")
+    for checkpoint in (theirs, apples):
+        check_parts(checkpoint)
+    assert (theirs.spec.layout, apples.spec.layout) == ("fast-vlm", "llava-qwen2")
+    assert (theirs.spec.vision.aspect_ratio, apples.spec.vision.aspect_ratio) == ("crop", "pad")
+    assert replace(theirs.spec.vision, aspect_ratio="pad") == apples.spec.vision
+    assert (theirs.spec.projector, theirs.spec.language) == (apples.spec.projector, apples.spec.language)
+    assert theirs.spec.vision.image_mean == (0.0, 0.0, 0.0)
+    assert theirs.spec.vision.image_std == (1.0, 1.0, 1.0)
+    assert (theirs.spec.image_token_id, apples.spec.image_token_id) == (383, None)
+    for part in ("vision", "projector", "language"):
+        assert set(theirs.tensors[part]) == set(apples.tensors[part])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["hf", "apple"])
+def test_features_tokens_and_logits_are_those_of_transformers(layout: str, saved: Saved) -> None:
+    root, model, _ = saved
+    vlm, pixels = load(open_checkpoint(root / layout)), noise(SIDE, 2)
+    expected = model.model.get_image_features(pixels, return_dict=True)
+    features = vlm.features(pixels)
+    torch.testing.assert_close(features, expected.last_hidden_state.flatten(2).transpose(1, 2), atol=1e-5, rtol=1e-5)
+    tokens = vlm.tokens(features)
+    torch.testing.assert_close(tokens, expected.pooler_output, atol=1e-5, rtol=1e-5)
+    ids = [5, 6, *[383] * 16, 7, 8, 9]
+    found = vlm.logits(torch.cat([vlm.embed(ids[:2]), tokens[:1], vlm.embed(ids[18:])], 1))
+    want = model(input_ids=torch.tensor([ids]), pixel_values=pixels[:1]).logits
+    assert found.shape == want.shape
+    assert (found - want).norm() < 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("prefix", ["model.vision_tower.", "model.vision_tower.timm_model."])
+def test_every_spelling_of_transformers_is_placed(prefix: str) -> None:
+    """Old names and new ones, the tower with and without timm's level."""
+    assert fast_vlm.place(f"{prefix}stem.0.reparam_conv.weight") == ("vision", "stem.0.reparam_conv.weight")
+    assert fast_vlm.place("model.multi_modal_projector.linear_2.bias") == ("projector", "2.bias")
+    for name in ("model.language_model.norm.weight", "language_model.model.norm.weight"):
+        assert fast_vlm.place(name) == ("language", "model.norm.weight")
+    for name in ("lm_head.weight", "language_model.lm_head.weight"):
+        assert fast_vlm.place(name) == ("language", "lm_head.weight")
+
+
+def test_apples_head_is_not_used() -> None:
+    assert llava_qwen2.place("model.vision_tower.vision_tower.model.head.proj") is None
+    assert llava_qwen2.place("model.mm_projector.2.weight") == ("projector", "2.weight")
+    assert llava_qwen2.place("model.norm.weight") == ("language", "model.norm.weight")
+
+
+Change = Callable[[dict[str, Any]], None]
+REFUSED: dict[str, tuple[str, Change, str]] = {
+    "other-tower": (
+        "apple", lambda config: config.update(mm_vision_tower="google/siglip-so400m-patch14-384"),
+        "a llava_qwen2 with the vision tower 'google/siglip-so400m-patch14-384' is not known",
+    ),
+    "no-tower": ("apple", lambda config: config.pop("mm_vision_tower"), "the vision tower 'None' is not known"),
+    "tiles": ("apple", lambda config: config.update(image_aspect_ratio="anyres"), "image_aspect_ratio 'anyres'"),
+    "merge": ("apple", lambda config: config.update(mm_patch_merge_type="spatial"), "merge_type 'spatial'"),
+    "marks": ("apple", lambda config: config.update(mm_use_im_start_end=True), "mm_use_im_start_end is true"),
+    "width": ("apple", lambda config: config.update(mm_hidden_size=3072), "3072 wide, the tensors say 128"),
+    "side": ("apple", lambda config: config.update(mm_vision_tower="mobileclip_l_1000"), "1000 pixels do not divide"),
+    "sliding": ("apple", lambda config: config.update(use_sliding_window=True), "a sliding window is not known"),
+    "architecture": (
+        "hf", lambda config: config["vision_config"].update(architecture="vit_base_patch16_224"),
+        "a 'timm_wrapper' tower, 'vit_base_patch16_224', is not known",
+    ),
+    "training": ("hf", lambda config: config["vision_config"].update(model_args={}), "the form for training"),
+    "argument": (
+        "hf", lambda config: config["vision_config"]["model_args"].update(act_layer="relu"),
+        'model_args: act_layer is "relu", which is not known',
+    ),
+    "decoder": ("hf", lambda config: config["text_config"].update(model_type="llama"), "a 'llama' language model"),
+    "projector": ("hf", lambda config: config.update(projector_hidden_act="relu"), 'projector_hidden_act is "relu"'),
+    "bias": ("hf", lambda config: config.update(multimodal_projector_bias=False), "projector_bias is false"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_is_not_known_is_refused_by_name(name: str, saved: Saved, tmp_path: Path) -> None:
+    layout, change, message = REFUSED[name]
+    folder = saved[0] / layout
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises((Unsupported, CheckpointError), match=message) as caught:
+        open_checkpoint(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert caught.value.cure
+
+
+def test_old_names_are_read(saved: Saved, tmp_path: Path) -> None:
+    """``language_model.model.…`` beside ``vision_tower.…``, as transformers wrote LLaVA before 4.52."""
+    for file in (saved[0] / "hf").iterdir():
+        if file.suffix != ".safetensors":
+            (tmp_path / file.name).symlink_to(file)
+    renamed = {}
+    for name, value in load_file(saved[0] / "hf" / "model.safetensors").items():
+        inner = name.removeprefix("model.")
+        inner = inner.replace("language_model.", "language_model.model.")
+        renamed[inner if inner != "lm_head.weight" else "language_model.lm_head.weight"] = value
+    save_file(renamed, tmp_path / "model.safetensors")
+    ours, theirs = open_checkpoint(tmp_path), open_checkpoint(saved[0] / "hf")
+    assert {part: sorted(found) for part, found in ours.tensors.items()} == {
+        part: sorted(found) for part, found in theirs.tensors.items()
+    }
+
+
+SIZES = {
+    "0.5b": {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14,
+             "num_key_value_heads": 2, "vocab_size": 151936},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+             "num_key_value_heads": 2, "vocab_size": 151936},
+}  # fmt: skip
+"""Qwen2's sizes, as arXiv:2407.10671 has them."""
+
+
+def full_size(text: dict[str, Any], folder: Path) -> tuple[Spec, FastVlmForConditionalGeneration]:
+    """Our Spec of a sparse config as it is published, and transformers' model of it, both without weights."""
+    vision = {"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "model_args": {"inference_mode": True}}
+    config = {
+        "model_type": "fast_vlm", "text_config": {"model_type": "qwen2", **text},
+        "vision_config": vision | {"hidden_size": 3072},
+    }  # fmt: skip
+    with torch.device("meta"):
+        model = FastVlmForConditionalGeneration(
+            FastVlmConfig(**{key: value for key, value in config.items() if key != "model_type"})
+        )
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {"vision": {}, "projector": {}, "language": {}}
+    for name, value in model.state_dict().items():
+        placed = fast_vlm.place(name)
+        assert placed is not None
+        shapes[placed[0]][placed[1]] = tuple(value.shape)
+    return fast_vlm.spec(Published(folder, "full", config, shapes)), model
+
+
+@pytest.mark.parametrize(("name", "millions"), [("0.5b", 758.8), ("1.5b", 1909.2)])
+def test_full_size(name: str, millions: float, tmp_path: Path) -> None:
+    """Every shape and the number of parameters are those of transformers' class of that size; with the tower's head
+    [3072, 768], which Apple's files carry and nothing uses, there are as many million as published."""
+    spec, model = full_size(SIZES[name], tmp_path)
+    assert (spec.vision.variant, spec.vision.image_size, spec.vision.num_patches) == ("mci3", 1024, 256)
+    vlm = VLM(spec)
+    theirs = {}
+    for key, value in model.state_dict().items():
+        part, canonical = fast_vlm.place(key) or ("", "")
+        if not canonical.endswith("num_batches_tracked"):
+            theirs[f"{part}.{canonical}"] = tuple(value.shape)
+    assert {key: tuple(value.shape) for key, value in vlm.state_dict().items()} == theirs
+    count = sum(value.numel() for value in vlm.parameters())
+    assert count == sum(value.numel() for value in model.parameters())
+    assert (count + 3072 * 768) / 1e6 == pytest.approx(millions, abs=0.05)

@@ -1,0 +1,74 @@
+"""FastVLM as transformers saves it (``FastVlmForConditionalGeneration``): timm's FastViTHD, an MLP and Qwen2."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmexport.checkpoint.documents import section
+from vlmexport.checkpoint.spec import PromptSpec, Spec
+from vlmexport.errors import Unsupported
+from vlmexport.families.reading import fastvit, language, nested
+from vlmexport.families.reading.defaults import filled, refuse_unread
+from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
+
+ARCHITECTURES = ("FastVlmForConditionalGeneration",)
+MODEL_TYPES = ("fast_vlm",)
+SECTIONS: tuple[str, ...] = ()
+_READ = (
+    "text_config", "vision_config", "image_token_id", "image_token_index", "image_seq_length", "bos_token_id",
+    "eos_token_id", "pad_token_id", "tie_word_embeddings",
+)  # fmt: skip
+_VISION_READ = (
+    "architecture", "model_args", "hidden_size", "do_pooling", "global_pool", "num_classes", "label_names",
+    "pretrained_cfg",
+)  # fmt: skip
+_SIDE = 1024
+
+place = nested.place
+
+
+def tower(config: dict[str, Any]) -> str | None:
+    """It lies inside."""
+    return None
+
+
+def spec(published: Published) -> Spec:
+    """``text_config`` and ``vision_config`` over their defaults; sizes of the tower are those of its tensors.
+
+    Raises:
+        Unsupported: another language model or tower inside, or a tower in the form for training.
+    """
+    config, file = filled(published.config, "fast_vlm"), published.file
+    refuse_unread(published.config, "fast_vlm", _READ, str(file))
+    text = filled(section(config, "text_config", file) or {}, "qwen2") | nested.outside(config)
+    given = section(config, "vision_config", file) or {}
+    if text["model_type"] != "qwen2":
+        raise Unsupported(f"{file}: a {text['model_type']!r} language model is not known", "known: qwen2")
+    _refuse_tower(given, f"{file}, vision_config")
+    pixels = published.pixels
+    encoder = fastvit.tower(published, pixels.side or _SIDE, pixels.aspect_ratio or "crop", given.get("hidden_size"))
+    decoder = language.published(text, file, "qwen2")
+    return Spec(
+        name=published.name,
+        layout="fast-vlm",
+        vision=encoder,
+        projector=fastvit.projector(encoder, decoder, "mlp2x_gelu"),
+        language=decoder,
+        prompt=PromptSpec(),
+        bos_token_id=token_id(text, "bos_token_id", 0, file),
+        eos_token_id=token_id(text, "eos_token_id", 0, file),
+        pad_token_id=pad_id(text),
+        torch_dtype=stored_type(text),
+        image_token_id=config.get("image_token_id", config["image_token_index"]),
+    )
+
+
+def _refuse_tower(given: dict[str, Any], where: str) -> None:
+    kind, name = given.get("model_type"), given.get("architecture")
+    if kind != "timm_wrapper" or name != "fastvit_mci3":
+        raise Unsupported(f"{where}: a {kind!r} tower, {name!r}, is not known", "known: timm_wrapper, fastvit_mci3")
+    arguments = given.get("model_args") or {}
+    if arguments.get("inference_mode") is not True:
+        raise Unsupported(f"{where}: a FastViT in the form for training is not known", "known: inference_mode true")
+    refuse_unread(given, "timm_wrapper", _VISION_READ, where)
+    refuse_unread(arguments, "", ("inference_mode", "layers", "embed_dims"), f"{where}.model_args")

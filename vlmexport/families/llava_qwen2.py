@@ -1,0 +1,67 @@
+"""FastVLM as Apple publishes it (``LlavaQwen2ForCausalLM``): a Qwen2 whose config carries ``mm_…`` keys.
+
+Others have published models of the same name with other towers; those are refused.
+"""
+
+from __future__ import annotations
+
+import re
+
+from vlmexport.checkpoint.fastvit import timm_name
+from vlmexport.checkpoint.spec import PromptSpec, Spec
+from vlmexport.errors import Unsupported
+from vlmexport.families.reading import fastvit, flat, language
+from vlmexport.families.reading.defaults import filled
+from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
+
+ARCHITECTURES = ("LlavaQwen2ForCausalLM",)
+MODEL_TYPES = ("llava_qwen2",)
+SECTIONS: tuple[str, ...] = ()
+_TOWER = "model.vision_tower.vision_tower."
+_PROJECTOR = "model.mm_projector."
+_KNOWN = re.compile(r"mobileclip_l_(\d+)")
+
+tower = flat.tower
+
+
+def place(name: str) -> tuple[str, str] | None:
+    """The tower lies under ``model.vision_tower.vision_tower.model.``, with a head that FastVLM does not use."""
+    if name.startswith(_TOWER):
+        inner = name.removeprefix(_TOWER).removeprefix("model.")
+        return None if inner.startswith("head.") else ("vision", timm_name(inner))
+    if name.startswith(_PROJECTOR):
+        return "projector", name.removeprefix(_PROJECTOR)
+    return "language", name
+
+
+def spec(published: Published) -> Spec:
+    """The config is Qwen2's own. ``mm_vision_select_layer`` counts for nothing: this tower has one output.
+
+    Raises:
+        Unsupported: another tower, or images cut in tiles.
+    """
+    config, file = published.config, published.file
+    named = str(flat.tower(config))
+    found = _KNOWN.fullmatch(named)
+    if not found:
+        raise Unsupported(
+            f"{file}: a llava_qwen2 with the vision tower {named!r} is not known", "known: mobileclip_l_1024 (FastVLM)"
+        )
+    ratio = flat.aspect_ratio(config, file)
+    if flat.marks(config, file):
+        raise Unsupported(f"{file}: mm_use_im_start_end is true, which is not known of FastVLM", "known: false")
+    encoder = fastvit.tower(published, int(found[1]), ratio, config.get("mm_hidden_size"))
+    text = filled(config, "qwen2")
+    decoder = language.published(text, file, "qwen2", flat.KEYS)
+    return Spec(
+        name=published.name,
+        layout="llava-qwen2",
+        vision=encoder,
+        projector=fastvit.projector(encoder, decoder, str(config.get("mm_projector_type", "linear"))),
+        language=decoder,
+        prompt=PromptSpec(),
+        bos_token_id=token_id(text, "bos_token_id", 0, file),
+        eos_token_id=token_id(text, "eos_token_id", 0, file),
+        pad_token_id=pad_id(text),
+        torch_dtype=stored_type(text),
+    )
