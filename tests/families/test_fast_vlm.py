@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +42,12 @@ def test_both_layouts_are_one_model(saved: Saved) -> None:
     for checkpoint in (theirs, apples):
         check_parts(checkpoint)
     assert (theirs.spec.layout, apples.spec.layout) == ("fast-vlm", "llava-qwen2")
-    assert (theirs.spec.vision.aspect_ratio, apples.spec.vision.aspect_ratio) == ("crop", "pad")
-    assert replace(theirs.spec.vision, aspect_ratio="pad") == apples.spec.vision
+    assert (theirs.spec.image_processor.do_pad, apples.spec.image_processor.do_pad) == (False, True)
+    assert theirs.spec.image_processor.with_padding(True) == apples.spec.image_processor
+    assert theirs.spec.vision == apples.spec.vision
     assert (theirs.spec.projector, theirs.spec.language) == (apples.spec.projector, apples.spec.language)
-    assert theirs.spec.vision.image_mean == (0.0, 0.0, 0.0)
-    assert theirs.spec.vision.image_std == (1.0, 1.0, 1.0)
+    assert theirs.spec.image_processor.mean == (0.0, 0.0, 0.0)
+    assert theirs.spec.image_processor.std == (1.0, 1.0, 1.0)
     assert (theirs.spec.image_token_id, apples.spec.image_token_id) == (383, None)
     for part in ("vision", "projector", "language"):
         assert set(theirs.tensors[part]) == set(apples.tensors[part])

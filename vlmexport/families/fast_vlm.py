@@ -22,7 +22,6 @@ _VISION_READ = (
     "architecture", "model_args", "hidden_size", "do_pooling", "global_pool", "num_classes", "label_names",
     "pretrained_cfg",
 )  # fmt: skip
-_SIDE = 1024
 
 place = nested.place
 
@@ -45,12 +44,13 @@ def spec(published: Published) -> Spec:
     if text["model_type"] != "qwen2":
         raise Unsupported(f"{file}: a {text['model_type']!r} language model is not known", "known: qwen2")
     _refuse_tower(given, f"{file}, vision_config")
-    pixels = published.pixels
-    encoder = fastvit.tower(published, pixels.side or _SIDE, pixels.aspect_ratio or "crop", given.get("hidden_size"))
+    pixels = fastvit.image_processor(published, None, None)
+    encoder = fastvit.tower(published, pixels.side, given.get("hidden_size"))
     decoder = language.published(text, file, "qwen2")
     return Spec(
         name=published.name,
         layout="fast-vlm",
+        image_processor=pixels,
         vision=encoder,
         projector=fastvit.projector(encoder, decoder, "mlp2x_gelu"),
         language=decoder,

@@ -47,15 +47,16 @@ def spec(published: Published) -> Spec:
         raise Unsupported(
             f"{file}: a llava_qwen2 with the vision tower {named!r} is not known", "known: mobileclip_l_1024 (FastVLM)"
         )
-    ratio = flat.aspect_ratio(config, file)
+    pixels = fastvit.image_processor(published, int(found[1]), flat.pads(config, file))
     if flat.marks(config, file):
         raise Unsupported(f"{file}: mm_use_im_start_end is true, which is not known of FastVLM", "known: false")
-    encoder = fastvit.tower(published, int(found[1]), ratio, config.get("mm_hidden_size"))
+    encoder = fastvit.tower(published, int(found[1]), config.get("mm_hidden_size"))
     text = filled(config, "qwen2")
     decoder = language.published(text, file, "qwen2", flat.KEYS)
     return Spec(
         name=published.name,
         layout="llava-qwen2",
+        image_processor=pixels,
         vision=encoder,
         projector=fastvit.projector(encoder, decoder, str(config.get("mm_projector_type", "linear"))),
         language=decoder,

@@ -5,27 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from vlmexport.checkpoint.fastvit import SIZES, variant_of
-from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, VisionSpec
+from vlmexport.checkpoint.preprocessor import read_image_processor
+from vlmexport.checkpoint.spec import ImageProcessorSpec, LanguageSpec, ProjectorSpec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families.reading.published import Published
-from vlmexport.families.reading.vision import check_side
+
+SIDE = 1024
+"""Pixels along one side of the published images."""
 
 _STRIDE = 64
 """Pixels along one side of what becomes one feature."""
 
-_ZERO, _ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
-
-def tower(published: Published, side: int, aspect_ratio: str, width: Any) -> VisionSpec:
-    """FastViT, of the size that its tensors have; pixels from 0 to 1 where no preprocessor says otherwise.
+def tower(published: Published, side: int, width: Any) -> VisionSpec:
+    """FastViT, of the size that its tensors have.
 
     Args:
         side: pixels along one side of an image.
-        aspect_ratio: ``pad`` or ``crop``.
         width: of the features, as the config says it; None where it does not.
 
     Raises:
-        CheckpointError: config and tensors differ, or the preprocessor makes images of another size.
+        CheckpointError: config and tensors differ.
         Unsupported: a size that is not known, or images that do not divide.
     """
     variant = variant_of(published.shapes["vision"], str(published.path))
@@ -37,13 +37,24 @@ def tower(published: Published, side: int, aspect_ratio: str, width: Any) -> Vis
         )
     if side < _STRIDE or side % _STRIDE:
         raise Unsupported(f"{published.path}: images of {side} pixels do not divide", f"known: multiples of {_STRIDE}")
-    pixels = published.pixels
-    spec = VisionSpec(
-        "fastvit", side, _STRIDE, features, 0, 0, 0, "gelu", image_mean=pixels.mean or _ZERO,
-        image_std=pixels.std or _ONE, select_layer=0, aspect_ratio=aspect_ratio, variant=variant,
-    )  # fmt: skip
-    check_side(spec, pixels, published.path)
-    return spec
+    return VisionSpec("fastvit", side, _STRIDE, features, 0, 0, 0, "gelu", select_layer=0, variant=variant)
+
+
+def image_processor(published: Published, side: int | None, pads: bool | None) -> ImageProcessorSpec:
+    """The checkpoint's own; where it has none, one that makes pixels from 0 to 1.
+
+    Args:
+        side: pixels along one side of an image, None where the processor says.
+        pads: whether pictures are padded to a square, else their middle is cut out; None where the processor says.
+
+    Raises:
+        CheckpointError: it is garbled, or makes images of another size.
+        Unsupported: it makes pixels in a way that is not known.
+    """
+    found = read_image_processor(published.path)
+    if found is None:
+        return ImageProcessorSpec.square(side or SIDE, bool(pads), image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
+    return published.image_processor(found.side if side is None else side, pads)
 
 
 def projector(encoder: VisionSpec, decoder: LanguageSpec, kind: str) -> ProjectorSpec:
