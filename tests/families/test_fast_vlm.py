@@ -7,14 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import FastVlmConfig, FastVlmForConditionalGeneration, LlavaProcessor
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 pytest.importorskip("timm", reason="timm is not installed")
 
-from tests.fast_vlm import SIDE, noise, write_apple, write_transformers
+from tests.fast_vlm import SIDE, noise, padded, write_apple, write_transformers
+from tests.onnx_bundles import picture
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families import fast_vlm, llava_qwen2
@@ -192,3 +196,36 @@ def test_full_size(name: str, millions: float, tmp_path: Path) -> None:
     count = sum(value.numel() for value in vlm.parameters())
     assert count == sum(value.numel() for value in model.parameters())
     assert (count + 3072 * 768) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+PICTURES = ((300, 220), (220, 300), (256, 256), (1000, 90), (40, 31))
+
+
+@pytest.mark.parametrize("size", PICTURES)
+def test_the_middle_is_cut_out_in_transformers_layout(size: tuple[int, int], saved: Saved) -> None:
+    """What the saved processor makes, by Pillow; torchvision rounds resized pixels otherwise, by one level."""
+    root, _, _ = saved
+    theirs = CLIPImageProcessorPil(**json.loads((root / "hf" / "processor_config.json").read_text())["image_processor"])
+    image = picture(3, size)
+    expected = theirs(image, return_tensors="np")["pixel_values"]
+    found = load(open_checkpoint(root / "hf"), components=()).pixels(image)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", PICTURES)
+def test_black_is_padded_in_apples(size: tuple[int, int], saved: Saved) -> None:
+    """Apple's code pads with the mean colour, which is 0, and resizes with Pillow."""
+    root, _, _ = saved
+    image = picture(3, size)
+    square = padded(image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    expected = np.asarray(square, np.float32).transpose(2, 0, 1)[None] / 255
+    found = load(open_checkpoint(root / "apple"), components=()).pixels(image)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_the_same_weights_see_different_pixels(saved: Saved) -> None:
+    """Of a picture that is no square: each layout by its own file."""
+    images = [
+        load(open_checkpoint(saved[0] / name), components=()).pixels(picture(3)).numpy() for name in ("hf", "apple")
+    ]
+    assert np.abs(images[0] - images[1]).mean() > 0.05
