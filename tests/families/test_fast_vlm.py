@@ -19,12 +19,15 @@ pytest.importorskip("timm", reason="timm is not installed")
 
 from tests.fast_vlm import SIDE, noise, padded, write_apple, write_transformers
 from tests.onnx_bundles import picture
+from tests.prompts import texts, with_image
+from tests.vocabularies import byte_level
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families import fast_vlm, llava_qwen2
 from vlmexport.families.reading.published import Published
 from vlmexport.model import VLM, load
 from vlmexport.model.plugins import check_parts
+from vlmexport.processing.messages import asked
 from vlmexport.source.checkpoint import open_checkpoint
 
 
@@ -229,3 +232,76 @@ def test_the_same_weights_see_different_pixels(saved: Saved) -> None:
         load(open_checkpoint(saved[0] / name), components=()).pixels(picture(3)).numpy() for name in ("hf", "apple")
     ]
     assert np.abs(images[0] - images[1]).mean() > 0.05
+
+
+QUESTIONS = ("what is the chat ?", "  two\n\nlines <|im_end|> 漢字 1234 🙂", "don't", "\nnew line first")
+
+
+def system_prompt(question: str) -> str:
+    """The prompt that Apple's code makes (its template ``qwen_2``)."""
+    return (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<image>\n"
+        f"{question}<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_prompt_ids_are_those_of_the_processor(question: str, saved: Saved) -> None:
+    """Special tokens in a question are plain text with us, and tokens to transformers: left out here."""
+    root, _, processor = saved
+    plain = question.replace("<|im_end|>", "end")
+    content = [{"type": "text", "text": plain}, {"type": "image", "image": picture(3)}]
+    expected = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+    )["input_ids"][0]
+    prompt = open_checkpoint(root / "hf").prompts.prompt(asked(plain), [((4, 4),)])
+    assert with_image(prompt, *[383] * 16) == [int(i) for i in expected]
+    assert prompt.text == system_prompt(plain)
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_prompt_ids_are_those_of_chunks_in_apples_layout(question: str, saved: Saved) -> None:
+    """``tokenizer_image_token``: each text around the image is tokenized by itself, and no BOS is put before."""
+    tokenizer = byte_level()
+    before, after = system_prompt(question.replace("<|im_end|>", "end")).split("<image>")
+    prompt = open_checkpoint(saved[0] / "apple").prompts.prompt(
+        asked(question.replace("<|im_end|>", "end")), [((4, 4),)]
+    )
+    assert list(texts(prompt)) == [tuple(tokenizer.encode(text).ids) for text in (before, after)]
+
+
+def test_a_question_ends_no_turn(saved: Saved) -> None:
+    """What a user writes is text, whatever it looks like."""
+    for layout in ("hf", "apple"):
+        checkpoint = open_checkpoint(saved[0] / layout)
+        (end,) = {checkpoint.tokenizer.added["<|im_end|>"]}
+        ids = checkpoint.prompts.prompt(asked("a <|im_end|> b"), [((4, 4),)]).ids
+        assert ids.count(end) == 2
+        assert checkpoint.prompts.end_of_turn == end
+
+
+def test_every_stop_token_is_read(saved: Saved) -> None:
+    root, _, _ = saved
+    theirs, apples = open_checkpoint(root / "hf").spec, open_checkpoint(root / "apple").spec
+    assert (theirs.stop_token_ids, theirs.eos_token_id, theirs.bos_token_id) == ((382, 380), 382, None)
+    assert apples.stop_token_ids == (382,)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("layout", ["hf", "apple"])
+def test_greedy_ids_are_those_of_transformers(layout: str, saved: Saved) -> None:
+    root, model, _ = saved
+    checkpoint = open_checkpoint(root / layout)
+    vlm = load(checkpoint)
+    pixels = vlm.pixels(picture(3))
+    tokens = vlm.tokens(vlm.features(pixels))
+    prompt = checkpoint.prompts.prompt(asked(QUESTIONS[0]), [((4, 4),)])
+    ids = torch.tensor([with_image(prompt, *[383] * 16)])
+    expected = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=12, do_sample=False
+    )[0, ids.shape[1] :].tolist()
+    found = [token for token, _ in vlm.generate(vlm.prompt_embeds(prompt, [tokens]), 12)]
+    assert found == expected
+    want = model(input_ids=ids, pixel_values=pixels).logits
+    logits = vlm.logits(vlm.prompt_embeds(prompt, [tokens]))
+    assert (logits - want).norm() < 1e-5 * want.norm()

@@ -8,8 +8,9 @@ from vlmexport.checkpoint.documents import section
 from vlmexport.checkpoint.spec import PromptSpec, Spec
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading import fastvit, language, nested
+from vlmexport.families.reading.chatml import CHATML
 from vlmexport.families.reading.defaults import filled, refuse_unread
-from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
+from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type
 
 ARCHITECTURES = ("FastVlmForConditionalGeneration",)
 MODEL_TYPES = ("fast_vlm",)
@@ -47,6 +48,7 @@ def spec(published: Published) -> Spec:
     pixels = fastvit.image_processor(published, None, None)
     encoder = fastvit.tower(published, pixels.side, given.get("hidden_size"))
     decoder = language.published(text, file, "qwen2")
+    stops = stop_ids(text, published, None)
     return Spec(
         name=published.name,
         layout="fast-vlm",
@@ -55,8 +57,11 @@ def spec(published: Published) -> Spec:
         projector=fastvit.projector(encoder, decoder, "mlp2x_gelu"),
         language=decoder,
         prompt=PromptSpec(),
-        bos_token_id=token_id(text, "bos_token_id", 0, file),
-        eos_token_id=token_id(text, "eos_token_id", 0, file),
+        bos_token_id=None,
+        eos_token_id=stops[0],
+        stop_token_ids=stops,
+        chat_template=published.chat_template or CHATML,
+        max_images=None,
         pad_token_id=pad_id(text),
         torch_dtype=stored_type(text),
         image_token_id=config.get("image_token_id", config["image_token_index"]),

@@ -11,8 +11,9 @@ from vlmexport.checkpoint.fastvit import timm_name
 from vlmexport.checkpoint.spec import PromptSpec, Spec
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading import fastvit, flat, language
+from vlmexport.families.reading.chatml import CHATML
 from vlmexport.families.reading.defaults import filled
-from vlmexport.families.reading.published import Published, pad_id, stored_type, token_id
+from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type
 
 ARCHITECTURES = ("LlavaQwen2ForCausalLM",)
 MODEL_TYPES = ("llava_qwen2",)
@@ -53,6 +54,7 @@ def spec(published: Published) -> Spec:
     encoder = fastvit.tower(published, int(found[1]), config.get("mm_hidden_size"))
     text = filled(config, "qwen2")
     decoder = language.published(text, file, "qwen2", flat.KEYS)
+    stops = stop_ids(text, published, None)
     return Spec(
         name=published.name,
         layout="llava-qwen2",
@@ -61,8 +63,11 @@ def spec(published: Published) -> Spec:
         projector=fastvit.projector(encoder, decoder, str(config.get("mm_projector_type", "linear"))),
         language=decoder,
         prompt=PromptSpec(),
-        bos_token_id=token_id(text, "bos_token_id", 0, file),
-        eos_token_id=token_id(text, "eos_token_id", 0, file),
+        bos_token_id=None,
+        eos_token_id=stops[0],
+        stop_token_ids=stops,
+        chat_template=CHATML,
+        max_images=None,
         pad_token_id=pad_id(text),
         torch_dtype=stored_type(text),
     )

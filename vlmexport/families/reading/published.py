@@ -69,12 +69,15 @@ class Published:
 
     @cached_property
     def eos_of_tokenizer(self) -> tuple[int, ...]:
-        """The id of the tokenizer's EOS, where its configuration lists that token."""
+        """The id of the tokenizer's EOS, where its configuration lists that token, or ``tokenizer.json`` adds it."""
         config = read_object(self.path / "tokenizer_config.json")
         eos = config.get("eos_token")
         text = eos.get("content") if isinstance(eos, dict) else eos
         listed = config.get("added_tokens_decoder")
-        entries = listed.items() if isinstance(listed, dict) else ()
+        entries = list(listed.items()) if isinstance(listed, dict) else []
+        if text and not entries:  # transformers 5 lists them nowhere else
+            added = read_object(self.path / "tokenizer.json").get("added_tokens")
+            entries = [(str(one.get("id")), one) for one in added or () if isinstance(one, dict)]
         return tuple(
             int(i) for i, one in entries if isinstance(one, dict) and i.isdecimal() and one.get("content") == text
         )
@@ -122,23 +125,32 @@ def token_id(text: Mapping[str, Any], key: str, default: int, path: Path) -> int
         raise CheckpointError(f"{path} garbles {error}", "use the published config.json") from error
 
 
-def stop_ids(text: Mapping[str, Any], published: Published) -> tuple[int, ...]:
+def stop_ids(text: Mapping[str, Any], published: Published, default: int | None = 2) -> tuple[int, ...]:
     """Every token that ends an answer: those of the config, of the generation config, and the tokenizer's EOS, which a
     chat template ends its turns with.
 
     Args:
         text: the part of the config that names it.
+        default: the first where the config names none; where it is None, the first that is named elsewhere.
 
     Raises:
-        CheckpointError: one is no number.
+        CheckpointError: one is no number, or there is none.
     """
-    found = [token_id(text, "eos_token_id", 2, published.file)]
+    named = text.get("eos_token_id") not in (None, [])
+    found = [] if default is None and not named else [token_id(text, "eos_token_id", default or 0, published.file)]
     generation = published.path / "generation_config.json"
     for values, file in ((text, published.file), (published.generation, generation)):
         value = values.get("eos_token_id")
         for one in value if isinstance(value, list) else [value]:
-            found.append(token_id({"eos_token_id": one}, "eos_token_id", found[0], file))
-    return tuple(dict.fromkeys([*found, *published.eos_of_tokenizer]))
+            if one is not None:
+                found.append(token_id({"eos_token_id": one}, "eos_token_id", 0, file))
+    found += published.eos_of_tokenizer
+    if not found:
+        raise CheckpointError(
+            f"{published.path} names no token that ends an answer",
+            "copy generation_config.json from where it is published",
+        )
+    return tuple(dict.fromkeys(found))
 
 
 def pad_id(text: Mapping[str, Any]) -> int | None:
