@@ -168,7 +168,7 @@ def full_size(text: dict[str, Any], folder: Path) -> tuple[Spec, FastVlmForCondi
     """Our Spec of a sparse config as it is published, and transformers' model of it, both without weights."""
     vision = {"model_type": "timm_wrapper", "architecture": "fastvit_mci3", "model_args": {"inference_mode": True}}
     config = {
-        "model_type": "fast_vlm", "text_config": {"model_type": "qwen2", **text},
+        "model_type": "fast_vlm", "text_config": {"model_type": "qwen2", "eos_token_id": 151645, **text},
         "vision_config": vision | {"hidden_size": 3072},
     }  # fmt: skip
     with torch.device("meta"):
