@@ -83,7 +83,7 @@ def test_shapes(kind: str) -> None:
     assert one.shape[1] == plugin.num_tokens(spec)
 
 
-@pytest.mark.parametrize("kind", [*EXAMPLES, "mlp3x_gelu", "mlp1x_relu8", "mlp3x_gelu40"])
+@pytest.mark.parametrize("kind", [*EXAMPLES, "mlp3x_gelu", "mlp2x_relu96", "mlp1x_relu8", "mlp3x_gelu40"])
 def test_shapes_are_those_of_the_module(kind: str) -> None:
     spec = spec_of(kind)
     plugin = plugins.projector(spec)

@@ -1,13 +1,27 @@
-"""Does an index of shards say where its tensors are?"""
+"""Tensors spread over files: which go together, and does an index say where they are?"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vlmexport.checkpoint.documents import read_object
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import CheckpointError
+
+
+def shards(sizes: Iterable[tuple[str, int]], most: int) -> list[list[str]]:
+    """Names with their bytes, in order, in parts of ``most`` bytes; what is larger has a part of its own. No names are
+    one empty part."""
+    parts: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes:
+        if parts[-1] and held + size > most:
+            parts.append([])
+            held = 0
+        parts[-1].append(name)
+        held += size
+    return parts
 
 
 def check_index(folder: Path, tensors: Mapping[str, LazyTensor]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmexport.artifact.bundle.staging import staged
+from vlmexport.checkpoint.shards import shards
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.console import QUIET, Console
 from vlmexport.design.specify import Design, open_origin, specify, vision_of
@@ -168,9 +169,9 @@ def _write(folder: Path, shapes: State, weights: Iterator[tuple[str, torch.Tenso
     """
     from safetensors.torch import save_file
 
-    shards = _shards(shapes)
-    names = [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
-    for name, shard in zip(names if len(shards) > 1 else ["model.safetensors"], shards, strict=True):
+    parts = shards(((name, value.nbytes) for name, value in shapes.items()), _SHARD)
+    names = [f"model-{i + 1:05}-of-{len(parts):05}.safetensors" for i in range(len(parts))]
+    for name, shard in zip(names if len(parts) > 1 else ["model.safetensors"], parts, strict=True):
         state = {}
         for key in shard:
             found, value = next(weights)
@@ -178,22 +179,10 @@ def _write(folder: Path, shapes: State, weights: Iterator[tuple[str, torch.Tenso
             state[key] = value.to(shapes[key].dtype).contiguous()
             yield shapes[key].nbytes
         save_file(state, folder / name, metadata={"format": "pt"})
-    if len(shards) > 1:
-        weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
+    if len(parts) > 1:
+        weight_map = {key: name for name, shard in zip(names, parts, strict=True) for key in shard}
         _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8", newline="\n")
-
-
-def _shards(shapes: State) -> list[list[str]]:
-    found: list[list[str]] = [[]]
-    size = 0
-    for name, value in shapes.items():
-        if found[-1] and size + value.nbytes > _SHARD:
-            found.append([])
-            size = 0
-        found[-1].append(name)
-        size += value.nbytes
-    return found

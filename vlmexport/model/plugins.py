@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
@@ -76,6 +77,15 @@ def variant_of(kind: str, variant: str, known: Mapping[str, Variant]) -> Variant
     if name not in known:
         raise unknown_variant(kind, name, known)
     return known[name]
+
+
+def sized(spec: VisionSpec, image_size: int | None) -> VisionSpec:
+    """A variant for images of another size, which takes other position embeddings; as published where it is None.
+
+    Raises:
+        Unsupported: patches do not divide the image.
+    """
+    return spec if image_size is None else check_image_size(replace(spec, image_size=image_size))
 
 
 def check_activation(spec: LanguageSpec, known: Iterable[str]) -> None:
@@ -151,21 +161,6 @@ def check_image_size(spec: VisionSpec) -> VisionSpec:
 def projector(spec: ProjectorSpec) -> ProjectorPlugin:
     """The projector's module."""
     return cast(ProjectorPlugin, plugin("projector", spec.kind))
-
-
-def half_grid(spec: ProjectorSpec) -> int:
-    """Squares of 2x2 features along one side.
-
-    Raises:
-        Unsupported: the features are no square with even sides; the message says which would do.
-    """
-    if spec.grid**2 != spec.in_tokens or spec.grid % 2:
-        low = max(2, spec.grid - spec.grid % 2)
-        raise Unsupported(
-            f"{spec.kind} joins 2x2 features; {spec.in_tokens} of them ({spec.grid}x{spec.grid}) do not divide",
-            f"use an image size that gives {low}x{low} or {low + 2}x{low + 2} features",
-        )
-    return spec.grid // 2
 
 
 def check_encoder(checkpoint: Checkpoint) -> None:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import half_grid
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.model.squares import half_grid, joined, quarter
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 EXAMPLE = "concat_mlp"
+num_tokens = quarter
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -37,17 +38,11 @@ def build(spec: ProjectorSpec) -> nn.Module:
             self.proj = nn.Linear(4 * spec.in_features, spec.out_features)
 
         def forward(self, features: torch.Tensor) -> torch.Tensor:
-            squares = torch.unflatten(features, 1, (half, 2, half, 2)).transpose(2, 3)
-            tokens: torch.Tensor = self.proj(squares.flatten(3).flatten(1, 2))
+            tokens: torch.Tensor = self.proj(joined(features, half))
             return tokens
 
     with torch.device("meta"):
         return ConcatMlp()
-
-
-def num_tokens(spec: ProjectorSpec) -> int:
-    """A quarter of the patches."""
-    return half_grid(spec) ** 2
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import half_grid
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.model.squares import half_grid, joined, quarter
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 EXAMPLE = "pixel_shuffle"
+num_tokens = quarter
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -33,7 +34,7 @@ def build(spec: ProjectorSpec) -> nn.Module:
 
     class PixelShuffle(nn.Sequential):
         def forward(self, features: torch.Tensor) -> torch.Tensor:
-            x = torch.unflatten(features, 1, (half, 2, half, 2)).transpose(2, 3).flatten(3).flatten(1, 2)
+            x = joined(features, half)
             for layer in self:
                 x = layer(x)
             return x
@@ -41,11 +42,6 @@ def build(spec: ProjectorSpec) -> nn.Module:
     with torch.device("meta"):
         first, second = nn.Linear(inner, spec.out_features), nn.Linear(spec.out_features, spec.out_features)
         return PixelShuffle(nn.LayerNorm(inner), first, nn.GELU(), second)
-
-
-def num_tokens(spec: ProjectorSpec) -> int:
-    """A quarter of the patches."""
-    return half_grid(spec) ** 2
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

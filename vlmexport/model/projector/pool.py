@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.plugins import half_grid
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.model.squares import half_grid, quarter
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 PATTERN = r"pool(?:_(avg|max))?"
 EXAMPLE = "pool_max"
+num_tokens = quarter
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -41,11 +42,6 @@ def build(spec: ProjectorSpec) -> nn.Module:
 
     with torch.device("meta"):
         return Pool()
-
-
-def num_tokens(spec: ProjectorSpec) -> int:
-    """A quarter of the patches."""
-    return half_grid(spec) ** 2
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

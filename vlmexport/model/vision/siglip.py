@@ -6,15 +6,12 @@ Source: Zhai et al. 2023, arXiv:2303.15343.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
 
-import torch
-from torch import nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from vlmexport.checkpoint.spec import Colour, VisionSpec
-from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
+from vlmexport.model.transformer_tower import TransformerTower
 
 EXAMPLE = "siglip:tiny"
 CLIENT_TYPE = "siglip_vision_model"
@@ -33,58 +30,17 @@ _VARIANTS = {
 """Four that Google published, and one for tests. so400m leaves a border of six pixels out, as published."""
 
 
+_TOWER = TransformerTower(
+    SiglipVisionModel, SiglipVisionConfig, ("post_layernorm.", "head."), options={"vision_use_head": False}
+)
+layers, unused, build, features = _TOWER.layers, _TOWER.unused, _TOWER.build, _TOWER.features
+
+
 def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
-    """A size of ``_VARIANTS``; other image sizes take other position embeddings."""
-    name = variant or next(iter(_VARIANTS))
-    if name not in _VARIANTS:
-        raise plugins.unknown_variant(kind, name, _VARIANTS)
-    if image_size is None:
-        return _VARIANTS[name]
-    return plugins.check_image_size(replace(_VARIANTS[name], image_size=image_size))
+    """A size of ``_VARIANTS``."""
+    return plugins.sized(plugins.variant_of(kind, variant, _VARIANTS), image_size)
 
 
 def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
     """A half, both."""
     return _HALF, _HALF
-
-
-def layers(spec: VisionSpec) -> str:
-    """``encoder.layers.``"""
-    return "encoder.layers."
-
-
-def unused(spec: VisionSpec) -> tuple[str, ...]:
-    """The norm after the last layer (features are hidden states), and the pooling head, which is not built."""
-    return ("post_layernorm.", "head.")
-
-
-def build(spec: VisionSpec) -> nn.Module:
-    """``SiglipVisionModel`` without its head, parameters on the meta device."""
-    config = SiglipVisionConfig(
-        hidden_size=spec.hidden_size,
-        intermediate_size=spec.intermediate_size,
-        num_hidden_layers=spec.num_layers,
-        num_attention_heads=spec.num_heads,
-        image_size=spec.image_size,
-        patch_size=spec.patch_size,
-        hidden_act=spec.hidden_act,
-        layer_norm_eps=spec.layer_norm_eps,
-        attn_implementation="eager",
-        vision_use_head=False,
-    )
-    with torch.device("meta"):
-        module = SiglipVisionModel(config)
-    module.embeddings.register_buffer("position_ids", torch.arange(spec.grid**2)[None], persistent=False)
-    return cast(nn.Module, module)
-
-
-def features(module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) -> torch.Tensor:
-    """Hidden states of the selected layer; layers after it are not computed."""
-    if spec.select_feature != "patch":
-        raise Unsupported(f"siglip has no class token, select_feature is {spec.select_feature!r}", "use patch")
-    tower = cast(SiglipVisionModel, module)
-    hidden = tower.embeddings(pixel_values)
-    for layer in tower.encoder.layers[: spec.used_layers]:
-        output = layer(hidden, attention_mask=None)
-        hidden = output[0] if isinstance(output, tuple) else output
-    return cast(torch.Tensor, hidden)

@@ -29,11 +29,7 @@ _VARIANTS = {
 
 def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
     """A size of ``_VARIANTS``."""
-    name = variant or next(iter(_VARIANTS))
-    if name not in _VARIANTS:
-        raise plugins.unknown_variant(kind, name, _VARIANTS)
-    spec = _VARIANTS[name]
-    return plugins.check_image_size(replace(spec, image_size=image_size or spec.image_size))
+    return plugins.sized(plugins.variant_of(kind, variant, _VARIANTS), image_size)
 
 
 def colours(spec: VisionSpec) -> tuple[Colour, Colour]:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from vlmexport.checkpoint.shards import shards
 from vlmexport.console import Advance, no_advance
 from vlmexport.errors import VlmExportError
 from vlmexport.quantize.products import weight_of
@@ -98,8 +99,8 @@ def save(model: ir.Model, path: Path, advance: Advance = no_advance, outside: in
         advance(total)
         return 0
     # onnx-ir names shards its own way; clients look for _data, _data_1, …
-    parts = _shards(model)
     kept = dict(_own(model))
+    parts = shards(((key, tensor.nbytes) for key, tensor in kept.items() if tensor.nbytes >= 1024), _SHARD)
     for number, names in enumerate(parts):
         name = f"{path.name}_data" + (f"_{number}" if number else "")
         tensors = [kept[key] for key in names]
@@ -137,20 +138,6 @@ def share(model: ir.Model, path: Path, other: Path) -> None:
         model.graph.initializers[name].const_value = ir.ExternalTensor(
             location, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=name, base_dir=path.parent
         )
-
-
-def _shards(model: ir.Model) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
-    size = 0
-    for name, tensor in _own(model):
-        if tensor.nbytes < 1024:
-            continue
-        if parts[-1] and size + tensor.nbytes > _SHARD:
-            parts.append([])
-            size = 0
-        parts[-1].append(name)
-        size += tensor.nbytes
-    return parts
 
 
 def module_of(node: ir.Node) -> str:
