@@ -18,7 +18,7 @@ from vlmexport.model.weights import available_memory, fill
 from vlmexport.processing.image import pixel_values
 from vlmexport.processing.prompt import Prompt
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
-from vlmexport.source.shapes import check_shapes
+from vlmexport.source.shapes import check_language, check_shapes
 from vlmexport.threads import operator_threads
 
 
@@ -120,15 +120,15 @@ def load(
         module = cast(nn.Module, getattr(vlm, component))
         found = checkpoint.tensors[component]
         expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        tied = checkpoint.spec.language.tie_word_embeddings and component == "language"
-        if tied:
-            expected = {name: shape for name, shape in expected.items() if name != "lm_head.weight" or name in found}
-        check_shapes(expected, found, f"{checkpoint.path} {component}")
+        if component == "language":
+            check_language(checkpoint.spec.language, expected, found, str(checkpoint.path))
+        else:
+            check_shapes(expected, found, f"{checkpoint.path} {component}")
         size = 4 * checkpoint.parameters(component)
         stays = size <= budget if resident is None else resident
         budget -= size if stays else 0
         fill(module, found, stays)
-        if tied:
+        if component == "language" and checkpoint.spec.language.tie_word_embeddings:
             module.tie_weights()  # type: ignore[operator]
         if isinstance(module, PreTrainedModel):
             # One operator: a tower takes an eighth of the time, and attention weights [heads, positions, positions] are
