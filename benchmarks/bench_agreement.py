@@ -39,7 +39,7 @@ def ours(bundle: Path, tokens: int) -> tuple[Times, int, int, int]:
 def llama_bench(program: Path, bundle: Path, positions: int, tokens: int, threads: int) -> Times:
     """Its own medians, without flash attention, as ours; its cache is float16, because it takes no float32, which ours
     is. It decodes from an empty cache unless told where to begin."""
-    model = bundle / read_manifest(bundle).details["language"]
+    model = bundle / read_manifest(bundle).decoding.file("language")
 
     def seconds(*sizes: object) -> float:
         command = [str(program), "-m", str(model), "-t", str(threads), *map(str, sizes), "-b", "2048", "-ub", "2048",

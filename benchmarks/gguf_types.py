@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from llama_cpp import Llama, llama_cpp
 
+from vlmexport.artifact.bundle.halves import DECODER, VISION
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample, heldout_samples
 from vlmexport.flags import gguf_recipe
@@ -103,7 +104,7 @@ def asked(bundle: Path, questions: Iterable[Question]) -> dict[str, Any]:
         "accuracy": float(np.mean([own == right for right, _, own in rows])),
         "drop": drop,
         "drop_ci95": (high - low) / 2,
-        "bytes": (bundle / manifest.details["language"]).stat().st_size,
+        "bytes": (bundle / manifest.decoding.file("language")).stat().st_size,
         "kld_each": [float(f"{value:.3g}") for value in np.concatenate(measure.kld)],
     }
 
@@ -119,7 +120,7 @@ def llama_quantized(half: Path, bundle: Path, kind: str) -> None:
     llama_cpp.llama_log_set(SILENT, None)
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread, params.ftype = 2, find_mix(kind).file_type
-    source, target = (folder / read_manifest(folder).details["language"] for folder in (half, bundle))
+    source, target = (folder / read_manifest(folder).decoding.file("language") for folder in (half, bundle))
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
         sys.exit(f"llama.cpp could not quantize to {kind}")
 
@@ -139,8 +140,7 @@ def quality(kinds: list[str], count: int, scratch: Path) -> list[dict[str, Any]]
                 llama_quantized(half, bundle, kind)
             rows.append({"type": kind, "from": way} | asked(bundle, asking))
             print(line(rows[-1]), file=sys.stderr, flush=True)
-        details = read_manifest(bundle).details
-        size = sum((bundle / details[part]).stat().st_size for part in ("language", "mmproj"))
+        size = read_manifest(bundle).size(VISION + DECODER)
         bundle = export(
             "demo", recipe(kind, gguf__imatrix="auto", gguf__max_size=f"{size}B"), scratch / f"{kind}-budget"
         )
@@ -167,7 +167,7 @@ def speed(checkpoint: str, kinds: list[str], turns: int, scratch: Path) -> list[
     for kind in [*kinds, "f16"]:
         bundle = scratch / kind
         subprocess.run([*tool, "--type", kind, "-o", str(bundle)], check=True)
-        path = bundle / read_manifest(bundle).details["language"]
+        path = bundle / read_manifest(bundle).decoding.file("language")
         sizes[kind] = path.stat().st_size
         models[kind] = Llama(str(path), n_ctx=256, n_threads=2, n_threads_batch=2, verbose=False)
         print(f"{kind}: {sizes[kind] / 1e6:.0f} MB", file=sys.stderr, flush=True)

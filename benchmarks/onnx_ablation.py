@@ -22,6 +22,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_speed import LANGUAGE, VISION, milliseconds, speed_table
 
+from vlmexport.artifact.bundle.halves import Role
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import calibration_samples
 from vlmexport.calibrate.cache import statistics
@@ -74,9 +75,9 @@ def parts(name: str, samples: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         bundle = export("demo", variant(name), Path(scratch) / "bundle")
         result = check(bundle, samples=samples)
-        report = read_manifest(bundle).details["report"]
+        reports = read_manifest(bundle).reports
     stages = {(stage.stage, stage.mode): stage.metrics for stage in result.stages}
-    counts = {key: sum(len(graph.get(key, ())) for graph_name, graph in report.items() if graph_name != "projector")
+    counts = {key: sum(len(getattr(report, key) or ()) for role, report in reports.items() if role != "projector")
               for key in ("smoothed", "two_terms", "pair_max", "bias_corrected")}  # fmt: skip
     return {
         "tokens_sqnr_db": stages["tokens", "chained"]["sqnr_db"],
@@ -93,8 +94,8 @@ def fallback() -> dict[str, Any]:
     checkpoint = open_model("demo")
     with tempfile.TemporaryDirectory() as scratch:
         bundle = export("demo", resolve("onnx-fp32", {"onnx.fuse": False}, environ={}), Path(scratch) / "bundle")
-        graphs = read_manifest(bundle).details["graphs"]
-        kinds: dict[str, type[TokensLoss] | type[LogitsLoss]] = {
+        graphs = read_manifest(bundle).graphs()
+        kinds: dict[Role, type[TokensLoss] | type[LogitsLoss]] = {
             "vision_encoder": TokensLoss, "decoder_model_merged": LogitsLoss
         }  # fmt: skip
         return {stage.name: curves(checkpoint, bundle / graphs[name], stage) for name, stage in kinds.items()}

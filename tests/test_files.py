@@ -13,22 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.manifests import manifest
 from vlmexport import files
-from vlmexport.artifact.bundle.manifest import (
-    MANIFEST,
-    Manifest,
-    list_files,
-    read_manifest,
-    source_of,
-    store_result,
-    write_manifest,
-)
-from vlmexport.artifact.bundle.staging import staged
+from vlmexport.artifact.bundle.contents import list_files, source_of
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.bundle.staging import MANIFEST, staged
+from vlmexport.artifact.bundle.summary import ParitySummary
+from vlmexport.artifact.bundle.write import store_result, write_manifest
 from vlmexport.calibrate.partial import save
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.errors import UsageError
 from vlmexport.files import locked, whole
-from vlmexport.recipe import Recipe
 from vlmexport.source.checkpoint import Checkpoint
 
 BUSY = UsageError("another one is running", "wait for it")
@@ -78,7 +73,7 @@ def bundle(tiny: Checkpoint, tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "a.onnx").write_bytes(b"weights")
     listed = list_files(folder, {})
-    write_manifest(folder, Manifest(kind="onnx", source=source_of(tiny), recipe=Recipe(), tools={}, files=listed))
+    write_manifest(folder, manifest("onnx", source_of(tiny), files=listed))
     return folder
 
 
@@ -92,14 +87,16 @@ def test_two_checks_of_one_bundle(bundle: Path) -> None:
         assert read_manifest(bundle).files == manifest.files
 
     at_once(lambda: check(1), lambda: check(2), lambda: check(3), read)
-    number = (read_manifest(bundle).parity or {})["samples"]
+    found = read_manifest(bundle).parity
+    assert found is not None
+    number = found.samples
     assert (bundle / "parity.json").read_text() == f'{{"number": {number}}}'
     assert f"on {number} held-out samples" in (bundle / "README.md").read_text()
     assert sorted(path.name for path in bundle.iterdir()) == ["README.md", "a.onnx", "parity.json", MANIFEST]
 
 
-def _parity(number: int) -> dict[str, object]:
-    return {"passed": True, "samples": number, "runtime": "x", "gates": [], "stages": {}, "notes": []}
+def _parity(number: int) -> ParitySummary:
+    return ParitySummary(passed=True, samples=number, runtime="x", stages={}, notes=[])
 
 
 def test_a_bundle_that_was_exported_again_meanwhile(bundle: Path) -> None:

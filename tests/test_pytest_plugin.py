@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from tests.onnx_bundles import Bundles
-from vlmexport.artifact.bundle.manifest import read_manifest, write_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.recipe import Gates
 
 pytest_plugins = ["pytester"]

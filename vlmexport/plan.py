@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
 
+from vlmexport.artifact.bundle.halves import LABELS
 from vlmexport.artifact.onnx.passes.repeat_layers import TRACED
 from vlmexport.artifact.onnx.sizes import extras, hessian_bytes, sizes, used_tower, vision_sizes
 from vlmexport.errors import Unsupported
@@ -130,12 +131,12 @@ def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], flo
     parts = [Part(decoder.LANGUAGE, total.pop(decoder.LANGUAGE), weights["language"])]
     stands_for, peak = weights["vision"] + weights["projector"], float(GGUF_PEAK)
     if settings.vision == "mmproj":
-        parts.append(Part(decoder.VISION, mmproj.file(checkpoint, settings.mmproj_type).size, stands_for))
+        parts.append(Part(LABELS[decoder.MMPROJ], mmproj.file(checkpoint, settings.mmproj_type).size, stands_for))
     else:
         graphs = vision_sizes(checkpoint, recipe.onnx)
         parts += [Part(name, size, stands_for if name == "vision_encoder" else 0) for name, size in graphs.items()]
         peak = _LIBRARIES + _IN_FLIGHT + _SKETCH_COPIES * _sketch(checkpoint, recipe)
-    parts += [Part(name, size, 0) for name, size in total.items()]
+    parts += [Part(LABELS[role], size, 0) for role, size in total.items()]
     return tuple(parts), peak
 
 

@@ -17,6 +17,7 @@ from frozen import Features, key, of_tower
 from rounding import Round
 from torch import nn
 
+from vlmexport.artifact.bundle.halves import LLAMA_CPP
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
@@ -70,9 +71,9 @@ def _hook(one: Round) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
 def tower(vlm: VLM, checkpoint: Checkpoint, qat: FakeQuantization | None, folder: Path | None, data: str) -> Features:
     """Features as the bundle's own tower computes them where that is int8, else as the float model's does."""
-    if qat is None or qat.manifest.kind == "gguf" or qat.manifest.recipe.onnx.vision != "int8":
+    if qat is None or qat.manifest.seeing.engine == LLAMA_CPP or qat.manifest.recipe.onnx.vision != "int8":
         return of_tower(vlm, checkpoint, folder, data)
-    runtime, graph = open_runtime(qat.bundle, qat.manifest), qat.manifest.details["graphs"]["vision_encoder"]
+    runtime, graph = open_runtime(qat.bundle, qat.manifest), qat.manifest.seeing.file("vision_encoder")
     made = next(file.sha256 for file in qat.manifest.files if file.path == graph)
     return Features(
         lambda image: torch.from_numpy(runtime.features(runtime.pixels(image)).copy()),

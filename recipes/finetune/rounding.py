@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from vlmexport.artifact.bundle.halves import LLAMA_CPP, ONNXRUNTIME, GraphReport
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.gguf import imatrix_reader
 from vlmexport.artifact.gguf.decoder import IMATRIX
@@ -43,17 +43,17 @@ def of_bundle(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> Round
     weights: dict[str, Round] = {}
     inputs: dict[str, Round] = {}
     onnx = manifest.recipe.onnx
-    graphs = manifest.details.get("graphs", {})
-    for graph in ("projector", "decoder_model_merged"):
-        if manifest.details.get("report", {}).get(graph, {}).get("precision") == "int8":
-            more = _int8(bundle / graphs[graph], manifest.details["report"][graph], checkpoint, onnx)
+    for role, file in manifest.graphs().items():
+        report = manifest.reports[role]
+        if role in ("projector", "decoder_model_merged") and report.precision == "int8":
+            more = _int8(bundle / file, report, checkpoint, onnx)
             weights, inputs = weights | more[0], inputs | more[1]
-    if manifest.kind == "onnx" and onnx.decoder == "int4":
+    if manifest.decoding.engine == ONNXRUNTIME and onnx.decoder == "int4":
         weights |= _int4(checkpoint.spec.language, onnx)
     if checkpoint.spec.language.tie_word_embeddings:
         weights.pop("language.lm_head.weight", None)  # its table is the embedding's too, which stays float in ONNX
-    if manifest.kind != "onnx":
-        weights |= _gguf(bundle, manifest.details["language"], checkpoint.spec.language)
+    if manifest.decoding.engine == LLAMA_CPP:
+        weights |= _gguf(bundle, manifest.decoding.file("language"), checkpoint.spec.language)
     return weights, inputs
 
 
@@ -97,10 +97,10 @@ def _in_blocks(bits: int, block: int, weight: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(blocks.dequantize(*blocks.quantize(raw, "f32", columns, bits, block), bits, columns))
 
 
-def _int8(path: Path, report: dict[str, Any], checkpoint: Checkpoint, settings: Onnx) -> Rounds:
-    plain, bounds = find_scheme(settings.scheme), report.get("pair_max", {})
+def _int8(path: Path, report: GraphReport, checkpoint: Checkpoint, settings: Onnx) -> Rounds:
+    plain, bounds = find_scheme(settings.scheme), report.pair_max or {}
     layers: dict[str, Unfolded] = {}
-    for found in unfolded(path, set(report.get("smoothed", ())), checkpoint):
+    for found in unfolded(path, set(report.smoothed or ()), checkpoint):
         if isinstance(found, str):
             raise Unsupported(f"{path} does not tell what {found} was before it was rounded", "list it in float_layers")
         layers[found.layer.path] = found

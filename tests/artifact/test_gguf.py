@@ -10,7 +10,8 @@ import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export, metadata, random_statistics, tensors, value_types
-from vlmexport.artifact.bundle.manifest import read_manifest, verify
+from vlmexport.artifact.bundle.contents import verify
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.gguf import tokenizer as gguf_tokenizer
 from vlmexport.artifact.gguf.rows import interleave
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
@@ -21,9 +22,9 @@ from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 def test_bundle_holds_what_its_manifest_says(tiny: Checkpoint, tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
     manifest = export(tiny, folder, random_statistics(tiny.spec.language), type="Q4_K_M", imatrix="auto")
-    components = {file.path: file.component for file in manifest.files}
+    components = {file.path: file.role for file in manifest.files}
     assert components == {
-        "imatrix.gguf": "importance matrix", "mmproj-tiny-F16.gguf": "vision+projector", "tiny-Q4_K_M.gguf": "language"
+        "imatrix.gguf": "imatrix", "mmproj-tiny-F16.gguf": "mmproj", "tiny-Q4_K_M.gguf": "language"
     }  # fmt: skip
     assert read_manifest(folder).model_dump(mode="json") == manifest.model_dump(mode="json")
     verify(folder, manifest)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import gguf
 import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
+from vlmexport.artifact.bundle.halves import DECODER, VISION
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import UsageError
 from vlmexport.pipeline import export
@@ -29,10 +29,11 @@ def make(model: Path, output: Path, **flags: Any) -> tuple[dict[str, str], int, 
     keys = {f"gguf.{key}": value for key, value in flags.items()}
     export(str(model), resolve("gguf-q4_k_m", {**keys, "calibration.samples": 4}), output)
     manifest = read_manifest(output)
-    reader = gguf.GGUFReader(output / str(manifest.details["language"]))
+    reader = gguf.GGUFReader(output / manifest.decoding.file("language"))
     types = {tensor.name: tensor.tensor_type.name.lower() for tensor in reader.tensors}
-    size = sum((output / str(manifest.details[part])).stat().st_size for part in ("language", "mmproj"))
-    return types, size, json.loads(json.dumps(manifest.details["budget"]))
+    size = manifest.size(VISION + DECODER)
+    assert manifest.decoding.budget is not None
+    return types, size, manifest.decoding.budget.model_dump(mode="json")
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from vlmexport.artifact.bundle.manifest import read_manifest, verify
+from vlmexport.artifact.bundle.contents import verify
+from vlmexport.artifact.bundle.manifest import read_manifest
 
 pytestmark = pytest.mark.slow
 

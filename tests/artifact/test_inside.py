@@ -14,11 +14,15 @@ import pytest
 from PIL import Image
 
 from tests.command import vlmexport
+from tests.manifests import manifest
 from tests.test_cli import assert_one_line_error
-from vlmexport.artifact.bundle.manifest import MANIFEST, Manifest, list_files, read_manifest, source_of, write_manifest
+from vlmexport.artifact.bundle.contents import list_files, source_of
+from vlmexport.artifact.bundle.halves import ONNXRUNTIME, DecodingHalf, SeeingHalf
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
+from vlmexport.artifact.bundle.staging import MANIFEST
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.artifact.onnx.read.int8_layers import int8_layers, int8_products
 from vlmexport.errors import CheckpointError
-from vlmexport.recipe import Recipe
 from vlmexport.runtime.open import open_runtime
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -33,10 +37,15 @@ def written(tiny: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "onnx" / "a.onnx").write_bytes(b"weights")
     write_manifest(
         folder,
-        Manifest(
-            kind="onnx", source=source_of(tiny), recipe=Recipe(), tools={}, files=list_files(folder, {}),
-            details={"graphs": {"vision_encoder": "onnx/a.onnx"}, "language": "l.gguf", "mmproj": "m.gguf",
-                     "tokenizer": "tokenizer.json", "features": "features"},
+        manifest(
+            "onnx", source_of(tiny), files=list_files(folder, {}),
+            seeing=SeeingHalf(
+                engine=ONNXRUNTIME, precision="fp32", files={"vision_encoder": "onnx/a.onnx", "mmproj": "m.gguf"},
+                outputs={"features": "features"},
+            ),
+            decoding=DecodingHalf(
+                engine=ONNXRUNTIME, precision="fp32", files={"language": "l.gguf", "tokenizer": "tokenizer.json"}
+            ),
         ),
     )  # fmt: skip
     return folder
@@ -55,11 +64,11 @@ def rewrite(bundle: Path, change: Callable[[Document], Any]) -> None:
 
 FIELDS: dict[str, Callable[[Document, str], Any]] = {
     "files": lambda document, path: document["files"][0].update(path=path),
-    "graphs": lambda document, path: document["details"]["graphs"].update(vision_encoder=path),
-    "another graph": lambda document, path: document["details"]["graphs"].update(x=path),
-    "language": lambda document, path: document["details"].update(language=path),
-    "mmproj": lambda document, path: document["details"].update(mmproj=path),
-    "tokenizer": lambda document, path: document["details"].update(tokenizer=path),
+    "vision encoder": lambda document, path: document["seeing"]["files"].update(vision_encoder=path),
+    "mmproj": lambda document, path: document["seeing"]["files"].update(mmproj=path),
+    "projector": lambda document, path: document["seeing"]["files"].update(projector=path),
+    "language": lambda document, path: document["decoding"]["files"].update(language=path),
+    "tokenizer": lambda document, path: document["decoding"]["files"].update(tokenizer=path),
 }  # fmt: skip
 
 OUTSIDE = {
@@ -84,7 +93,7 @@ OUTSIDE = {
 
 
 def test_what_a_bundle_names_is_read(bundle: Path) -> None:
-    assert read_manifest(bundle).details["graphs"] == {"vision_encoder": "onnx/a.onnx"}
+    assert read_manifest(bundle).graphs() == {"vision_encoder": "onnx/a.onnx"}
 
 
 @pytest.mark.parametrize("path", OUTSIDE.values(), ids=OUTSIDE)
@@ -100,7 +109,7 @@ def test_every_path_of_every_field(field: str, path: str, bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [None, 5, ["a"], {"a": "b"}])
-@pytest.mark.parametrize("field", ["files", "graphs"])
+@pytest.mark.parametrize("field", ["files", "vision encoder"])
 def test_a_path_that_is_no_text(field: str, value: Any, bundle: Path) -> None:
     rewrite(bundle, lambda document: FIELDS[field](document, value))
     with pytest.raises(CheckpointError, match="damaged"):
@@ -109,7 +118,7 @@ def test_a_path_that_is_no_text(field: str, value: Any, bundle: Path) -> None:
 
 @pytest.mark.parametrize("command", ["inspect", "run"])
 def test_on_the_command_line(command: str, bundle: Path, tmp_path: Path) -> None:
-    rewrite(bundle, lambda document: FIELDS["graphs"](document, "../../secret.onnx"))
+    rewrite(bundle, lambda document: FIELDS["vision encoder"](document, "../../secret.onnx"))
     Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
     more = ["--image", tmp_path / "x.png", "What?"] if command == "run" else []
     assert_one_line_error(vlmexport(command, bundle, *more), 2, "leads out of the bundle", "do not trust")
@@ -144,7 +153,10 @@ def test_links_within_it_and_of_the_hubs_cache(bundle: Path, tmp_path: Path) -> 
     ("change", "said"),
     [
         (lambda document: document["source"]["spec"]["vision"].update(image_size="wide"), "image_size"),
-        (lambda document: document["source"]["spec"]["vision"].update(colour="red"), "'colour', which is unknown"),
+        (
+            lambda document: document["source"]["spec"]["vision"].update(colour="red"),
+            "vision.colour: Extra inputs",
+        ),
         (lambda document: document["source"]["spec"].pop("language"), "language"),
         (lambda document: document.update({"new\nline": 1}), "new line"),
     ],
@@ -157,21 +169,40 @@ def test_a_spec_of_another_version(change: Callable[[Document], Any], said: str,
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["graphs", "features", "tokenizer"])
-def test_what_a_manifest_lacks_is_told(key: str, bundle: Path) -> None:
-    rewrite(bundle, lambda document: document["details"].pop(key))
-    with pytest.raises(CheckpointError, match=rf"vlmexport\.json lacks {key} among its details: export"):
-        read_manifest(bundle).details[key]
-    rewrite(bundle, lambda document: document.pop("details"))
-    with pytest.raises(CheckpointError, match=f"lacks {key}"):
-        read_manifest(bundle).details[key]
+LACKING: dict[str, tuple[Callable[[Document], Any], Callable[[Manifest], str]]] = {
+    "vision_encoder": (
+        lambda document: document["seeing"]["files"].pop("vision_encoder"),
+        lambda manifest: manifest.seeing.file("vision_encoder"),
+    ),
+    "features": (
+        lambda document: document["seeing"].pop("outputs"), lambda manifest: manifest.seeing.output("features")
+    ),
+    "tokenizer": (
+        lambda document: document["decoding"].pop("files"), lambda manifest: manifest.decoding.file("tokenizer")
+    ),
+}  # fmt: skip
 
 
-def test_a_graph_that_a_manifest_lacks_is_told(bundle: Path) -> None:
-    graphs = read_manifest(bundle).details["graphs"]
-    assert "projector" not in graphs
-    with pytest.raises(CheckpointError, match="lacks projector"):
-        graphs["projector"]
+@pytest.mark.parametrize("name", LACKING)
+def test_what_a_manifest_lacks_is_told(name: str, bundle: Path) -> None:
+    remove, read = LACKING[name]
+    assert read(read_manifest(bundle))
+    rewrite(bundle, remove)
+    with pytest.raises(CheckpointError, match=rf"vlmexport\.json lacks {name}: export"):
+        read(read_manifest(bundle))
+
+
+@pytest.mark.parametrize("half", ["seeing", "decoding"])
+def test_a_manifest_of_one_half(half: str, bundle: Path) -> None:
+    rewrite(bundle, lambda document: document.pop(half))
+    with pytest.raises(CheckpointError, match=rf"another version \({half}: Field required\)"):
+        read_manifest(bundle)
+
+
+def test_another_version(bundle: Path) -> None:
+    rewrite(bundle, lambda document: document.update(schema_version=3))
+    with pytest.raises(CheckpointError, match=r"has schema version 3, known are 1 and 2: install a newer vlmexport"):
+        read_manifest(bundle)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null"])
@@ -201,17 +232,3 @@ def test_external_data_of_a_graph(location: str, read: Callable[[Path], Iterator
     (tmp_path / "a.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     with pytest.raises(CheckpointError, match="names external data outside of the bundle"):
         list(read(tmp_path / "a.onnx"))
-
-
-def test_a_manifest_whose_image_processor_was_part_of_the_encoder(bundle: Path) -> None:
-    """So were those of the first versions."""
-    new = read_manifest(bundle)
-
-    def older(document: Document) -> None:
-        spec = document["source"]["spec"]
-        pixels = spec.pop("image_processor")
-        colours = {key: pixels[key] for key in ("image_mean", "image_std")}
-        spec["vision"] |= colours | {"aspect_ratio": "pad" if pixels["do_pad"] else "crop"}
-
-    rewrite(bundle, older)
-    assert read_manifest(bundle) == new

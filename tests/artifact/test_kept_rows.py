@@ -75,7 +75,7 @@ def test_rows_that_are_not_asked_for_are_not_computed(make: object, kind: str, t
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_genais_decoder_gives_the_last_row_over_the_same_weights(precision: str, onnx_bundle: Bundles) -> None:
     bundle = onnx_bundle(precision)
-    ours = bundle / read_manifest(bundle).details["graphs"]["decoder_model_merged"]
+    ours = bundle / read_manifest(bundle).decoding.file("decoder_model_merged")
     theirs = bundle / ours.name.replace("decoder_model_merged", "decoder")
     sessions = [open_session(path) for path in (ours, theirs)]
     assert NUM_LOGITS not in {value.name for value in sessions[1].get_inputs()}

@@ -12,7 +12,8 @@ import pytest
 
 from tests.onnx_bundles import Bundles, recipe
 from tests.quantize.graphs import fused
-from vlmexport.artifact.bundle.manifest import read_manifest, verify
+from vlmexport.artifact.bundle.contents import verify
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.onnx.graphs import Written
 from vlmexport.errors import UsageError
 from vlmexport.pipeline import export_checkpoint
@@ -55,7 +56,7 @@ def test_configuration(onnx_bundle: Bundles) -> None:
 
 def test_float16_halves_the_decoder_and_products_run_in_float32(onnx_bundle: Bundles, tmp_path: Path) -> None:
     folder = onnx_bundle("fp16")
-    assert read_manifest(folder).details["report"]["decoder_model_merged"]["precision"] == "fp16"
+    assert read_manifest(folder).reports["decoder_model_merged"].precision == "fp16"
     graph = onnx.load(folder / "onnx/decoder_model_merged_fp16.onnx").graph
     matrices = {i.data_type for i in graph.initializer if len(i.dims) == 2 and "rotary" not in i.name}
     assert matrices == {onnx.TensorProto.FLOAT16}
@@ -66,19 +67,19 @@ def test_float16_halves_the_decoder_and_products_run_in_float32(onnx_bundle: Bun
 
 def test_the_report_of_onnxsim(onnx_bundle: Bundles) -> None:
     pytest.importorskip("onnxsim", reason="onnxsim is not installed")
-    report = read_manifest(onnx_bundle("fp32")).details["report"]
+    report = read_manifest(onnx_bundle("fp32")).reports
     for graph in ("vision_encoder", "projector", "decoder_model_merged"):
-        found = report[graph]["onnxsim"]
+        found = report[graph].onnxsim
         assert found["nodes_before"] == found["nodes_after"] > 10
         assert (found["used"], found["why"]) == (False, "it leaves out nothing")
-    assert "onnxsim" not in report["embed_tokens"]
+    assert report["embed_tokens"].onnxsim is None
 
 
 def test_coverage(onnx_bundle: Bundles) -> None:
     manifest = read_manifest(onnx_bundle("int8"))
-    report = manifest.details["report"]
-    assert report["decoder_model_merged"]["int8_share"] == 1.0
-    assert report["projector"]["int8_share"] > 0.97
+    report = manifest.reports
+    assert report["decoder_model_merged"].int8_share == 1.0
+    assert report["projector"].int8_share > 0.97
     assert manifest.tensors == {
         "vision.embeddings.patch_embedding": "float32 (patch embedding)", "projector.peg.peg.0": "float32 (depthwise)"
     }  # fmt: skip
@@ -92,12 +93,12 @@ def test_onnxruntime_computes_int8(onnx_bundle: Bundles, tmp_path: Path) -> None
     """Every int8 layer is one fused integer product (two where it takes two terms); float ones are attention's, which
     in the tower is one operator a layer."""
     folder = onnx_bundle("int8")
-    report = read_manifest(folder).details["report"]
+    report = read_manifest(folder).reports
     for graph, layers, fused_attention, attention in (
         ("vision_encoder", 2 * 6 + 2, 2, 0), ("decoder_model_merged", 8, 0, 1)
     ):  # fmt: skip
         kinds = fused(folder / f"onnx/{graph}_int8.onnx", tmp_path)
-        assert kinds.count("MatMulIntegerToFloat") == layers + len(report[graph]["two_terms"])
+        assert kinds.count("MatMulIntegerToFloat") == layers + len(report[graph].two_terms)
         assert sum(kind in ("MatMul", "FusedMatMul") for kind in kinds) == 2 * attention
         assert kinds.count("MultiHeadAttention") == fused_attention
 

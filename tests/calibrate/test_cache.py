@@ -18,7 +18,7 @@ from PIL import Image
 import vlmexport
 from tests.calibrate.pictures import loaded_by, samples
 from tests.checkpoints import write_tokenizer
-from vlmexport.artifact.bundle.manifest import source_of
+from vlmexport.artifact.bundle.contents import source_of
 from vlmexport.calibrate import Sample, Statistics, code, collect
 from vlmexport.calibrate.cache import key, sensitivity, statistics
 from vlmexport.calibrate.collect import SHARD

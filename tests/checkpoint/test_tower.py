@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from tests.checkpoints import State, canonical_state, published, tiny_spec, write_checkpoint, write_clip, write_json
-from vlmexport.artifact.bundle.manifest import Manifest, source_of
+from tests.manifests import manifest as made
+from vlmexport.artifact.bundle.contents import source_of
 from vlmexport.checkpoint import hub
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported, UsageError
 from vlmexport.model import load
 from vlmexport.parity.compare.source import _reference
-from vlmexport.recipe import Recipe
 from vlmexport.report.inspection import describe
 from vlmexport.source.checkpoint import open_checkpoint
 from vlmexport.source.locate import open_model
@@ -160,7 +160,7 @@ def test_hub_ids() -> None:
 
 def test_a_check_finds_it_again(v1: Path, clip: Path, tmp_path: Path) -> None:
     source = source_of(open_model(str(v1), str(clip)))
-    manifest = Manifest(kind="gguf", source=source, recipe=Recipe(), tools={})
+    manifest = made("gguf", source)
     tower = _reference(manifest, None, None).tower
     assert tower is not None
     assert tower.origin == str(clip.resolve())

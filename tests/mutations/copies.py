@@ -15,7 +15,10 @@ import numpy.typing as npt
 import onnx
 from onnx import numpy_helper
 
-from vlmexport.artifact.bundle.manifest import File, Manifest, read_manifest, sha256, write_manifest
+from vlmexport.artifact.bundle.contents import sha256
+from vlmexport.artifact.bundle.halves import Role
+from vlmexport.artifact.bundle.manifest import File, Manifest, read_manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.console import QUIET
 from vlmexport.parity import ParityResult, check
@@ -47,13 +50,14 @@ class Mutant:
         path.write_bytes(content)
         return path
 
-    def own(self, key: str) -> Path:
-        """A GGUF file as a copy, which may be written to, by its key in the manifest's details."""
-        return self._own(self.folder / read_manifest(self.folder).details[key])
+    def own(self, key: Role) -> Path:
+        """A GGUF file as a copy, which may be written to, by its role."""
+        manifest = read_manifest(self.folder)
+        return self._own(self.folder / (manifest.seeing.files | manifest.decoding.files)[key])
 
-    def path(self, graph: str) -> Path:
+    def path(self, graph: Role) -> Path:
         """A graph's file as a copy, by the manifest's name for it."""
-        return self._own(self.folder / read_manifest(self.folder).details["graphs"][graph])
+        return self._own(self.folder / read_manifest(self.folder).graphs()[graph])
 
     def edit_json(self, name: str, change: Callable[[dict[str, Any]], object]) -> None:
         """Change a JSON document in place."""
@@ -62,14 +66,14 @@ class Mutant:
         change(document)
         path.write_text(json.dumps(document))
 
-    def edit_graph(self, graph: str, change: Callable[[onnx.ModelProto], object]) -> None:
+    def edit_graph(self, graph: Role, change: Callable[[onnx.ModelProto], object]) -> None:
         """Change a graph in place."""
         path = self.path(graph)
         model = onnx.load(path)
         change(model)
         onnx.save(model, path)
 
-    def edit_weight(self, graph: str, name: str, change: Callable[[Array], Array]) -> None:
+    def edit_weight(self, graph: Role, name: str, change: Callable[[Array], Array]) -> None:
         """Replace an initializer by what ``change`` makes of it."""
 
         def replace(model: onnx.ModelProto) -> None:
@@ -86,16 +90,16 @@ class Mutant:
         files = [*manifest.files, File(path=path, bytes=0, sha256="")]
         write_manifest(self.folder, manifest.model_copy(update={"files": files}))
 
-    def edit_tensors(self, key: str, change: Callable[[str, Array], None]) -> None:
+    def edit_tensors(self, key: Role, change: Callable[[str, Array], None]) -> None:
         """Change f32 tensors of a GGUF file in place.
 
         Args:
-            key: of the file in the manifest's details.
+            key: the file's role.
         """
         for tensor in gguf.GGUFReader(self.own(key), "r+").tensors:
             change(tensor.name, tensor.data)
 
-    def edit_fields(self, key: str, **values: Any) -> None:
+    def edit_fields(self, key: Role, **values: Any) -> None:
         """Change metadata of a GGUF file in place: numbers, and texts of the same length."""
         fields = gguf.GGUFReader(self.own(key), "r+").fields
         for name, value in values.items():
@@ -116,7 +120,7 @@ class Mutant:
 
     def _rehash(self, manifest: Manifest) -> None:
         files = [
-            File(path=f.path, bytes=p.stat().st_size, sha256=sha256(p), component=f.component)
+            File(path=f.path, bytes=p.stat().st_size, sha256=sha256(p), role=f.role)
             for f, p in ((f, self.folder / f.path) for f in manifest.files)
         ]
         write_manifest(self.folder, manifest.model_copy(update={"files": files}))

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.manifests import manifest as made
+from tests.manifests import source_named
 from tests.report.results import measured, result
-from vlmexport.artifact.bundle.manifest import Manifest, Source
 from vlmexport.errors import UsageError
 from vlmexport.parity.baseline import compared, read_baseline, refuse_baseline
 from vlmexport.parity.result import ParityResult
@@ -84,9 +85,9 @@ def test_no_baseline(tmp_path: Path) -> None:
     ],
 )
 def test_a_baseline_of_something_else(changes: dict[str, Any], message: str) -> None:
-    source = Source(name="demo", path="demo", layout="mobilevlm", spec={}, weights={"model.safetensors": "00"})
+    source = source_named("demo", weights={"model.safetensors": "00"})
     recipe = parse({"name": "onnx-x86", "target": "x86"}, "test")
-    manifest = Manifest(kind="onnx", source=source, recipe=recipe, tools={})
+    manifest = made("onnx", source, recipe=recipe)
     path, right = Path("old.json"), result(True)
     refuse_baseline(path, right, manifest, right.inputs)
     if "inputs" in changes:

@@ -10,7 +10,8 @@ import pytest
 from tests.command import vlmexport
 from tests.onnx_bundles import Bundles, sample
 from tests.report.results import result
-from vlmexport.artifact.bundle.manifest import read_manifest, write_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.console import QUIET
 from vlmexport.errors import UsageError
 from vlmexport.parity import check

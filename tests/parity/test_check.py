@@ -14,7 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.checkpoints import random_state, tiny_spec, write_checkpoint
-from vlmexport.artifact.bundle.manifest import read_manifest, source_of, write_manifest
+from vlmexport.artifact.bundle.contents import source_of
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.errors import CheckpointError, NotEnoughData, ParityFailed, UsageError
 from vlmexport.parity import ParityResult, check

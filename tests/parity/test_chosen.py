@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.manifests import manifest as made
+from tests.manifests import source_named
 from tests.onnx_bundles import picture
-from vlmexport.artifact.bundle.manifest import Calibrated, Manifest, Source
+from vlmexport.artifact.bundle.manifest import Calibrated, Manifest
 from vlmexport.calibrate.samples import calibration_folder, calibration_hashes, calibration_samples
 from vlmexport.errors import NotEnoughData
 from vlmexport.parity.samples import choose
-from vlmexport.recipe import Recipe
 
 
 def manifest(count: int = 30) -> Manifest:
     ids = [sample.id for sample in calibration_samples(count)]
     calibration = Calibrated(samples=ids, sha256="", images=calibration_hashes(ids))
-    source = Source(name="demo", path="demo", layout="mobilevlm", spec={}, weights={})
-    return Manifest(kind="onnx", source=source, recipe=Recipe(), tools={}, calibration=calibration)
+    return made("onnx", source_named("demo"), calibration=calibration)
 
 
 @pytest.fixture

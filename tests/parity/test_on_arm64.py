@@ -76,7 +76,7 @@ def test_all_three_are_reported(result: ParityResult, bundle: Path) -> None:
     assert named == [("dot product", False), ("i8mm", False)]
     manifest, page = read_manifest(bundle), (bundle / "README.md").read_text()
     assert manifest.parity is not None
-    assert [core["passed"] for core in manifest.parity["cores"]] == [True, True]
+    assert [core.passed for core in manifest.parity.cores] == [True, True]
     assert "measured on cortex-a76" in page
     assert "on arm64 max (dot product, i8mm) under QEMU 10." in page
     assert "int8 by i8mm" in page

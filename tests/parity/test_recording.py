@@ -11,7 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from tests.onnx_bundles import Bundles
 from tests.prompts import around
-from vlmexport.artifact.bundle.manifest import read_manifest, write_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.parity import check

@@ -35,7 +35,7 @@ def compared(bundle: Path, checkpoint: Checkpoint) -> WeightsResult:
 def damaged(bundle: Path, folder: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> Path:
     """A copy with other initializers in the decoder."""
     shutil.copytree(bundle, folder, copy_function=link)
-    path = folder / read_manifest(bundle).details["graphs"][DECODER]
+    path = folder / read_manifest(bundle).graphs()[DECODER]
     model = onnx.load(path)
     for tensor in model.graph.initializer:
         array = np.array(numpy_helper.to_array(tensor))
@@ -59,7 +59,7 @@ def test_data_beside_a_graph_may_be_shared(kind: str, onnx_bundle: Bundles, shor
     bundle = Path(shutil.copytree(onnx_bundle("int8"), tmp_path / "models--a--b" / "snapshots" / "c0ffee"))
     blobs = tmp_path / "models--a--b" / "blobs"
     blobs.mkdir()
-    for file in read_manifest(bundle).details["graphs"].values():
+    for file in read_manifest(bundle).graphs().values():
         path = bundle / file
         onnx.save(onnx.load(path), path, save_as_external_data=True, location=f"{path.name}_data", size_threshold=0)
         data, blob = path.with_name(f"{path.name}_data"), blobs / path.name
@@ -77,8 +77,8 @@ def test_every_layer_is_looked_at(onnx_bundle: Bundles, short: Checkpoint, tmp_p
         return array * 1.01 if name.endswith(".weight_scale") else array
 
     found = compared(damaged(onnx_bundle("int8"), tmp_path / "scaled", scaled), short)
-    path = onnx_bundle("int8") / read_manifest(onnx_bundle("int8")).details["graphs"][DECODER]
-    smoothed = set(read_manifest(onnx_bundle("int8")).details["report"][DECODER]["smoothed"])
+    path = onnx_bundle("int8") / read_manifest(onnx_bundle("int8")).graphs()[DECODER]
+    smoothed = read_manifest(onnx_bundle("int8")).smoothed(DECODER)
     folded = {layer.path for layer in int8_layers(path) if layer.path in smoothed and layer.divisor is None}
     # A layer whose scales are folded into another one shows at that one: of the two, no one can say which is wrong.
     assert {fault.layer for fault in found.faults} == {layer.path for layer in int8_layers(path)} - folded
@@ -99,7 +99,7 @@ def test_one_level(onnx_bundle: Bundles, short: Checkpoint, tmp_path: Path) -> N
 
 def test_an_input_that_is_read_otherwise_than_written(onnx_bundle: Bundles, short: Checkpoint, tmp_path: Path) -> None:
     folder = damaged(onnx_bundle("int8"), tmp_path / "read", lambda _, array: array)
-    path = folder / read_manifest(folder).details["graphs"][DECODER]
+    path = folder / read_manifest(folder).graphs()[DECODER]
     model = onnx.load(path)
     (node,) = (node for node in model.graph.node if node.name == f"{LAYER}.self_attn.v_proj.input_dq")
     (zero,) = (t for t in model.graph.initializer if t.name == node.input[2])

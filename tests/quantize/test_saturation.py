@@ -155,9 +155,9 @@ def ratio(got: F32, want: F32) -> float:
 
 def test_bounds_of_a_bundle_are_held_and_listed(onnx_bundle: Bundles) -> None:
     bundle, bounded = onnx_bundle("int8"), 0
-    details = read_manifest(bundle).details
-    for graph, file in details["graphs"].items():
-        bounds = details["report"][graph].get("pair_max", {})
+    manifest = read_manifest(bundle)
+    for graph, file in manifest.graphs().items():
+        bounds = manifest.reports[graph].pair_max or {}
         for layer in int8_layers(bundle / file) if bounds else ():
             held, steps = layer.weight()
             levels = np.round(held / steps.reshape(-1, *[1] * (held.ndim - 1))).reshape(len(held), -1)

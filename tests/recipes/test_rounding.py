@@ -34,7 +34,7 @@ def test_int8_weights_and_inputs_are_the_bundles(onnx_bundle: Bundles, short: Ch
     qat, compared = FakeQuantization(bundle, short), set()
     with qat.applied(vlm):
         for graph in ("projector", "decoder_model_merged"):
-            path = bundle / read_manifest(bundle).details["graphs"][graph]
+            path = bundle / read_manifest(bundle).graphs()[graph]
             for layer in int8_layers(path):
                 held, steps = layer.weight()
                 name = f"{layer.path}.weight"
@@ -76,7 +76,7 @@ def test_int4_weights_are_the_bundles(onnx_bundle: Bundles, short: Checkpoint) -
     from qat import FakeQuantization
 
     bundle, vlm = onnx_bundle("int4"), load(short, resident=True)
-    graph = onnx.load(bundle / read_manifest(bundle).details["graphs"]["decoder_model_merged"])
+    graph = onnx.load(bundle / read_manifest(bundle).decoding.file("decoder_model_merged"))
     held = {tensor.name: numpy_helper.to_array(tensor, str(bundle / "onnx")) for tensor in graph.graph.initializer}
     with FakeQuantization(bundle, short).applied(vlm):
         for name, bits in (("language.model.layers.0.mlp.down_proj", 4), ("language.lm_head", 8)):
@@ -94,7 +94,7 @@ def test_gguf_weights_are_the_bundles(kind: str, importance: bool, short: Checkp
     manifest = gguf_bundles.export(
         short, bundle, statistics, type=kind, imatrix="auto" if importance else "none", mmproj_type="f16"
     )
-    file = {tensor.name: tensor for tensor in gguf.GGUFReader(bundle / manifest.details["language"]).tensors}
+    file = {tensor.name: tensor for tensor in gguf.GGUFReader(bundle / manifest.decoding.file("language")).tensors}
     vlm, compared = load(short, resident=True), 0
     with FakeQuantization(bundle, short).applied(vlm):
         for name in short.tensors["language"]:

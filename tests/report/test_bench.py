@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from vlmexport.artifact.bundle.summary import ParitySummary
 from vlmexport.bench import BundleBench, Component, Spread
 from vlmexport.report.bench import plot, table, unchecked
 from vlmexport.report.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Panel, Point, svg
@@ -17,8 +18,12 @@ from vlmexport.report.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Pa
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
+def checked(passed: bool, **fields: Any) -> ParitySummary:
+    return ParitySummary(**{"passed": passed, "samples": 20, "runtime": "x", "notes": [], "stages": {}} | fields)
+
+
 def bundle(name: str, kld: float | None = None, **changes: Any) -> BundleBench:
-    parity = None if kld is None else {"passed": True, "broken_stage": None, "stages": {"logits": {"kld": kld}}}
+    parity = None if kld is None else checked(True, stages={"logits": {"kld": kld}})
     spread = Spread.of([0.01, 0.02, 0.04])
     values: dict[str, Any] = {
         "bundle": name, "kind": "onnx", "recipe": "onnx-x86", "runtime": "onnxruntime 1.31.1", "threads": 2,
@@ -57,7 +62,7 @@ def test_table() -> None:
 
 
 def test_energy_and_a_failed_check() -> None:
-    failed = {"passed": False, "broken_stage": "tokens", "stages": {}}
+    failed = checked(False, broken_stage="tokens")
     text = shown(bundle("one", joules=Spread.of([3.0, 4.0]), parity=failed))
     assert "3.5" in row(text, "energy")
     assert "FAIL at tokens" in row(text, "last check")

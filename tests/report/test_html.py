@@ -10,30 +10,34 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.manifests import manifest as made
+from tests.manifests import source_named
 from tests.report.results import gate, measured, result, stock
-from vlmexport.artifact.bundle.manifest import File, Manifest, Source
+from vlmexport.artifact.bundle.halves import ONNXRUNTIME, Budget, DecodingHalf, Role, TensorChoice
+from vlmexport.artifact.bundle.manifest import File, Manifest
 from vlmexport.bench import Component
 from vlmexport.parity.baseline import compared
 from vlmexport.parity.result import Answer, BisectResult, LayerDifference, LayerLoss, ParityResult, Picture
 from vlmexport.recipe import parse
 from vlmexport.report.html import html
 
+DECODER: Role = "decoder_model_merged"
 _VOID = {"meta", "img", "br"}
 
 
-def manifest(**details: Any) -> Manifest:
-    source = Source(name="demo", path="demo", layout="mobilevlm", spec={}, weights={})
+def manifest(budget: Budget | None = None) -> Manifest:
+    source = source_named("demo", configuration={}, weights={})
     files = [
-        File(path=path, bytes=size, sha256="", component=component)
-        for path, size, component in (("a", 1_500_000, "decoder"), ("b", 500_000, "decoder"), ("c", 10_000, None))
+        File(path=path, bytes=size, sha256="", role=role)
+        for path, size, role in (("a", 1_500_000, DECODER), ("b", 500_000, DECODER), ("c", 10_000, None))
     ]
     recipe = parse({"name": "onnx-x86", "target": "x86"}, "test")
-    return Manifest(kind="onnx", source=source, recipe=recipe, tools={"torch": "2.12.0"}, files=files, details=details)
+    decoding = DecodingHalf(engine=ONNXRUNTIME, precision="fp32", budget=budget)
+    return made("onnx", source, recipe=recipe, tools={"torch": "2.12.0"}, files=files, decoding=decoding)
 
 
 def picture() -> Picture:
@@ -156,13 +160,9 @@ def test_patches() -> None:
 
 
 def test_sizes_budget_and_versions() -> None:
-    budget = {
-        "tensor_bytes": 3000,
-        "predicted_kld": 0.01,
-        "tensors": [
-            {"tensor": "blk.0", "type": "q4_k", "bytes": 2000, "tried": {"q4_k": [2000, 0.01], "q6_k": [3000, 0.001]}}
-        ],
-    }
+    tried = {"q4_k": (2000, 0.01), "q6_k": (3000, 0.001)}
+    tensor = TensorChoice(tensor="blk.0", type="q4_k", bytes=2000, tried=tried)
+    budget = Budget(tensor_bytes=3000, predicted_kld=0.01, tensors=[tensor])
     text = Page(html(result(True), manifest(budget=budget))).text
     assert "decoder 2.00 other files 0.01 all 2.01" in text
     assert "blk.0 q4_k 2,000 0.01 q6_k: 0.001" in text

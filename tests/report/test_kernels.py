@@ -13,8 +13,8 @@ from tests.report.test_bench import bundle, row, shown
 from tests.report.test_cores import result as result_of_cores
 from tests.report.test_html import manifest
 from vlmexport.artifact.bundle.card import _parity
-from vlmexport.parity.check import _summary
 from vlmexport.parity.result import ParityResult
+from vlmexport.parity.summary import summary
 from vlmexport.report.html import html
 from vlmexport.report.junit import junit
 from vlmexport.report.markdown import markdown
@@ -39,7 +39,7 @@ def test_the_verdict_says_on_which_kernels(passed: bool) -> None:
     assert f"onnxruntime, int8 by {SAID}" in html(found, manifest())
     (suite,) = fromstring(junit(found))
     assert {one.get("name"): one.get("value") for one in suite.iter("property")}["int8 kernels"] == SAID
-    page = "\n".join(_parity(_summary(found))).replace("\\", "")
+    page = "\n".join(_parity(summary(found))).replace("\\", "")
     assert f"with onnxruntime (int8 by {SAID})" in page
     assert ParityResult.model_validate_json(found.model_dump_json()).kernels == SATURATING
 
@@ -64,7 +64,7 @@ def test_cores_have_their_own() -> None:
     found = found.model_copy(update={"cores": cores})
     assert "passes on onnxruntime on cortex-a76, int8 by dot product" in terminal(found)
     assert "max: onnxruntime on max, int8 by i8mm" in html(found, manifest())
-    page = "\n".join(_parity(_summary(found))).replace("\\", "")
+    page = "\n".join(_parity(summary(found))).replace("\\", "")
     assert "onnxruntime on max (int8 by i8mm): **failed**" in page
     (suite,) = fromstring(junit(found))
     assert {one.get("name"): one.get("value") for one in suite.iter("property")}["int8 kernels of max"] == "i8mm"

@@ -28,8 +28,8 @@ _START, _REQUEST = 60.0, 120.0  # seconds
 
 def files(bundle: Path) -> tuple[str, str]:
     """The language model and the mmproj of a bundle."""
-    details = read_manifest(bundle).details
-    return str(bundle / details["language"]), str(bundle / details["mmproj"])
+    manifest = read_manifest(bundle)
+    return str(bundle / manifest.decoding.file("language")), str(bundle / manifest.seeing.file("mmproj"))
 
 
 def data_url(image: Image.Image) -> str:

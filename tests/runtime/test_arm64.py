@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.manifests import manifest
 from tests.onnx_bundles import Bundles, picture
 from tests.prompts import ask
-from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
 from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.ort.arm64.root import CORES, cores, native
@@ -51,7 +52,7 @@ def test_where_nothing_is_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 @pytest.mark.parametrize("kind", ["gguf", "hybrid"])
 def test_llama_cpp_is_not_emulated(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"is a {kind} bundle, and arm64 is checked with ONNX bundles alone"):
-        open_cores(tmp_path, Manifest.model_construct(kind=kind))
+        open_cores(tmp_path, manifest(kind))
 
 
 @pytest.mark.slow

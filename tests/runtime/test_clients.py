@@ -50,7 +50,7 @@ def test_onnxruntime_genai(precision: str, onnx_bundle: Bundles) -> None:
     bundle = onnx_bundle(precision)
     runtime, expected = greedy(bundle)
     prompt, pixels = ask(runtime, QUESTION), runtime.pixels(picture(5, (336, 336)))
-    image = read_manifest(bundle).details["image_token_id"]
+    image = read_manifest(bundle).decoding.image_token_id
     model = genai.Model(str(bundle))
     settings = genai.GeneratorParams(model)
     settings.set_search_options(max_length=512)
@@ -81,6 +81,6 @@ def test_transformers_js(precision: str, onnx_bundle: Bundles, transformers_js: 
     found = json.loads(done.stdout.strip().splitlines()[-1])
     prompt = ask(runtime, QUESTION)
     assert found["text"] == prompt.text
-    assert found["input_ids"] == with_image(prompt, *[runtime.details["image_token_id"]] * 144)
+    assert found["input_ids"] == with_image(prompt, *[read_manifest(bundle).decoding.image_token_id] * 144)
     np.testing.assert_allclose(found["pixels"], runtime.pixels(picture(5, (336, 336))).ravel()[:12], atol=1e-4)
     assert_same(found["tokens"], expected, precision)

@@ -13,7 +13,8 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.command import vlmexport
 from tests.onnx_bundles import picture, sample
 from tests.prompts import ask
-from vlmexport.artifact.bundle.manifest import read_manifest, verify
+from vlmexport.artifact.bundle.contents import verify
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.flags import vision_flags
 from vlmexport.parity import check
@@ -56,9 +57,9 @@ def test_files(bundle: Path, linear: Path) -> None:
     manifest = read_manifest(bundle)
     verify(bundle, manifest)
     assert manifest.kind == "hybrid"
-    assert {file.path: file.component for file in manifest.files} == {
-        "components/projector.onnx": "projector (for parity)", "linear-F32.gguf": "language",
-        "onnx/vision_encoder.onnx": "vision+projector", "preprocessor_config.json": None,
+    assert {file.path: file.role for file in manifest.files} == {
+        "components/projector.onnx": "projector", "linear-F32.gguf": "language",
+        "onnx/vision_encoder.onnx": "vision_encoder", "preprocessor_config.json": None,
     }  # fmt: skip
     assert json.loads((bundle / "preprocessor_config.json").read_text())["image_size"] == 84
     assert "go into llama.cpp as embeddings" in (bundle / "README.md").read_text()
@@ -109,7 +110,7 @@ def test_int8_and_an_importance_matrix_from_one_calibration(linear: Path, tmp_pa
     assert {"onnx/vision_encoder_int8.onnx", "imatrix.gguf", "linear-Q4_K_M.gguf"} <= {f.path for f in manifest.files}
     assert manifest.calibration is not None
     assert len(manifest.calibration.samples) == 8
-    assert manifest.details["report"]["vision_encoder"]["int8_share"] > 0.5
+    assert (manifest.reports["vision_encoder"].int8_share or 0) > 0.5
     with closing(open_runtime(tmp_path / "linear-gguf-q4_k_m-onnx-x86")) as runtime:
         tokens = runtime.tokens(runtime.features(runtime.pixels(sample(1).image())))
         assert next(runtime.generate(ask(runtime, "A?", 36), tokens, 1)).margin >= 0

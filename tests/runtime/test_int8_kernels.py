@@ -152,7 +152,7 @@ def test_the_default_recipe_keeps_its_features_on_avx2(
 
 
 def saturating(bundle: Path) -> set[str]:
-    graphs = read_manifest(bundle).details["graphs"].values()
+    graphs = read_manifest(bundle).graphs().values()
     return {one.name for graph in graphs for one in int8_products(bundle / graph) if one.can_saturate()}
 
 

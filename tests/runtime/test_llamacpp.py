@@ -267,7 +267,7 @@ def test_a_truncated_file(small: Path, name: str, reason: str) -> None:
 
 def test_another_end_token(small: Path) -> None:
     manifest: Manifest = read_manifest(small)
-    manifest.source.spec["eos_token_id"] = 7
+    manifest.source.spec.eos_token_id = 7
     with pytest.raises(CheckpointError, match="ends answers with token 2"):
         LlamaCppRuntime(small, manifest)
 

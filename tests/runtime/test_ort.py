@@ -90,7 +90,8 @@ def test_a_bundle_for_another_machine_says_so(onnx_bundle: Bundles, monkeypatch:
 
 
 def test_a_missing_value_is_named(onnx_bundle: Bundles) -> None:
-    runtime = opened(onnx_bundle, "fp32")
-    runtime.details = runtime.details | {"features": "nowhere"}
+    manifest = read_manifest(onnx_bundle("fp32"))
+    manifest.seeing.outputs = {"features": "nowhere"}
+    runtime = OrtRuntime(onnx_bundle("fp32"), manifest)
     with pytest.raises(CheckpointError, match=r"output \(nowhere\) does not exist"):
         runtime.features(np.zeros((1, 3, 336, 336), np.float32))

@@ -9,17 +9,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from tests.checkpoints import tiny_spec
 from tests.command import vlmexport
+from tests.manifests import manifest as made
 from tests.test_cli import assert_one_line_error
-from vlmexport.artifact.bundle.manifest import Manifest, Source, list_files, write_manifest
+from vlmexport.artifact.bundle.contents import list_files
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.console import QUIET
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.recipe import resolve
@@ -36,9 +37,8 @@ def write_bundle(folder: Path, kind: Literal["onnx", "gguf", "hybrid"] = "onnx")
     (folder / "onnx").mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     (folder / "onnx" / "decoder.onnx_data").write_bytes(WEIGHTS)
-    source = Source(name="tiny", path="tiny", layout="original", spec=asdict(tiny_spec("ldpnetv2")), weights={})
-    manifest = Manifest(kind=kind, source=source, recipe=resolve("onnx-web", environ={}), tools={})
-    manifest.files = list_files(folder, {"onnx/decoder.onnx": "decoder"})
+    manifest = made(kind, recipe=resolve("onnx-web", environ={}))
+    manifest.files = list_files(folder, {"onnx/decoder.onnx": "decoder_model_merged"})
     (folder / "private.txt").write_text("mine")
     write_manifest(folder, manifest)
     return folder

@@ -8,23 +8,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlmexport.artifact.bundle.manifest import (
-    Manifest,
-    calibration_of,
-    list_files,
-    source_of,
-    tool_versions,
-    write_manifest,
-)
+from vlmexport.artifact.bundle.contents import calibration_of, list_files, source_of, tool_versions
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.artifact.gguf import decoder as gguf_decoder
-from vlmexport.artifact.gguf.decoder import LANGUAGE, Decoder
 from vlmexport.artifact.gguf.export import JINJA, write_files
 from vlmexport.artifact.onnx import client_files
+from vlmexport.artifact.onnx.export import seeing_half
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
-from vlmexport.artifact.onnx.graphs import COMPONENT_OF, Written, write_vision
-from vlmexport.artifact.onnx.session import FEATURES
+from vlmexport.artifact.onnx.graphs import write_vision
 from vlmexport.artifact.onnx.sizes import vision_sizes
-from vlmexport.artifact.onnx.trace import components as trace
 from vlmexport.console import Console
 from vlmexport.measure import Measured
 from vlmexport.recipe import Recipe
@@ -61,30 +54,19 @@ def export_hybrid(
     hashes = written.hashes | write_files(files, folder, console)
     document = json.dumps(client_files.preprocessor(checkpoint.spec), indent=2, ensure_ascii=False) + "\n"
     (folder / PREPROCESSOR).write_text(document, encoding="utf-8", newline="\n")
-    components = {file.name: component for component, file in files.items()}
-    components |= {file: COMPONENT_OF[name] for name, file in written.files.items()}
+    roles = {file.name: role for role, file in files.items()}
+    roles |= {file: role for role, file in written.files.items()}
     manifest = Manifest(
-        kind="hybrid",
         source=source_of(checkpoint),
         recipe=recipe,
         tools=tool_versions("gguf", "llama-cpp-python", "torch", "transformers", "onnx", "onnx-ir", "onnxscript",
                             "onnxruntime", "onnxsim", "numpy"),
         calibration=calibration_of(measured.statistics),
-        files=list_files(folder, components, hashes),
+        files=list_files(folder, roles, hashes),
         tensors=decoder.unlike() | written.float_layers,
         notes=[JINJA, _JOINED],
-        details=_details(checkpoint, recipe, decoder, written),
+        seeing=seeing_half(recipe.onnx, written),
+        decoding=decoder.half(),
     )  # fmt: skip
     write_manifest(folder, manifest)
     return manifest
-
-
-def _details(checkpoint: Checkpoint, recipe: Recipe, decoder: Decoder, written: Written) -> dict[str, object]:
-    return {
-        "language": decoder.files[LANGUAGE].name,
-        "graphs": written.files,
-        "features": FEATURES,
-        "types": {"language": decoder.types, "vision": recipe.onnx.vision},
-        "opset": trace.OPSET,
-        "report": written.report,
-    } | decoder.details()

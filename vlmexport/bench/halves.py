@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from vlmexport.artifact.bundle.halves import LLAMA_CPP, ONNXRUNTIME
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.runtime.stages import Decoding, Seeing
 from vlmexport.workers.process import WorkerProcess
@@ -14,7 +15,7 @@ from vlmexport.workers.process import WorkerProcess
 @contextmanager
 def vision_alone(bundle: Path, manifest: Manifest) -> Iterator[tuple[Seeing, WorkerProcess]]:
     """Tower and projector, without the decoder's weights; raises what ``open_runtime`` does."""
-    if manifest.kind == "gguf":
+    if manifest.seeing.engine == LLAMA_CPP:
         from vlmexport.runtime.llamacpp.process import Process
         from vlmexport.runtime.llamacpp.runtime import LlamaCppVision
 
@@ -31,7 +32,7 @@ def vision_alone(bundle: Path, manifest: Manifest) -> Iterator[tuple[Seeing, Wor
 @contextmanager
 def decoder_alone(bundle: Path, manifest: Manifest) -> Iterator[tuple[Decoding, WorkerProcess]]:
     """The decoder, without the tower's weights; raises what ``open_runtime`` does."""
-    if manifest.kind == "onnx":
+    if manifest.decoding.engine == ONNXRUNTIME:
         from vlmexport.runtime.ort.remote_sessions import WorkerSessions, own_worker
         from vlmexport.runtime.ort.runtime import OrtRuntime
 

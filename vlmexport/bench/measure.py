@@ -124,7 +124,7 @@ def decoder_peak(bundle: Path, manifest: Manifest, request: Request, tokens: F32
     Raises:
         UsageError: prompt and answer are longer than the model's context.
     """
-    context = int(manifest.source.spec["language"]["max_positions"])
+    context = manifest.source.spec.language.max_positions
     with decoder_alone(bundle, manifest) as (decoder, worker):
         prompt = decoder.prompt(asked(request.question), in_a_row([tokens]))
         room = prompt.room(context, f"{bundle}: the prompt")

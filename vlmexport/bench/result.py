@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vlmexport.artifact.bundle.summary import ParitySummary
 from vlmexport.runtime.int8_kernels import Int8Kernels
 
 
@@ -56,7 +57,7 @@ class BundleBench(_Model):
     decoder_prompt: Spread = Field(description="Of the prompt, the runtime's own calls: what its benchmarks measure.")
     decoder_token: Spread | None = Field(description="Of one more token, the same.")
     joules: Spread | None = Field(description="Energy of one warm answer; None: not measurable here.")
-    parity: dict[str, Any] | None = Field(description="The last check's result, from the manifest.")
+    parity: ParitySummary | None = Field(description="The last check's result, from the manifest.")
 
     @property
     def first_token(self) -> float:

@@ -12,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from PIL import Image
 
+from vlmexport.artifact.bundle.halves import DECODER, VISION
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.bench import measure
 from vlmexport.bench.measure import Request, Round
@@ -23,8 +24,8 @@ from vlmexport.threads import operator_threads
 QUESTION = "What is in the picture?"
 NEW_TOKENS = 64
 ROUNDS = 3
-_FILES = {"vision": ("vision+projector",), "decoder": ("decoder", "embedding", "language")}
-"""What the manifest calls the files that an answer needs."""
+_FILES = {"vision": VISION, "decoder": DECODER}
+"""Roles of the files that an answer takes."""
 
 Arguments = ParamSpec("Arguments")
 Found = TypeVar("Found")
@@ -81,7 +82,7 @@ def halves(bundle: Path, manifest: Manifest, request: Request) -> list[Component
     return [
         Component(
             name=name,
-            bytes=sum(file.bytes for file in manifest.files if file.component in _FILES[name]),
+            bytes=manifest.size(_FILES[name]),
             peak_bytes=peak,
         )
         for name, peak in peaks.items()

@@ -7,7 +7,9 @@ import json
 import time
 from pathlib import Path
 
-from vlmexport.artifact.bundle.manifest import Manifest, read_manifest, store_result, tool_versions, verify
+from vlmexport.artifact.bundle.contents import tool_versions, verify
+from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
+from vlmexport.artifact.bundle.write import store_result
 from vlmexport.bench import Request, halves
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.samples import image_hashes
@@ -24,9 +26,9 @@ from vlmexport.parity.layers.bisect import bisect as layer_by_layer
 from vlmexport.parity.layers.bisect import worst
 from vlmexport.parity.layers.int8_weights import compare_weights, weight_gates
 from vlmexport.parity.pictures import pictures
-from vlmexport.parity.reference.same import spec_facts
 from vlmexport.parity.result import CoreResult, Inputs, ParityResult, StockResult, WeightsResult
 from vlmexport.parity.samples import Chosen, choose
+from vlmexport.parity.summary import summary
 from vlmexport.runtime.open import Machine
 from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.text import plain
@@ -117,7 +119,7 @@ def check(
         result = _with_memory(result, bundle, manifest, chosen)
     if old:
         result = compared(result, old, SLACK if slack is None else slack)
-    store_result(bundle, manifest, RESULT, result.model_dump_json(indent=2) + "\n", _summary(result))
+    store_result(bundle, manifest, RESULT, result.model_dump_json(indent=2) + "\n", summary(result))
     return result
 
 
@@ -228,7 +230,7 @@ def _inputs(manifest: Manifest, samples: list[Sample]) -> Inputs:
         files={file.path: file.sha256 for file in manifest.files},
         samples=hashlib.sha256(asked.encode()).hexdigest(),
         images=image_hashes(samples),
-        spec=spec_facts(manifest.source.spec),
+        spec=manifest.source.configuration,
     )
 
 
@@ -250,43 +252,3 @@ def _strict(result: ParityResult) -> ParityResult:
         return result.model_copy(update={"strict_stock": True})
     broken = earliest([result.broken_stage, result.stock.broken_stage])
     return result.model_copy(update={"strict_stock": True, "passed": False, "broken_stage": broken})
-
-
-def _summary(result: ParityResult) -> dict[str, object]:
-    """What the manifest and the card keep of a result."""
-    return {
-        "passed": result.passed,
-        "broken_stage": result.broken_stage,
-        "samples": result.samples,
-        "runtime": result.runtime,
-        "kernels": str(result.kernels) if result.kernels else None,
-        "notes": result.notes,
-        "gates": [gate.model_dump() for gate in result.gates],
-        "stages": {stage.stage: stage.metrics for stage in result.stages if stage.mode == "chained"},
-        "stock": _stock_summary(result.stock),
-        "cores": [_core_summary(core) for core in result.cores],
-    }
-
-
-def _core_summary(core: CoreResult) -> dict[str, object]:
-    return {
-        "core": core.core,
-        "runtime": core.runtime,
-        "kernels": str(core.kernels) if core.kernels else None,
-        "passed": core.passed,
-        "broken_stage": core.broken_stage,
-        "stages": {stage.stage: stage.metrics for stage in core.stages},
-        "beside": {stage.stage: stage.metrics for stage in core.beside},
-    }
-
-
-def _stock_summary(stock: StockResult | None) -> dict[str, object] | None:
-    if stock is None:
-        return None
-    stages = {stage.stage: stage.metrics for stage in stock.stages}
-    return {
-        "passed": stock.passed,
-        "broken_stage": stock.broken_stage,
-        "samples": stock.samples,
-        "stages": stages,
-    }

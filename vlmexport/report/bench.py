@@ -49,9 +49,7 @@ def unchecked(found: Sequence[BundleBench]) -> list[str]:
 
 def kld(one: BundleBench) -> float | None:
     """Mean KL divergence of the last check, in nats."""
-    stages = (one.parity or {}).get("stages", {})
-    value = stages.get("logits", {}).get("kld")
-    return None if value is None else float(value)
+    return one.parity.stages.get("logits", {}).get("kld") if one.parity else None
 
 
 def _milliseconds(spread: Spread) -> str:
@@ -76,7 +74,7 @@ def _parity(one: BundleBench) -> str:
     if one.parity is None:
         return "not checked"
     loss = kld(one)
-    verdict = "pass" if one.parity["passed"] else f"FAIL at {one.parity['broken_stage']}"
+    verdict = "pass" if one.parity.passed else f"FAIL at {one.parity.broken_stage}"
     return verdict if loss is None else f"{verdict}, KLD {loss:.2g}"
 
 

@@ -17,7 +17,7 @@ def facts(folder: Path, manifest: Manifest) -> dict[str, Any]:
         "kind": manifest.kind,
         "recipe": manifest.recipe.name,
         "bytes": sum(file.bytes for file in manifest.files),
-        "files": [file.model_dump() for file in manifest.files],
+        "files": [file.model_dump() | {"component": file.label} for file in manifest.files],
         "notes": manifest.notes,
     }
 

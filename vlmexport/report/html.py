@@ -61,7 +61,7 @@ def html(result: ParityResult, manifest: Manifest) -> str:
             components=_components(manifest),
             seconds=_seconds(result),
             ran_on=ran_on,
-            budget=budget_rows(manifest.details["budget"]) if "budget" in manifest.details else [],
+            budget=budget_rows(manifest.decoding.budget) if manifest.decoding.budget else [],
         )
     )
 
@@ -87,8 +87,8 @@ def _difference(answer: Answer) -> Difference:
 def _components(manifest: Manifest) -> dict[str, int]:
     """Component → bytes; files of none (tokenizer, configuration) come last, together."""
     sizes: dict[str, int] = defaultdict(int)
-    for file in sorted(manifest.files, key=lambda file: file.component is None):
-        sizes[file.component or "other files"] += file.bytes
+    for file in sorted(manifest.files, key=lambda file: file.label is None):
+        sizes[file.label or "other files"] += file.bytes
     return sizes
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from vlmexport.artifact.bundle.manifest import MANIFEST, read_manifest
+from vlmexport.artifact.bundle.halves import LLAMA_CPP
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.bundle.staging import MANIFEST
 from vlmexport.artifact.gguf.mmproj import projector_of
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import Unsupported
@@ -36,7 +38,7 @@ def describe(
         manifest = read_manifest(Path(model))
         facts = bundle.facts(Path(model), manifest)
         shown: Table = bundle.table(facts)
-        uses_libmtmd = manifest.kind == "gguf"
+        uses_libmtmd = manifest.seeing.engine == LLAMA_CPP
     else:
         facts = inspection(open_model(model, vision_tower, console))
         shown, uses_libmtmd = table(facts), facts["formats"]["gguf"] == "yes"

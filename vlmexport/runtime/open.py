@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from vlmexport.artifact.bundle.halves import LLAMA_CPP, ONNXRUNTIME
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.runtime.stages import Runtime
 
@@ -25,11 +26,12 @@ def open_runtime(bundle: Path, manifest: Manifest | None = None) -> Runtime:
         MissingDependency: the runtime is not installed.
     """
     manifest = manifest or read_manifest(bundle)
-    if manifest.kind == "onnx":
+    seeing, decoding = manifest.seeing.engine, manifest.decoding.engine
+    if (seeing, decoding) == (ONNXRUNTIME, ONNXRUNTIME):
         from vlmexport.runtime.ort.runtime import OrtRuntime
 
         return OrtRuntime(bundle, manifest)
-    if manifest.kind == "hybrid":
+    if seeing == ONNXRUNTIME:
         from vlmexport.runtime.joined import HybridRuntime
 
         return HybridRuntime(bundle, manifest)
@@ -62,11 +64,11 @@ def open_layers(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> lis
         MissingDependency: the runtime is not installed.
     """
     found: list[Layers] = []
-    if manifest.kind != "gguf":
+    if ONNXRUNTIME in (manifest.seeing.engine, manifest.decoding.engine):
         from vlmexport.runtime.ort.layers import OrtLayers
 
         found.append(OrtLayers(bundle, manifest))
-    if manifest.kind != "onnx":
+    if LLAMA_CPP in (manifest.seeing.engine, manifest.decoding.engine):
         from vlmexport.runtime.llamacpp.layers import LlamaCppLayers
 
         found.append(LlamaCppLayers(bundle, manifest, checkpoint))

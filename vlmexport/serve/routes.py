@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlmexport.artifact.bundle.halves import DECODER, ONNXRUNTIME, VISION
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.errors import Unsupported
 
@@ -23,7 +24,6 @@ _MIME = {
     ".png": "image/png",
     ".wasm": "application/wasm",
 }
-_GRAPHS = ("vision+projector", "embedding", "decoder")
 _ADDRESSABLE = 4 << 30
 """Bytes of a WebAssembly memory, which holds the weights of all graphs."""
 _EXAMPLES = 3
@@ -50,7 +50,7 @@ def refuse_browser(bundle: Path, manifest: Manifest) -> None:
     Raises:
         Unsupported: it holds GGUF files, answers with a class, or holds more than a browser can address.
     """
-    if manifest.kind != "onnx":
+    if {manifest.seeing.engine, manifest.decoding.engine} != {ONNXRUNTIME}:
         raise Unsupported(
             f"{bundle} is a {manifest.kind} bundle, and browsers run ONNX alone",
             "make one with `vlmexport onnx MODEL --target web`",
@@ -60,7 +60,7 @@ def refuse_browser(bundle: Path, manifest: Manifest) -> None:
             f"{bundle} answers with one of {len(manifest.classes)} classes, and transformers.js generates text",
             "ask it with `vlmexport run`, or run its graphs in a page of your own (docs/onnx.md)",
         )
-    size = sum(file.bytes for file in manifest.files if file.component in _GRAPHS)
+    size = manifest.size(VISION + DECODER)
     if size >= _ADDRESSABLE:
         raise Unsupported(
             f"{bundle} holds {size / 1e9:.1f} GB of weights, and WebAssembly addresses {_ADDRESSABLE / 1e9:.1f}",
@@ -89,8 +89,8 @@ def _about(manifest: Manifest, examples: list[str]) -> dict[str, Any]:
     return {
         "name": manifest.source.name,
         "recipe": manifest.recipe.name,
-        "bytes": sum(file.bytes for file in manifest.files if file.component in _GRAPHS),
-        "parity": manifest.parity and manifest.parity["passed"],
+        "bytes": manifest.size(VISION + DECODER),
+        "parity": manifest.parity and manifest.parity.passed,
         "examples": examples,
     }
 

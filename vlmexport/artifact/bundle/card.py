@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+from vlmexport.artifact.bundle.halves import Budget
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.bundle.summary import CoreSummary, ParitySummary, StockSummary
 from vlmexport.text import markdown, markdown_code
-
-if TYPE_CHECKING:
-    from vlmexport.artifact.bundle.manifest import Manifest
 
 _COLUMNS = {
     "pixels": ("max_abs",),
@@ -58,70 +56,70 @@ def card(manifest: Manifest) -> str:
         "| file | component | bytes | sha256 |",
         "|---|---|---|---|",
         *(
-            f"| {markdown_code(f.path)} | {markdown(f.component or '')} | {f.bytes:,} | `{f.sha256[:16]}…` |"
+            f"| {markdown_code(f.path)} | {markdown(f.label or '')} | {f.bytes:,} | `{f.sha256[:16]}…` |"
             for f in manifest.files
         ),
     ]
-    if "budget" in manifest.details:
-        lines += ["", "## Types under the budget", "", *_budget(manifest.details["budget"])]
+    if manifest.decoding.budget:
+        lines += ["", "## Types under the budget", "", *_budget(manifest.decoding.budget)]
     if manifest.notes:
         lines += ["", "## Notes", "", *(f"- {markdown(note)}" for note in manifest.notes)]
     return "\n".join(lines) + "\n"
 
 
-def _parity(parity: dict[str, Any] | None) -> list[str]:
+def _parity(parity: ParitySummary | None) -> list[str]:
     if parity is None:
         return ["Not checked yet: `vlmexport check` fills this in."]
-    verdict = "passed" if parity["passed"] else f"**failed** at {parity['broken_stage']}"
-    cores = parity.get("cores") or []
+    verdict, cores = _verdict(parity), parity.cores
     runtime = " and ".join(map(_runtime, cores)) or _runtime(parity)
     lines = [
-        f"Verdict: {verdict}, on {parity['samples']} held-out samples with {markdown(runtime)}.",
+        f"Verdict: {verdict}, on {parity.samples} held-out samples with {markdown(runtime)}.",
         "",
-        f"| stage | measured{' on ' + markdown(cores[0]['core']) if cores else ''} |",
+        f"| stage | measured{' on ' + markdown(cores[0].core) if cores else ''} |",
         "|---|---|",
     ]
-    for stage, metrics in (cores[0] if cores else parity)["stages"].items():
+    for stage, metrics in (cores[0] if cores else parity).stages.items():
         shown = [f"{name} {number(metrics[name])}" for name in _COLUMNS[stage] if name in metrics]
         lines.append(f"| {stage} | {markdown(', '.join(shown)) or 'not run'} |")
     return [
         *lines,
         "",
         *map(_core, cores),
-        *_stock(parity.get("stock")),
-        *(f"- {markdown(note)}" for note in parity["notes"]),
+        *_stock(parity.stock),
+        *(f"- {markdown(note)}" for note in parity.notes),
     ]
 
 
-def _runtime(run: dict[str, Any]) -> str:
+def _verdict(of: ParitySummary | CoreSummary | StockSummary) -> str:
+    return "passed" if of.passed else f"**failed** at {of.broken_stage}"
+
+
+def _runtime(run: ParitySummary | CoreSummary) -> str:
     """Its name, and that of the int8 kernels that it ran on."""
-    kernels = run.get("kernels")
-    return f"{run['runtime']} (int8 by {kernels})" if kernels else str(run["runtime"])
+    return f"{run.runtime} (int8 by {run.kernels})" if run.kernels else run.runtime
 
 
-def _core(core: dict[str, Any]) -> str:
+def _core(core: CoreSummary) -> str:
     """What one core of the target computes, and how much of it is what the machine of the check computes."""
-    verdict = "passed" if core["passed"] else f"**failed** at {core['broken_stage']}"
-    equal = core["beside"].get("answer", {}).get("equal")
+    equal = core.beside.get("answer", {}).get("equal")
     beside = "" if equal is None else f"; {equal:.0%} of its answers are token for token those of the check's machine"
-    return f"- {markdown(_runtime(core))}: {verdict}{beside}"
+    return f"- {markdown(_runtime(core))}: {_verdict(core)}{beside}"
 
 
-def _stock(stock: dict[str, Any] | None) -> list[str]:
+def _stock(stock: StockSummary | None) -> list[str]:
     """What a program gets that does not repair its llama.cpp."""
     if stock is None:
         return []
-    tokens, answer = (stock["stages"].get(stage, {}) for stage in ("tokens", "answer"))
+    tokens, answer = (stock.stages.get(stage, {}) for stage in ("tokens", "answer"))
     measures = {"tokens cosine": tokens.get("cosine"), "equal answers": answer.get("equal")}
     shown = [f"{name} {number(value)}" for name, value in measures.items() if value is not None]
-    verdict = "passed" if stock["passed"] else f"**failed** at {stock['broken_stage']}"
-    return [f"- as stock llama.cpp computes it: {verdict}, on {stock['samples']} samples ({', '.join(shown)})"]
+    return [f"- as stock llama.cpp computes it: {_verdict(stock)}, on {stock.samples} samples ({', '.join(shown)})"]
 
 
-def _budget(budget: dict[str, Any]) -> list[str]:
+def _budget(budget: Budget) -> list[str]:
     """What each tensor got, with what the next smaller and the next larger type would have cost."""
     lines = [
-        f"{budget['tensor_bytes']:,} bytes of tensors; predicted KL divergence {number(budget['predicted_kld'])} nats.",
+        f"{budget.tensor_bytes:,} bytes of tensors; predicted KL divergence {number(budget.predicted_kld)} nats.",
         "",
         "| tensor | type | bytes | predicted loss | one type smaller | one type larger |",
         "|---|---|---:|---:|---|---|",
@@ -131,14 +129,14 @@ def _budget(budget: dict[str, Any]) -> list[str]:
     return lines
 
 
-def budget_rows(budget: dict[str, Any]) -> list[tuple[str, str, int, str, str, str]]:
+def budget_rows(budget: Budget) -> list[tuple[str, str, int, str, str, str]]:
     """Tensor, type, bytes, predicted loss, and the losses of one type smaller and one larger; the dearest first."""
     found = []
-    for row in sorted(budget["tensors"], key=lambda row: -row["tried"][row["type"]][1]):
-        tried = sorted(row["tried"].items(), key=lambda item: item[1][0])
-        place = [kind for kind, _ in tried].index(row["type"])
+    for row in sorted(budget.tensors, key=lambda row: -row.tried[row.type][1]):
+        tried = sorted(row.tried.items(), key=lambda item: item[1][0])
+        place = [kind for kind, _ in tried].index(row.type)
         beside = [tried[place - 1] if place else None, tried[place + 1] if place + 1 < len(tried) else None]
         smaller, larger = (f"{one[0]}: {number(one[1][1])}" if one else "" for one in beside)
-        loss = number(row["tried"][row["type"]][1])
-        found.append((row["tensor"], row["type"], row["bytes"], loss, smaller, larger))
+        loss = number(row.tried[row.type][1])
+        found.append((row.tensor, row.type, row.bytes, loss, smaller, larger))
     return found

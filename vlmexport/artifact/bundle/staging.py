@@ -18,6 +18,7 @@ from vlmexport.errors import UsageError
 from vlmexport.files import locked, replace
 
 MANIFEST = "vlmexport.json"
+CARD = "README.md"
 _MARK = ".vlmexport"
 _NEW, _OLD, _SCRATCH = "new", "old", "scratch"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from vlmexport.artifact.bundle import halves
 from vlmexport.artifact.gguf.language import importance_names
 from vlmexport.artifact.gguf.rows import ALIGNMENT, Entry
 from vlmexport.checkpoint.spec import LanguageSpec
@@ -33,16 +34,10 @@ SAMPLED = 1 << 20
 
 @dataclass(frozen=True)
 class Budget:
-    """What was chosen. ``types`` by GGUF name, ``table`` in plain data for the manifest, ``loss`` predicted in nats."""
+    """What was chosen: ``types`` by GGUF name, and ``facts`` as the manifest tells them."""
 
     types: dict[str, str]
-    table: list[dict[str, object]]
-    bytes: int
-    loss: float
-
-    def facts(self) -> dict[str, object]:
-        """In plain data."""
-        return {"tensor_bytes": self.bytes, "predicted_kld": self.loss, "tensors": self.table}
+    facts: halves.Budget
 
 
 def refuse_too_small(entries: list[Entry], given: Mapping[str, str], budget: int) -> None:
@@ -92,9 +87,11 @@ def choose(
     console.note(f"predicted KL divergence {divergence:.2g} nats a token, mostly {_mostly(found)}")
     return Budget(
         {name: choice.type for name, choice in found.items()},
-        [_line(name, found[name], choices) for name, choices in table.items()],
-        rest + sum(choice.bytes for choice in found.values()),
-        float(f"{divergence:.4g}"),
+        halves.Budget(
+            tensor_bytes=rest + sum(choice.bytes for choice in found.values()),
+            predicted_kld=float(f"{divergence:.4g}"),
+            tensors=[_line(name, found[name], choices) for name, choices in table.items()],
+        ),
     )
 
 
@@ -155,6 +152,6 @@ def _bytes(entry: Entry, kind: str) -> int:
     return size + -size % ALIGNMENT
 
 
-def _line(name: str, chosen: Choice, choices: list[Choice]) -> dict[str, object]:
-    tried = {choice.type: [choice.bytes, float(f"{choice.loss:.4g}")] for choice in choices}
-    return {"tensor": name, "type": chosen.type, "bytes": chosen.bytes, "tried": tried}
+def _line(name: str, chosen: Choice, choices: list[Choice]) -> halves.TensorChoice:
+    tried = {choice.type: (choice.bytes, float(f"{choice.loss:.4g}")) for choice in choices}
+    return halves.TensorChoice(tensor=name, type=chosen.type, bytes=chosen.bytes, tried=tried)

@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmexport.artifact.bundle.halves import LLAMA_CPP, DecodingHalf, Role
 from vlmexport.artifact.gguf import budget as gguf_budget
 from vlmexport.artifact.gguf import imatrix, imatrix_reader, mmproj, vocabulary
 from vlmexport.artifact.gguf import language as gguf_language
@@ -27,21 +28,28 @@ if TYPE_CHECKING:
     from vlmexport.calibrate.statistics import Statistics
 
 IMATRIX = "imatrix.gguf"
-LANGUAGE, VISION, IMPORTANCE = "language", "vision+projector", "importance matrix"
+LANGUAGE: Role = "language"
+MMPROJ: Role = "mmproj"
+IMPORTANCE: Role = "imatrix"
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Component → file, not yet written; what the language model's types are called, and what most tensors have."""
+    """Role → file, not yet written; what the language model's types are called, and what most tensors have."""
 
-    files: dict[str, GgufFile]
+    files: dict[Role, GgufFile]
     types: str
     default: str
     budget: Budget | None = None
 
-    def details(self) -> dict[str, object]:
-        """What the manifest says of a budget."""
-        return {"budget": self.budget.facts()} if self.budget else {}
+    def half(self) -> DecodingHalf:
+        """What the manifest says of it."""
+        return DecodingHalf(
+            engine=LLAMA_CPP,
+            precision=self.types,
+            files={LANGUAGE: self.files[LANGUAGE].name},
+            budget=self.budget.facts if self.budget else None,
+        )
 
     def unlike(self) -> dict[str, str]:
         """Tensor → type, where it is not the default."""
@@ -68,7 +76,7 @@ def build(checkpoint: Checkpoint, recipe: Recipe, measured: Measured, console: C
     return Decoder(files, settings.budget, mix.default, budget)
 
 
-def planned(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, GgufFile]:
+def planned(checkpoint: Checkpoint, recipe: Recipe) -> dict[Role, GgufFile]:
     """Files of the size that an export would write, before anything is measured. With a budget, those of the type that
     it takes the place of.
 
@@ -133,7 +141,7 @@ def _files(
     settings: Gguf,
     importance: ImportanceMatrix | None,
     chosen: Mapping[str, str] | None = None,
-) -> tuple[dict[str, GgufFile], Mix]:
+) -> tuple[dict[Role, GgufFile], Mix]:
     """``chosen``: GGUF name → type of the tensors, where a budget decides and not a mix."""
     spec, mix = checkpoint.spec, find_mix(settings.type)
     tensors = gguf_language.tensors_of(checkpoint)
@@ -146,7 +154,7 @@ def _files(
     entries = gguf_language.entries(spec.language, tensors, types, importance)
     name = f"{spec.name}-{settings.budget or mix.name.upper()}.gguf"
     architecture = plugins.language(spec.language).gguf(spec.language).architecture
-    files = {LANGUAGE: GgufFile(name, architecture, metadata, entries)}
+    files: dict[Role, GgufFile] = {LANGUAGE: GgufFile(name, architecture, metadata, entries)}
     return (files if importance is None else files | {IMPORTANCE: imatrix.as_file(IMATRIX, importance)}), mix
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlmexport.artifact.bundle.manifest import (
-    Manifest,
-    calibration_of,
-    list_files,
-    source_of,
-    tool_versions,
-    write_manifest,
-)
+from vlmexport.artifact.bundle.contents import calibration_of, list_files, source_of, tool_versions
+from vlmexport.artifact.bundle.halves import LABELS, LLAMA_CPP, Role, SeeingHalf
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.artifact.gguf import decoder as gguf_decoder
 from vlmexport.artifact.gguf import mmproj
-from vlmexport.artifact.gguf.decoder import LANGUAGE, VISION, unlike
+from vlmexport.artifact.gguf.decoder import LANGUAGE, MMPROJ, unlike
 from vlmexport.artifact.gguf.file import GgufFile, library
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.console import Console
@@ -51,33 +47,28 @@ def export_gguf(checkpoint: Checkpoint, recipe: Recipe, measured: Measured, fold
     """
     settings, vision = recipe.gguf, mmproj.file(checkpoint, recipe.gguf.mmproj_type)
     decoder = gguf_decoder.build(checkpoint, recipe, measured, console)
-    files = {LANGUAGE: decoder.files[LANGUAGE], VISION: vision} | decoder.files
+    files = {LANGUAGE: decoder.files[LANGUAGE], MMPROJ: vision} | decoder.files
     hashes = write_files(files, folder, console)
     manifest = Manifest(
-        kind="gguf",
         source=source_of(checkpoint),
         recipe=recipe,
         tools=tool_versions("gguf", "llama-cpp-python", "torch", "numpy"),
         calibration=calibration_of(measured.statistics) if settings.imatrix == "auto" else None,
-        files=list_files(folder, {file.name: component for component, file in files.items()}, hashes),
+        files=list_files(folder, {file.name: role for role, file in files.items()}, hashes),
         tensors=decoder.unlike() | unlike(vision, settings.mmproj_type),
         notes=_notes(checkpoint.spec),
-        details={
-            "language": files[LANGUAGE].name,
-            "mmproj": vision.name,
-            "types": {"language": decoder.types, "mmproj": settings.mmproj_type},
-        }
-        | decoder.details(),
+        seeing=SeeingHalf(engine=LLAMA_CPP, precision=settings.mmproj_type, files={MMPROJ: vision.name}),
+        decoding=decoder.half(),
     )
     write_manifest(folder, manifest)
     return manifest
 
 
-def write_files(files: dict[str, GgufFile], folder: Path, console: Console) -> dict[str, str]:
-    """Write component → file; file name → SHA-256 is returned."""
+def write_files(files: dict[Role, GgufFile], folder: Path, console: Console) -> dict[str, str]:
+    """Write role → file; file name → SHA-256 is returned."""
     hashes = {}
-    for component, file in files.items():
-        with console.progress(f"{component}: {file.name}", file.size, "bytes") as advance:
+    for role, file in files.items():
+        with console.progress(f"{LABELS[role]}: {file.name}", file.size, "bytes") as advance:
             hashes[file.name] = file.write(folder, advance)
     return hashes
 

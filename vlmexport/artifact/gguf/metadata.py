@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlmexport.artifact.bundle.manifest import tool_versions
+from vlmexport.artifact.bundle.contents import tool_versions
 from vlmexport.artifact.gguf.file import Field
 from vlmexport.checkpoint.about import About, address
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
+from vlmexport.artifact.bundle.halves import Role
 from vlmexport.checkpoint.spec import Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.families import design
@@ -15,7 +16,7 @@ _LANCZOS = 1
 """PIL's number. transformers.js under Node resizes without antialiasing at 3; at 1 it comes near PIL's bicubic."""
 
 _MAX_NEW_TOKENS = 256
-_CLIENT_GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
+_CLIENT_GRAPHS: tuple[Role, ...] = ("vision_encoder", "embed_tokens", "decoder_model_merged")
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Layout:
     image_token: int
     image_tokens: int
     special: dict[str, str]
-    suffixes: dict[str, str]
+    suffixes: dict[Role, str]
     external: dict[str, int]
     has_positions: bool = True
 

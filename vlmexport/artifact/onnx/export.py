@@ -6,18 +6,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from vlmexport.artifact.bundle.manifest import (
-    Manifest,
-    calibration_of,
-    list_files,
-    source_of,
-    tool_versions,
-    write_manifest,
-)
+from vlmexport.artifact.bundle.contents import calibration_of, list_files, source_of, tool_versions
+from vlmexport.artifact.bundle.halves import GRAPHS, ONNXRUNTIME, DecodingHalf, Role, SeeingHalf
+from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.artifact.onnx import client_files, tokenizer_file
 from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
-from vlmexport.artifact.onnx.graphs import COMPONENT_OF, write_graphs
+from vlmexport.artifact.onnx.graphs import Written, write_graphs
 from vlmexport.artifact.onnx.session import FEATURES
 from vlmexport.artifact.onnx.sizes import hessian_bytes, sizes
 from vlmexport.artifact.onnx.trace import components as trace
@@ -25,10 +21,11 @@ from vlmexport.console import Console
 from vlmexport.measure import Measured
 from vlmexport.model import plugins
 from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
-from vlmexport.recipe import Recipe
+from vlmexport.recipe import Onnx, Recipe
 from vlmexport.source.checkpoint import Checkpoint
 
 TOKENIZER = "tokenizer.json"
+_SEEING: tuple[Role, ...] = ("vision_encoder", "projector")
 
 
 def bytes_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -62,27 +59,43 @@ def export_onnx(
         for name, document in client_files.files(layout).items():
             _write(folder / name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         _write(folder / TOKENIZER, tokenizer)
-        components = {file: COMPONENT_OF[name] for name, file in written.files.items()}
         manifest = Manifest(
-            kind="onnx",
             source=source.result(),
             recipe=recipe,
             tools=tool_versions("torch", "transformers", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "onnxsim"),
             calibration=calibration_of(statistics),
-            files=list_files(folder, components, written.hashes),
+            files=list_files(folder, {file: role for role, file in written.files.items()}, written.hashes),
             tensors=written.float_layers,
-            details={
-                # What we run; onnxruntime-genai's decoder is the same over the same weights.
-                "graphs": {name: file for name, file in written.files.items() if name != "decoder"},
-                "features": FEATURES,
-                "image_token_id": image_token,
-                "tokenizer": TOKENIZER,
-                "opset": trace.OPSET,
-                "report": written.report,
-            },
+            seeing=seeing_half(settings, written),
+            decoding=_decoding_half(settings, written, image_token),
         )
         write_manifest(folder, manifest)
     return manifest
+
+
+def seeing_half(settings: Onnx, written: Written) -> SeeingHalf:
+    """What the manifest says of the tower and its projector."""
+    return SeeingHalf(
+        engine=ONNXRUNTIME,
+        precision=settings.vision,
+        files={role: file for role, file in written.files.items() if role in _SEEING},
+        outputs={"features": FEATURES},
+        opset=trace.OPSET,
+        reports={role: report for role, report in written.reports.items() if role in _SEEING},
+    )
+
+
+def _decoding_half(settings: Onnx, written: Written, image_token: int) -> DecodingHalf:
+    """What we run; onnxruntime-genai's decoder is the same over the same weights."""
+    graphs = {role: file for role, file in written.files.items() if role in GRAPHS and role not in _SEEING}
+    return DecodingHalf(
+        engine=ONNXRUNTIME,
+        precision=settings.decoder,
+        files={**graphs, "tokenizer": TOKENIZER},
+        opset=trace.OPSET,
+        reports={role: report for role, report in written.reports.items() if role not in _SEEING},
+        image_token_id=image_token,
+    )
 
 
 def _rounding(recipe: Recipe, measured: Measured) -> Rounding:

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 import onnx_ir as ir
 
-from vlmexport.artifact.bundle.manifest import sha256
+from vlmexport.artifact.bundle.contents import sha256
+from vlmexport.artifact.bundle.halves import LABELS, GraphReport, Role
 from vlmexport.artifact.onnx.build import embedding, fused_decoder
 from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
@@ -30,12 +30,12 @@ from vlmexport.quantize.static_int8 import Coverage
 from vlmexport.recipe import Onnx
 from vlmexport.source.checkpoint import Checkpoint
 
-COMPONENT_OF = {
-    "vision_encoder": "vision+projector", "embed_tokens": "embedding", "decoder_model_merged": "decoder",
-    "projector": "projector (for parity)", "embedding": "embedding (for onnxruntime-genai)",
-    "decoder": "decoder (for onnxruntime-genai)",
+_GRAPHS: dict[str, Role] = {
+    "vision": "vision_encoder", "projector": "projector", "language": "decoder_model_merged"
 }  # fmt: skip
-_FOLDERS = {
+"""Part of the model → the graph that holds it."""
+
+_FOLDERS: dict[Role, str] = {
     "vision_encoder": "onnx/", "embed_tokens": "onnx/", "decoder_model_merged": "onnx/", "projector": "components/",
     "embedding": "", "decoder": "",
 }  # fmt: skip
@@ -45,13 +45,13 @@ _SUFFIXES = {"fp32": "", "fp16": "_fp16", "int8": "_int8", "int4": "_q4"}
 @dataclass
 class Written:
     """What the manifest and the clients' files say about the graphs, by graph: ``files``, their ``suffixes``, number
-    of ``external`` data files by file name, a report; layers that stayed in float; and SHA-256 by
+    of ``external`` data files by file name, ``reports``; layers that stayed in float; and SHA-256 by
     file."""
 
-    files: dict[str, str] = field(default_factory=dict)
-    suffixes: dict[str, str] = field(default_factory=dict)
+    files: dict[Role, str] = field(default_factory=dict)
+    suffixes: dict[Role, str] = field(default_factory=dict)
     external: dict[str, int] = field(default_factory=dict)
-    report: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reports: dict[Role, GraphReport] = field(default_factory=dict)
     float_layers: dict[str, str] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def write_graphs(
         Unsupported: a component cannot be traced.
         CheckpointError: a weight is missing or not finite.
     """
-    totals = {COMPONENT_OF[name]: size for name, size in sizes(checkpoint, settings).items()}
+    totals = {LABELS[name]: size for name, size in sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars:
         writer, fused = _Writer(checkpoint, settings, graphs, int8, folder, bars), settings.fused_decoder
         with SILENT, ThreadPoolExecutor(2) as pool, writer.stopping():
@@ -105,7 +105,7 @@ def write_vision(
     checkpoint: Checkpoint, settings: Onnx, graphs: FloatGraphs, int8: Int8 | None, folder: Path, console: Console
 ) -> Written:
     """Write the tower with its projector, and the projector alone; arguments and errors as ``write_graphs``."""
-    totals = {COMPONENT_OF[name]: size for name, size in vision_sizes(checkpoint, settings).items()}
+    totals = {LABELS[name]: size for name, size in vision_sizes(checkpoint, settings).items()}
     with console.bars(totals) as bars:
         writer = _Writer(checkpoint, settings, graphs, int8, folder, bars)
         graphs.trace()
@@ -146,14 +146,14 @@ class _Writer:
         table = plugins.token_table(self.checkpoint).torch()
         module = embedding.Embedding(table, max(table.shape[0], image_token + 1))
         alone = embedding.alone(module)
-        self._save(alone.name, alone.model, "fp32")
-        verify.check(alone, self._path(alone.name, ""))
+        self._save("embed_tokens", alone.model, "fp32")
+        verify.check(alone, self._path("embed_tokens", ""))
         if not self.checkpoint.spec.language.generates:
             return
         merged = embedding.merged(module, image_token)
-        share(merged.model, self._path(merged.name, ""), self._path(alone.name, ""))
-        self._save(merged.name, merged.model, "fp32")
-        verify.check(merged, self._path(merged.name, ""))
+        share(merged.model, self._path("embedding", ""), self._path("embed_tokens", ""))
+        self._save("embedding", merged.model, "fp32")
+        verify.check(merged, self._path("embedding", ""))
 
     def decoder(self) -> None:
         """The language model over embeddings and its cache."""
@@ -164,43 +164,46 @@ class _Writer:
         settings = self.settings
         int4 = fused_decoder.Weights(settings.block, head_bits=settings.head_bits)
         held = fused_decoder.HALF if settings.decoder == "fp16" else int4
-        self._save_decoder(fused_decoder.build(self.checkpoint, held, rounding), settings.decoder, {})
+        self._save_decoder(fused_decoder.build(self.checkpoint, held, rounding), settings.decoder)
 
     def _finish(self, part: str, precision: str) -> None:
         """Quantize, fuse, save."""
         traced, spec = self.graphs.part(part), self.checkpoint.spec
-        report: dict[str, Any] = {"onnxsim": traced.simplified} if traced.simplified else {}
+        report = GraphReport(precision=precision, nodes=0, onnxsim=traced.simplified or None)
         if precision == "int8" and self.int8 is not None:
-            report |= {"nodes_float": _count(traced.model)}
+            report.nodes_float = _count(traced.model)
             coverage, done = self.int8.apply(traced.model, self.int8.decisions[part])
-            report |= {"two_terms": coverage.twice, "pair_max": coverage.pair_max, **done}
-            report |= {"scheme": self.int8.scheme.name, "int8_share": round(coverage.share, 6)}
+            report.two_terms, report.pair_max = coverage.twice, coverage.pair_max
+            report.smoothed, report.bias_corrected = done["smoothed"], done["bias_corrected"]
+            report.scheme, report.int8_share = self.int8.scheme.name, round(coverage.share, 6)
             self.written.float_layers |= _float_layers(coverage)
         if part == "vision" and self.settings.fuse:
-            report["fused"] = fuse(traced.model)
+            report.fused = fuse(traced.model)
         if part == "language" and spec.language.generates:
             self._save_decoder(traced.model, precision, report)
         else:
-            self._save(traced.name, traced.model, precision, report)
+            self._save(_GRAPHS[part], traced.model, precision, report)
 
-    def _save_decoder(self, model: ir.Model, precision: str, report: dict[str, Any]) -> None:
+    def _save_decoder(self, model: ir.Model, precision: str, report: GraphReport | None = None) -> None:
         """With its weights outside, and again over these weights as onnxruntime-genai runs it."""
-        name, alone = "decoder_model_merged", "decoder"
+        name: Role = "decoder_model_merged"
+        alone: Role = "decoder"
         self._save(name, model, precision, report, outside=0)
         kept_rows.last_alone(model)
         share(model, *(self._path(graph, _SUFFIXES[precision]) for graph in (alone, name)))
         self._save(alone, model, precision)
 
     def _save(
-        self, name: str, model: ir.Model, precision: str, report: dict[str, Any] | None = None,
+        self, name: Role, model: ir.Model, precision: str, report: GraphReport | None = None,
         outside: int | None = None,
     ) -> None:  # fmt: skip
         path = self._path(name, _SUFFIXES[precision])
-        external = save(model, path, self._advance(COMPONENT_OF[name]), outside)
+        external = save(model, path, self._advance(LABELS[name]), outside)
         written = self.written
         written.files[name] = path.relative_to(self.folder).as_posix()
         written.suffixes[name] = _SUFFIXES[precision]
-        written.report[name] = {"precision": precision, "nodes": _count(model)} | (report or {})
+        written.reports[name] = report or GraphReport(precision=precision, nodes=0)
+        written.reports[name].nodes = _count(model)
         if external:
             written.external[path.name] = external
         # Here and not at the end, so that both threads hash.
@@ -218,7 +221,7 @@ class _Writer:
 
         return advance
 
-    def _path(self, name: str, suffix: str) -> Path:
+    def _path(self, name: Role, suffix: str) -> Path:
         return self.folder / f"{_FOLDERS[name]}{name}{suffix}.onnx"
 
 

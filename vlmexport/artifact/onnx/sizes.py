@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from math import prod
 
+from vlmexport.artifact.bundle.halves import Role
 from vlmexport.artifact.onnx.passes.clean import EXTERNAL_FROM
 from vlmexport.artifact.onnx.tokenizer_file import content, image_token_id
 from vlmexport.checkpoint.spec import LanguageSpec
@@ -25,7 +26,7 @@ _SETTINGS = 10_000
 """Bytes of the clients' configuration files and the manifest."""
 
 
-def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
+def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
     """Graph → bytes of its weights, external data included. Reads no weights.
 
     Int8 takes every product to be quantized; what calibration keeps in float comes on top.
@@ -45,15 +46,16 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
     else:
         positions = sum(_FLOAT * language[name].numel for name in tables[1:])
         language_bytes = _graph(decoder, settings.decoder) + positions
-    merged = {"embedding": embeddings if embeddings < EXTERNAL_FROM else 0} if spec.language.generates else {}
-    decoder_bytes = language_bytes + spec.language.num_layers * _NODES[settings.decoder]
+    nodes = spec.language.num_layers * _NODES[settings.decoder]
+    found = vision_sizes(checkpoint, settings)
+    found["embed_tokens"] = embeddings
     if spec.language.generates:
-        merged["decoder"] = spec.language.num_layers * _NODES[settings.decoder]
-    text = {"embed_tokens": embeddings} | merged | {"decoder_model_merged": decoder_bytes}
-    return vision_sizes(checkpoint, settings) | text
+        found |= {"embedding": embeddings if embeddings < EXTERNAL_FROM else 0, "decoder": nodes}
+    found["decoder_model_merged"] = language_bytes + nodes
+    return found
 
 
-def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[str, int]:
+def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
     """The same of tower and projector alone."""
     tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
     spec = checkpoint.spec.vision

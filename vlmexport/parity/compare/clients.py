@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from PIL import Image
 
+from vlmexport.artifact.bundle.halves import ONNXRUNTIME
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError, UsageError, VlmExportError
@@ -101,7 +102,7 @@ def open_clients(bundle: Path, manifest: Manifest, more: More | None = None) -> 
         UsageError: it does not run such a bundle.
         MissingDependency: it is not installed.
     """
-    if more is not None and manifest.kind != "onnx":
+    if more is not None and manifest.seeing.engine != ONNXRUNTIME:
         raise UsageError(f"--client {more} does not run a {manifest.kind} bundle", "leave it out")
     clients: list[Client] = []
     if find_spec("transformers") is not None and (bundle / _FILE).is_file():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
+from vlmexport.artifact.bundle.contents import configuration_of
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.calibrate import Sample
 from vlmexport.checkpoint.hub import is_hub_id
@@ -14,7 +14,7 @@ from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.parity.compare.clients import More
 from vlmexport.parity.compare.evaluate import Evaluation, run_against, run_samples
 from vlmexport.parity.reference.recording import Recorder, Recording
-from vlmexport.parity.reference.same import other_model, spec_facts
+from vlmexport.parity.reference.same import other_model
 from vlmexport.parity.reference.values import Live
 from vlmexport.parity.result import Inputs
 from vlmexport.runtime.open import Machine
@@ -109,8 +109,8 @@ def _reference(
     """The float model, when its weights and its configuration are those that the bundle was made from."""
     checkpoint = _opened(manifest, reference, vision_tower, console)
     difference = other_model(
-        (manifest.source.weights, spec_facts(manifest.source.spec)), "the bundle",
-        (checkpoint.fingerprints, spec_facts(asdict(checkpoint.spec))), "the checkpoint",
+        (manifest.source.weights, manifest.source.configuration), "the bundle",
+        (checkpoint.fingerprints, configuration_of(checkpoint.spec)), "the checkpoint",
     )  # fmt: skip
     if difference:
         raise CheckpointError(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+from vlmexport.artifact.bundle.halves import LLAMA_CPP
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.calibrate import Sample
 from vlmexport.console import Console
@@ -53,14 +54,13 @@ def worst(samples: Sequence[Sample], answers: Sequence[Answer]) -> Sample:
 
 def floors(manifest: Manifest) -> dict[str, float]:
     """Stage → NMSE below which no layer of it diverges."""
-    settings, types = manifest.recipe.onnx, manifest.details.get("types", {})
-    vision = FLOOR.get(types.get("mmproj", settings.vision), QUANTIZED)
-    if manifest.kind == "gguf":
+    vision = FLOOR.get(manifest.seeing.precision, QUANTIZED)
+    if manifest.seeing.engine == LLAMA_CPP:
         vision = max(vision, MTMD)
     return {
         "features": vision,
         "tokens": vision,
-        "logits": FLOOR.get(types.get("language", settings.decoder), QUANTIZED),
+        "logits": FLOOR.get(manifest.decoding.precision, QUANTIZED),
     }
 
 

@@ -31,8 +31,8 @@ def compare_weights(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) ->
     faults: dict[str, LayerFault] = {}
     compared: dict[str, set[str]] = {}
     unknown: set[str] = set()
-    for graph, file in manifest.details.get("graphs", {}).items():
-        smoothed = set(manifest.details["report"][graph].get("smoothed", ()))
+    for role, file in manifest.graphs().items():
+        smoothed = manifest.smoothed(role)
         wrong: list[LayerFault] = []
         for found in unfolded(bundle / file, smoothed, checkpoint):
             if isinstance(found, str):

@@ -47,9 +47,8 @@ def int8_losses(
 def _held(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> dict[str, tuple[Choice, torch.Tensor]]:
     """Path → input and weight of each int8 layer, as the file holds them and the float model takes them."""
     scheme, found = find_scheme(manifest.recipe.onnx.scheme), {}
-    for graph, file in manifest.details.get("graphs", {}).items():
-        report = manifest.details["report"][graph]
-        for one in unfolded(bundle / file, set(report.get("smoothed", ())), checkpoint):
+    for role, file in manifest.graphs().items():
+        for one in unfolded(bundle / file, manifest.smoothed(role), checkpoint):
             if isinstance(one, str) or one.layer.path in found:
                 continue
             scales = None if one.scales is None else one.scales.astype(np.float64)

@@ -12,7 +12,7 @@ _SHOWN = 3
 
 
 Model = tuple[Mapping[str, str], Mapping[str, Any]]
-"""Hashes of a float model's weight files, and its ``spec_facts``."""
+"""Hashes of a float model's weight files, and its configuration (``configuration_of``)."""
 
 
 def other_model(old: Model, old_name: str, new: Model, new_name: str) -> str | None:
@@ -40,12 +40,6 @@ def other_samples(old: Inputs, new: Inputs) -> str | None:
         return "other samples"
     pictures = _changed(old.images, new.images)
     return f"other pictures under the same names: {_list(pictures)}" if pictures else None
-
-
-def spec_facts(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """What counts of a Spec, as a manifest has it: what the model is called does not."""
-    facts: dict[str, Any] = json.loads(json.dumps(spec))
-    return {name: value for name, value in facts.items() if name not in ("name", "torch_dtype")}
 
 
 def _changed(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlmexport.artifact.bundle.halves import LLAMA_CPP
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.gguf import language as gguf_language
 from vlmexport.artifact.gguf import mmproj
@@ -33,10 +34,10 @@ class LlamaCppLayers:
         self._ends: dict[Component, list[Boundary]] = {"language": _language(checkpoint)}
         self._process = Process()
         try:
-            language = str(bundle / manifest.details["language"])
+            language = str(bundle / manifest.decoding.file("language"))
             request = {"op": "open", "language": language, "threads": threads or operator_threads(), "watched": True}
             self._process.ask(request, f"loading {language}")
-            if "mmproj" in manifest.details:
+            if manifest.seeing.engine == LLAMA_CPP:
                 self._repair = LlamaCppVision(bundle, manifest, self._process, threads=threads).repair
                 self._ends |= {"vision": _vision(checkpoint), "projector": _projector(checkpoint)}
         except VlmExportError:

@@ -50,14 +50,14 @@ class LlamaCppDecoder:
     def __init__(self, bundle: Path, manifest: Manifest, *, threads: int | None = None) -> None:
         for library in ("llama", "mtmd", "ggml-base"):
             library_path(library)
-        language = str(bundle / manifest.details["language"])
+        language = str(bundle / manifest.decoding.file("language"))
         self.process = Process()
         try:
             request = {"op": "open", "language": language, "threads": threads or operator_threads()}
             facts = self.process.ask(request, f"loading {bundle}").body
             template = ChatTemplate(facts["chat_template"], _MARKER, Path(language).name, facts["bos"], facts["eos"])
             self._prompts = PromptBuilder(template, self, manifest.max_images)
-            self._check_end(facts["eos_token_id"], int(manifest.source.spec["eos_token_id"]), language)
+            self._check_end(facts["eos_token_id"], manifest.source.spec.eos_token_id, language)
         except VlmExportError:
             self.close()
             raise
@@ -148,8 +148,8 @@ class LlamaCppVision:
     def __init__(
         self, bundle: Path, manifest: Manifest, process: Process, *, threads: int | None = None, repair: bool = True
     ) -> None:
-        spec, mmproj = manifest.source.spec, str(bundle / manifest.details["mmproj"])
-        sizes = {"image_size": spec["vision"]["image_size"], "width": spec["language"]["hidden_size"]}
+        spec, mmproj = manifest.source.spec, str(bundle / manifest.seeing.file("mmproj"))
+        sizes = {"image_size": spec.vision.image_size, "width": spec.language.hidden_size}
         self.process, self._spec, self._squares = process, manifest.image_processor, repair
         found = probe()
         opened = self.process.ask(

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from vlmexport.artifact.bundle.halves import Role
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.onnx.read.int8_layers import int8_layers
 from vlmexport.artifact.onnx.read.layer_outputs import Boundary, boundaries
@@ -15,7 +16,7 @@ from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_k
 from vlmexport.runtime.layers import Component
 from vlmexport.runtime.stages import F32
 
-GRAPHS: dict[Component, str] = {
+GRAPHS: dict[Component, Role] = {
     "vision": "vision_encoder",
     "projector": "projector",
     "language": "decoder_model_merged",
@@ -29,13 +30,10 @@ class OrtLayers:
     """The graphs of a bundle, each with the ends of its layers as more outputs."""
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
-        graphs = manifest.details["graphs"]
-        self._outputs = _OUTPUTS | {"vision": manifest.details["features"]}
+        graphs = manifest.graphs()
+        self._outputs = _OUTPUTS | {"vision": manifest.seeing.output("features")}
         self._paths = {part: bundle / graphs[name] for part, name in GRAPHS.items() if name in graphs}
-        self._smoothed = {
-            part: set(manifest.details["report"][name].get("smoothed", ())) for part, name in GRAPHS.items()
-            if name in graphs
-        }  # fmt: skip
+        self._smoothed = {part: manifest.smoothed(name) for part, name in GRAPHS.items()}
 
     def ends(self, component: Component) -> list[Boundary]:
         """Of its layers, in the order in which they run, and of the component; layers that another one was folded into

@@ -39,9 +39,9 @@ class OrtRuntime(OrtVision):
         super().__init__(bundle, manifest, threads, sessions)
         self.stop_token_ids = manifest.stop_token_ids
         self.classes = manifest.classes
-        self.context = int(manifest.source.spec["language"]["max_positions"])
+        self.context = manifest.source.spec.language.max_positions
         template = _template(bundle / _TOKENIZER_CONFIG)
-        self._tokenizer = open_file(bundle / self.details["tokenizer"])
+        self._tokenizer = open_file(bundle / manifest.decoding.file("tokenizer"))
         self._prompts = PromptBuilder(template, self._tokenizer, manifest.max_images)
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlmexport.artifact.bundle.halves import Role
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.onnx.session import with_outputs
 from vlmexport.processing.image import pixel_values
@@ -14,6 +15,8 @@ from vlmexport.runtime.int8_kernels import Int8Kernels, find_kernels
 from vlmexport.runtime.ort.sessions import MACHINES, Array, LocalSessions, Sessions
 from vlmexport.runtime.stages import F32
 from vlmexport.threads import operator_threads
+
+_SEEING: tuple[Role, ...] = ("vision_encoder", "projector")
 
 
 class OrtVision:
@@ -33,7 +36,7 @@ class OrtVision:
     ) -> None:
         self.sessions = sessions or LocalSessions()
         self.name, self.notes = self.sessions.name, _notes(manifest, self.sessions.machine)
-        self._bundle, self.details, self._threads = bundle, manifest.details, threads or operator_threads()
+        self._bundle, self._manifest, self._threads = bundle, manifest, threads or operator_threads()
         self._image_processor = read_told(bundle, manifest.image_processor)
         self._last: tuple[F32, F32] | None = None
         self._open: set[str] = set()
@@ -45,7 +48,7 @@ class OrtVision:
     def features(self, pixels: F32) -> F32:
         """[1, 3, height, width] → [1, patches, vision width]."""
         outputs = self.run("vision_encoder", {"pixel_values": pixels})
-        features = outputs[self.details["features"]]
+        features = outputs[self._manifest.seeing.output("features")]
         self._last = (features, outputs["image_features"][None])
         return features
 
@@ -64,15 +67,17 @@ class OrtVision:
         self._open.clear()
         self.sessions.close()
 
-    def run(self, graph: str, inputs: dict[str, Array]) -> dict[str, Array]:
+    def run(self, graph: Role, inputs: dict[str, Array]) -> dict[str, Array]:
         """All outputs of a graph by the manifest's name for it."""
         return self.sessions.run(self.opened(graph), inputs)
 
-    def opened(self, graph: str) -> str:
+    def opened(self, graph: Role) -> str:
         """The graph's name, once it is open."""
         if graph not in self._open:
-            path = self._bundle / self.details["graphs"][graph]
-            also = with_outputs(path, [self.details["features"]]) if graph == "vision_encoder" else None
+            half = self._manifest.seeing if graph in _SEEING else self._manifest.decoding
+            path = self._bundle / half.file(graph)
+            outputs = [self._manifest.seeing.output("features")] if graph == "vision_encoder" else []
+            also = with_outputs(path, outputs) if outputs else None
             self.sessions.open(graph, path, self._threads, also)
             self._open.add(graph)
         return graph

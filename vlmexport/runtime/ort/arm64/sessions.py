@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+from vlmexport.artifact.bundle.halves import ONNXRUNTIME
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.errors import UsageError
 from vlmexport.runtime.ort.arm64.root import command, cores, environment, native, root_folder
@@ -23,7 +24,7 @@ def open_cores(bundle: Path, manifest: Manifest) -> dict[str, OrtRuntime]:
         MissingDependency: this machine is not arm64, and nothing is set up to emulate one.
         VlmExportError: a worker died.
     """
-    if manifest.kind != "onnx":
+    if {manifest.seeing.engine, manifest.decoding.engine} != {ONNXRUNTIME}:
         raise UsageError(
             f"{bundle} is a {manifest.kind} bundle, and arm64 is checked with ONNX bundles alone",
             "make one with `vlmexport onnx --target arm64`",

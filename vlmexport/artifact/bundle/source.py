@@ -1,0 +1,111 @@
+"""Where a bundle comes from: the checkpoint's name and hashes, and what a runtime must know of the model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vlmexport.artifact.bundle.models import Part
+from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec, LanguageSpec, Size, Spec, VisionSpec
+
+
+class Sides(Part):
+    """A size in pixels."""
+
+    height: int | None = None
+    width: int | None = None
+    shortest_edge: int | None = None
+
+
+class ImageProcessor(Part):
+    """How a picture becomes pixels."""
+
+    mode: Literal["square", "tiles", "anyres", "native"]
+    size: Sides
+    do_center_crop: bool
+    do_pad: bool
+    resample: int
+    rescale_factor: float
+    do_normalize: bool
+    image_mean: Colour
+    image_std: Colour
+
+    @classmethod
+    def of(cls, spec: ImageProcessorSpec) -> ImageProcessor:
+        """What a bundle says of it."""
+        values = asdict(spec)
+        return cls(**{name: values[name] for name in cls.model_fields})
+
+    def spec(self) -> ImageProcessorSpec:
+        """The same for processing."""
+        return ImageProcessorSpec(**self.model_dump() | {"size": Size(**self.size.model_dump())})
+
+
+class Vision(Part):
+    """The vision encoder's sizes."""
+
+    kind: str
+    image_size: int
+    patch_size: int
+    hidden_size: int
+
+    @classmethod
+    def of(cls, spec: VisionSpec) -> Vision:
+        """What a bundle says of it."""
+        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
+
+
+class Language(Part):
+    """The language model's sizes. ``classes`` are the answers of one that chooses among them."""
+
+    kind: str
+    vocab_size: int
+    hidden_size: int
+    max_positions: int
+    classes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, spec: LanguageSpec) -> Language:
+        """What a bundle says of it."""
+        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
+
+
+class Model(Part):
+    """What runs a bundle must know of its model."""
+
+    image_processor: ImageProcessor
+    vision: Vision
+    language: Language
+    eos_token_id: int
+    stop_token_ids: tuple[int, ...] = Field(description="Each of them ends an answer.")
+    max_images: int | None = Field(None, description="Of one prompt; there is no limit where it is missing.")
+
+    @classmethod
+    def of(cls, spec: Spec) -> Model:
+        """What a bundle says of it."""
+        return cls(
+            image_processor=ImageProcessor.of(spec.image_processor),
+            vision=Vision.of(spec.vision),
+            language=Language.of(spec.language),
+            eos_token_id=spec.eos_token_id,
+            stop_token_ids=spec.stop_token_ids,
+            max_images=spec.max_images,
+        )
+
+
+class Source(Part):
+    """The checkpoint that the bundle was made from."""
+
+    name: str
+    path: str
+    layout: str
+    spec: Model
+    configuration: dict[str, Any] = Field(
+        default_factory=dict,
+        description="All that the checkpoint's files say of the model beside its weights. It tells two models apart; "
+        "nothing is run by it.",
+    )
+    weights: dict[str, str] = Field(description="File name → BLAKE3; a tower's own folder is called vision_tower.")
+    vision_tower: str | None = Field(None, description="Folder or Hub id, where the checkpoint carries no tower.")
