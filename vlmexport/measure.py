@@ -104,9 +104,11 @@ def _hessians(checkpoint: Checkpoint, recipe: Recipe, folder: Path, console: Con
 
 def _int8(checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics, graph: Callable[[str], ir.Model]) -> Int8:
     """Decisions about each part; layers that int8 does not serve are sent back, as far as the recipe measures them."""
+    from vlmexport.model import plugins
     from vlmexport.quantize.int8 import Int8
 
-    int8, fallback = Int8(recipe.onnx, statistics), _fallback(checkpoint, recipe)
+    int8 = Int8(recipe.onnx, statistics, plugins.float_layers(checkpoint.spec.vision))
+    fallback = _fallback(checkpoint, recipe)
     for part in recipe.int8_components:
         int8.decisions[part] = decisions = int8.decide(graph(part))
         if fallback is not None and part != "projector":  # the tower's graph holds it too

@@ -17,7 +17,7 @@ from vlmexport.artifact.onnx.trace import compare
 from vlmexport.artifact.onnx.trace.components import Inputs, Traced
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.model import VLM
+from vlmexport.model import VLM, plugins
 from vlmexport.quantize.int8 import Int8
 from vlmexport.quantize.ranges import F32
 from vlmexport.quantize.schemes import find_scheme
@@ -54,12 +54,12 @@ def measure(vlm: VLM, traced: Traced, calibration: Inputs, probe: Inputs, folder
         apart = max(apart, compare.check(traced, path))
     with Recorder(vlm) as recorder, torch.inference_mode():
         traced.module(*calibration)
-    statistics = Statistics(dict(sorted(recorder.layers.items())), ("0",))
+    statistics, kept = Statistics(dict(sorted(recorder.layers.items())), ("0",)), plugins.float_layers(vlm.spec.vision)
     expected = _first_output(path, probe)
     found = Measured(apart)
     for scheme in SCHEMES:
         model = ir.load(path)
-        found.coverage[scheme] = Int8(recipe("int8", scheme).onnx, statistics).quantize(model)
+        found.coverage[scheme] = Int8(recipe("int8", scheme).onnx, statistics, kept).quantize(model)
         save(model, folder / f"{scheme}.onnx")
         saturates = kernels_here().saturates and not find_scheme(scheme).signed
         got = _first_output(folder / f"{scheme}.onnx", probe, exact=saturates)

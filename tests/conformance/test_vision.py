@@ -22,6 +22,7 @@ from vlmexport.design import Design, create, specify, vision_of
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import load
 from vlmexport.model.sketch import sketch
+from vlmexport.model.vision import fastvit
 from vlmexport.pipeline import open_whole
 
 EXAMPLES = [
@@ -29,7 +30,7 @@ EXAMPLES = [
 ]
 FAMILIES = ["timm:mobilenetv3_small_050", "timm:mobilevit_xxs", "timm:efficientformerv2_s0", "timm:fastvit_t8"]
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES]
-LEFT_IN_FLOAT = {"patch embedding", "depthwise", "gate", "its signal would drown in int8"}
+LEFT_IN_FLOAT = {"patch embedding", "depthwise", "gate", "its signal would drown in int8", *fastvit.FLOAT.values()}
 
 
 def design(text: str) -> Design:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,11 @@ def test_a_tower_is_known_by_its_tensors(variant: str) -> None:
 def test_what_there_is_not_is_said(text: str, size: int | None, message: str) -> None:
     with pytest.raises(Unsupported, match=message):
         vision_of(text, size)
+
+
+def test_what_int8_does_not_serve_are_layers_that_there_are() -> None:
+    spec = vision_of("fastvit:tiny")
+    paths = [f"vision.{name}" for name, _ in plugins.vision(spec).build(spec).named_modules()]
+    kept = plugins.float_layers(spec)
+    assert all(any(fnmatchcase(path, pattern) for path in paths) for pattern in kept)
+    assert plugins.float_layers(vision_of("clip:tiny")) == {}

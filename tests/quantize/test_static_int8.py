@@ -196,8 +196,9 @@ def test_a_hopeless_layer_stays_float(outliers: tuple[dict[str, F32], F32]) -> N
     weights, x = outliers
     model = gated_graph(**weights)
     settings = Onnx(twice_below_db=999, float_below_db=999, float_layers=("ga*",))
-    coverage = Int8(settings, statistics_of(weights, x)).quantize(model)
+    coverage = Int8(settings, statistics_of(weights, x), {"up": "its encoder"}).quantize(model)
     assert coverage.float32["gate"][1] == "recipe"
+    assert coverage.float32["up"][1] == "its encoder"
     assert coverage.float32["down"][1] == "its signal would drown in int8"
     assert coverage.share == 0.0
 

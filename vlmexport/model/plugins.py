@@ -57,6 +57,11 @@ def vision(spec: VisionSpec) -> VisionPlugin:
     return encoder(spec.kind)
 
 
+def float_layers(spec: VisionSpec) -> dict[str, str]:
+    """Patterns of the vision encoder's layers that int8 does not serve, as paths in ``model.VLM``, and why."""
+    return {f"vision.{pattern}": why for pattern, why in getattr(vision(spec), "FLOAT", {}).items()}
+
+
 def encoder(kind: str) -> VisionPlugin:
     """The module of a kind of vision encoder."""
     return cast(VisionPlugin, plugin("vision", kind))

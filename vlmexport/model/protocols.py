@@ -53,7 +53,10 @@ class GgufLanguage:
 
 
 class VisionPlugin(Protocol):
-    """A file in ``model/vision``."""
+    """A file in ``model/vision``.
+
+    It may say ``FLOAT``: patterns of the layers that measurements keep out of int8, and why.
+    """
 
     EXAMPLE: str
     """A small encoder of this file, ``kind`` or ``kind:variant``, for the conformance tests."""

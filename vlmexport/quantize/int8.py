@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -35,12 +36,17 @@ class Int8:
     """The int8 half of one export. A layer that two graphs hold is treated alike in both.
 
     ``decisions`` are those about the parts of an export, before layers were sent back to float.
+
+    Args:
+        of_encoder: patterns of the layers that stay in float because of the kind of encoder, and why.
     """
 
-    def __init__(self, settings: Onnx, statistics: Statistics) -> None:
+    def __init__(
+        self, settings: Onnx, statistics: Statistics, of_encoder: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.scheme = find_scheme(settings.scheme)
         self.decisions: dict[str, Decisions] = {}
-        self._settings = settings
+        self._settings, self._of_encoder = settings, of_encoder
         self._sent_back: dict[str, str] = {}
         self._layers = statistics.layers
         self._ranges: dict[str, Range] = {}
@@ -124,4 +130,5 @@ class Int8:
     def _asked(self, product: Product) -> str | None:
         if any(fnmatchcase(product.path, pattern) for pattern in self._settings.float_layers):
             return "recipe"
-        return kept_by_kind(product)
+        of_encoder = (why for pattern, why in self._of_encoder.items() if fnmatchcase(product.path, pattern))
+        return kept_by_kind(product) or next(of_encoder, None)

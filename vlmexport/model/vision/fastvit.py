@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 EXAMPLE = "fastvit:tiny"
+_LOUD = "its noise reaches every layer"
+FLOAT = {"stem.*": _LOUD, "stages.*.downsample.*": _LOUD, "stages.0.*": "no faster in int8"}
+"""What int8 does not serve (docs/quantization.md has the measurements): what stands before a stage's residual sums, and
+the first stage, where rounding a map of 65,536 pixels takes longer than products of 96 channels save."""
+
 _MIXERS = ("repmixer", "repmixer", "repmixer", "attention", "attention")
 _SIDE, _STRIDE = 1024, 64
 _POSITIONS = (7, 7)
