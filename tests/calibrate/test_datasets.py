@@ -16,6 +16,7 @@ from vlmexport.calibrate.datasets import read
 from vlmexport.calibrate.datasets.folder import DESCRIBE
 from vlmexport.calibrate.datasets.images import CAPTION_PROMPT
 from vlmexport.errors import UsageError
+from vlmexport.processing.messages import Message, Picture, asked
 
 
 @pytest.fixture
@@ -72,8 +73,36 @@ def test_llava(images: Path) -> None:
     talk = [("human", "<image>\nWhat is it?"), ("gpt", "a cat"), ("human", "Why?"), ("gpt", "because")]
     turns = [{"from": who, "value": text} for who, text in talk]
     data = [{"id": "1", "image": "more/d.png", "conversations": turns}, {"id": "2", "conversations": turns[2:]}]
-    (sample,) = read(written(images / "llava.json", data))
-    assert (sample.question, sample.answers, sample.image_id) == ("What is it?", ("a cat",), "more/d.png")
+    first, second = sorted(read(written(images / "llava.json", data)), key=lambda sample: sample.id)
+    assert (first.question, first.answers, first.image_id) == ("What is it?", ("a cat",), "more/d.png")
+    assert first.messages == asked("What is it?")
+    assert (second.question, second.answers, second.image_id) == ("Why?", ("because",), "more/d.png")
+    assert second.messages == (*first.messages, Message("assistant", ("a cat",)), Message("user", ("Why?",)))
+
+
+def test_llava_with_several_images(images: Path) -> None:
+    """A question shows the images so far; where the marker stands nowhere, all come first."""
+    talk = [("human", "<image>\nWhat is it?"), ("gpt", "a cat"), ("human", "And <image>?"), ("gpt", "two")]
+    turns = [{"from": who, "value": text} for who, text in talk]
+    names = ["a.jpg", "b.PNG"]
+    first, second = sorted(
+        read(written(images / "several.json", [{"image": names, "conversations": turns}])), key=lambda one: one.id
+    )
+    assert [one.image_id for one in first.alone()] == names[:1]
+    assert [one.image_id for one in second.alone()] == names
+    assert second.messages[-1].content == ("And", Picture.NEXT, "?")
+    plain = [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "a"}]
+    (sample,) = read(written(images / "plain.json", [{"image": names, "conversations": plain}]))
+    assert sample.messages == asked("Which?", 2)
+    with pytest.raises(UsageError, match="2 images, and 1 in the conversation"):
+        read(written(images / "fewer.json", [{"image": names, "conversations": turns[:2]}]))
+
+
+def test_a_question_about_several_images(images: Path) -> None:
+    data = [{"image": ["b.PNG", "a.jpg"], "question": "Which is larger?", "answer": "the first"}]
+    (sample,) = read(written(images / "questions.jsonl", data, lines=True))
+    assert [one.image_id for one in sample.alone()] == ["b.PNG", "a.jpg"]
+    assert sample.messages == asked("Which is larger?", 2)
 
 
 def test_coco_as_its_archives_lie(images: Path) -> None:

@@ -41,7 +41,7 @@ def key(
         "version": _VERSION, "bins": BINS, "rows": ROWS, "shard": SHARD, "answer": [MAX_ANSWER, LARGE, LARGE_ANSWER],
         "weights": checkpoint.fingerprints, "components": components, "spec": _spec(checkpoint, decodes),
         "tokenizer": checkpoint.tokenizer.fingerprint if decodes else None,
-        "samples": [[s.id, s.question, s.answer, images[s.image_id]] for s in samples],
+        "samples": [[*s.facts(), s.answer, *(images[one.image_id] for one in s.alone())] for s in samples],
         "code": code(checkpoint.spec, measurement, components),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -19,7 +19,6 @@ from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM
-from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 
@@ -78,7 +77,7 @@ def collect_shard(
         decodes = "language" in vlm.components
         tokens = []
         for sample in samples:
-            tokens.append(vlm.tokens(vlm.features(vlm.pixels(sample.image()))))
+            tokens.append([vlm.tokens(vlm.features(vlm.pixels(one.image()))) for one in sample.alone()])
             if not decodes:
                 advance()
         if decodes:
@@ -99,18 +98,22 @@ class _Sequence:
 
 
 def _decode(
-    vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample], tokens: list[torch.Tensor], recorder: Recorder
+    vlm: VLM,
+    prompts: CheckpointPrompts,
+    samples: Sequence[Sample],
+    tokens: list[list[torch.Tensor]],
+    recorder: Recorder,
 ) -> None:
     """Run the sequences, as many together as ``AT_ONCE`` holds."""
     sequences = []
     for sample, visual in zip(samples, tokens, strict=True):
-        prompt = prompts.prompt(asked(sample.question), in_a_row([visual]))
+        prompt = prompts.prompt(sample.messages, in_a_row(visual))
         is_given = vlm.spec.language.generates and sample.answer is not None
         room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         ids = prompts.answer(sample.answer or "") if is_given else []
         ids = ids[: room - 1]  # a position each
         prompt = prompt.answered(ids)
-        embeds, is_image = vlm.prompt_embeds(prompt, [visual])[0], torch.from_numpy(prompt.is_image)
+        embeds, is_image = vlm.prompt_embeds(prompt, visual)[0], torch.from_numpy(prompt.is_image)
         sequences.append(_Sequence(embeds, is_image, len(ids) if is_given else None))
     for batch in _batches(vlm.spec.language, sequences):
         _run(vlm, batch, recorder)

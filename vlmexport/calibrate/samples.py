@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
@@ -17,19 +17,32 @@ from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import VERSION
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.processing.images import read_image, rgb
+from vlmexport.processing.messages import Message, Messages, asked
 
 Task = Literal["exact", "vqa", "yes_no", "caption"]
 """How an answer is scored."""
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A further image of a sample; fields as in ``Sample``."""
+
+    image_id: str
+    load: Callable[[], Image.Image] = field(repr=False)
+    file: Path | None = None
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One image with one question.
+    """One question about an image, or about several, in a conversation.
 
     Attributes:
+        question: the last text of the user.
         answer: the text that is right, where one is known; ``other_answers`` are right as well.
         file: that the image is read from; None where it is made.
         drawn: what a made image follows from, as its seed.
+        more: further images, in the order of the conversation.
+        conversation: what was said, the question included; empty where nothing was said before it.
     """
 
     id: str
@@ -42,6 +55,24 @@ class Sample:
     task: Task = "exact"
     file: Path | None = None
     drawn: str | None = None
+    more: tuple[Shown, ...] = ()
+    conversation: tuple[Message, ...] = ()
+
+    @property
+    def messages(self) -> Messages:
+        """The conversation up to the question: the question itself behind the images where nothing more was said."""
+        return self.conversation or asked(self.question, 1 + len(self.more))
+
+    def alone(self) -> list[Sample]:
+        """The question about each of its images by itself, in their order."""
+        first = replace(self, more=(), conversation=())
+        rest = [replace(first, image_id=one.image_id, load=one.load, file=one.file, drawn=None) for one in self.more]
+        return [first, *rest]
+
+    def facts(self) -> list[Any]:
+        """What is asked and answered, for a hash."""
+        said = [[one.image_id for one in self.alone()], [message.document() for message in self.messages]]
+        return [self.id, self.question, *(said if self.more or self.conversation else ())]
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -66,8 +97,9 @@ def image_hashes(samples: Sequence[Sample]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for sample in samples:
-        if sample.image_id not in found:
-            found[sample.image_id] = image_hash(sample)
+        for one in sample.alone():
+            if one.image_id not in found:
+                found[one.image_id] = image_hash(one)
     return found
 
 

@@ -96,13 +96,16 @@ def check(
 def run(
     bundle: Annotated[str, typer.Argument(help="A bundle's folder, or a model.", show_default=False)],
     question: Annotated[str, typer.Argument(help="What to ask.", show_default=False)],
-    image: Annotated[Path, typer.Option("--image", "-i", help="The picture.", show_default=False)],
+    image: Annotated[
+        list[Path],
+        typer.Option("--image", "-i", help="The picture; again for each further one.", show_default=False),
+    ],
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 256,
     vision_tower: Tower = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask a bundle, or a float model, about a picture."""
+    """Ask a bundle, or a float model, about a picture, or about several."""
     from vlmexport.runtime.ask import ask
 
     console = Console(as_json, quiet)
@@ -111,7 +114,9 @@ def run(
         console.stream(piece)
         pieces.append(piece)
     answer = "".join(pieces)
-    console.result("", {"answer": answer, "question": question, "image": str(image), "bundle": bundle})
+    console.result(
+        "", {"answer": answer, "question": question, "images": [str(one) for one in image], "bundle": bundle}
+    )
 
 
 def bench(

@@ -98,7 +98,7 @@ class TokensLoss:
 
     def __init__(self, vlm: VLM, _: CheckpointPrompts, samples: Sequence[Sample]) -> None:
         self._vlm = vlm
-        images = {sample.image_id: sample for sample in samples}
+        images = {one.image_id: one for sample in samples for one in sample.alone()}
         self._pixels = [vlm.pixels(sample.image()) for sample in images.values()]
         self._expected = list(self._run())
 

@@ -224,7 +224,7 @@ def _core(run: CoreRun, manifest: Manifest) -> CoreResult:
 
 def _inputs(manifest: Manifest, samples: list[Sample]) -> Inputs:
     """What a comparison is of."""
-    asked = json.dumps([[sample.id, sample.question, sample.answers] for sample in samples])
+    asked = json.dumps([[*sample.facts(), sample.answers] for sample in samples])
     return Inputs(
         weights=manifest.source.weights,
         files={file.path: file.sha256 for file in manifest.files},

@@ -25,7 +25,7 @@ def pictures(measured: Measured, samples: Sequence[Sample], spec: ImageProcessor
     if not known:
         return []
     order = sorted(known, key=lambda image: float(list(known[image].values())[-1].mean()))
-    loads = {sample.image_id: sample.image for sample in samples}
+    loads = {one.image_id: one.image for sample in samples for one in sample.alone()}
 
     def picture(image: str, rank: Literal["worst", "median"]) -> Picture:
         rows = {stage: [float(f"{value:.7g}") for value in cosines] for stage, cosines in known[image].items()}

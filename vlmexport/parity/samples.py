@@ -63,4 +63,5 @@ def _was_used(sample: Sample, manifest: Manifest) -> bool:
         return False
     if sample.id in calibration.samples:
         return True
-    return sample.file is not None and bool(calibration.images) and file_hash(sample.file) in calibration.images
+    files = [one.file for one in sample.alone() if one.file is not None]
+    return bool(calibration.images) and any(file_hash(file) in calibration.images for file in files)

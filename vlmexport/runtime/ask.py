@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vlmexport.artifact.bundle.staging import MANIFEST
@@ -16,7 +16,7 @@ from vlmexport.runtime.stages import Runtime
 
 def ask(
     model: str,
-    image: Path,
+    images: Sequence[Path],
     question: str,
     max_new_tokens: int,
     vision_tower: str | None = None,
@@ -26,6 +26,7 @@ def ask(
 
     Args:
         model: a bundle's folder, or a checkpoint (folder, Hub id, ``demo``).
+        images: that the question is about, in their order.
         vision_tower: a CLIP folder, for a checkpoint that does not carry its tower.
         console: where downloads are told of.
 
@@ -33,14 +34,14 @@ def ask(
         Text; joined it is the answer.
 
     Raises:
-        UsageError: the image cannot be read, or the model is neither.
+        UsageError: an image cannot be read, the model was not trained for so many, or it is neither.
     """
-    picture = read_image(image)
+    pictures = [read_image(image) for image in images]
     is_bundle = (Path(model) / MANIFEST).is_file()
     runtime = open_runtime(Path(model)) if is_bundle else _float_model(model, vision_tower, console)
     try:
-        tokens = [runtime.tokens(runtime.features(runtime.pixels(picture)))]
-        prompt = runtime.prompt(asked(question), in_a_row(tokens))
+        tokens = [runtime.tokens(runtime.features(runtime.pixels(picture))) for picture in pictures]
+        prompt = runtime.prompt(asked(question, len(tokens)), in_a_row(tokens))
         ids: list[int] = []
         shown = ""
         for token in runtime.generate(prompt, tokens, max_new_tokens):

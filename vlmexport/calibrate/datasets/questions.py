@@ -1,4 +1,5 @@
-"""Questions about images, one JSON object each: ``image``, ``question``, and ``answer`` or ``answers`` where known.
+"""Questions about images, one JSON object each: ``image`` (a name, or a list of several), ``question``, and ``answer``
+or ``answers`` where known.
 
 POPE's names (``text``, ``label``) are taken too.
 """
@@ -9,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from vlmexport.calibrate.datasets.images import find, sample
+from vlmexport.calibrate.datasets.images import find_all, sample
 from vlmexport.calibrate.samples import Sample
 
 NAME = "JSON Lines of questions"
@@ -30,10 +31,9 @@ def samples(document: Any, path: Path) -> list[Sample]:
     """One sample a question. Images lie beside the file, or in ``images/`` there."""
     found, turns = [], Counter[str]()
     for entry in document:
-        name = str(entry["image"])
-        file = find(name, path, (path.parent, path.parent / "images"))
+        name, file, more = find_all(entry["image"], path)
         question = _text(entry["question"] if "question" in entry else entry["text"])
-        found.append(sample(name, turns[name], file, question, _answers(entry)))
+        found.append(sample(name, turns[name], file, question, _answers(entry), more=more))
         turns[name] += 1
     return found
 

@@ -20,7 +20,6 @@ from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.prompts import difference
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.result import Answer
-from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import Prompt, in_a_row
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32
@@ -66,13 +65,14 @@ class Side:
         self.measured.samples += 1
         if "local" in self._modes:
             self._answer(sample, "local", expected.prompt, tokens, expected)
-        own_tokens = [tokens for tokens in (self._tokens[sample.image_id],) if tokens is not None]
-        if not own_tokens:
+        made = [self._tokens[one.image_id] for one in sample.alone()]
+        own_tokens = [visual for visual in made if visual is not None]
+        if len(own_tokens) < len(made):
             self.measured.errors.setdefault(("logits", "chained"), "not run: there are no tokens")
             self.measured.errors.setdefault(("answer", "chained"), "not run: there are no tokens")
             return
         try:
-            own = self.runtime.prompt(asked(sample.question), in_a_row(own_tokens))
+            own = self.runtime.prompt(sample.messages, in_a_row(own_tokens))
         except VlmExportError as error:
             self.measured.errors.setdefault(("logits", "chained"), str(error))
             return

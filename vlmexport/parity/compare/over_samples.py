@@ -67,7 +67,7 @@ class Comparison:
     def run(self, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None) -> None:
         """Compare over samples. Images that several samples share are computed once; their visual tokens stay in memory
         until the last of these samples, so neighbours should share them."""
-        left = Counter(sample.image_id for sample in samples)
+        left = Counter(one.image_id for sample in samples for one in sample.alone())
         self._open_stock(samples[: self._first])
         if self._spec is not None and samples:
             self._sizes(samples[0].image(), self._spec)
@@ -75,12 +75,14 @@ class Comparison:
             sides = [self._bundle, *self._cores.values()]
             if self._stock is not None and number < self._first:
                 sides.append(self._stock)
-            if sample.image_id not in self._tokens:
-                self._image(sample, sides)
+            for one in sample.alone():
+                if one.image_id not in self._tokens:
+                    self._image(one, sides)
             self._question(sample, sides)
-            left[sample.image_id] -= 1
-            if not left[sample.image_id]:
-                self._forget(sample.image_id)
+            for one in sample.alone():
+                left[one.image_id] -= 1
+                if not left[one.image_id]:
+                    self._forget(one.image_id)
             advance()
 
     def _sizes(self, image: Image.Image, spec: ImageProcessorSpec) -> None:
@@ -91,8 +93,8 @@ class Comparison:
     def _open_stock(self, samples: Sequence[Sample]) -> None:
         runtime = self._bundle.runtime
         if self._stock is None and samples and isinstance(runtime, Repairing):
-            images = {sample.image_id: sample for sample in samples}.values()
-            as_is = runtime.stock(sample.image() for sample in images)
+            images = {one.image_id: one for sample in samples for one in sample.alone()}.values()
+            as_is = runtime.stock(one.image() for one in images)
             self._stock = None if as_is is None else Side(as_is, ("chained",))
 
     def _forget(self, image: str) -> None:
@@ -109,7 +111,7 @@ class Comparison:
         self._compare_cores()
 
     def _question(self, sample: Sample, sides: list[Side]) -> None:
-        tokens = [self._tokens[sample.image_id]]
+        tokens = [self._tokens[one.image_id] for one in sample.alone()]
         expected = self.expected.question(sample, tokens)
         for side in sides:
             side.question(sample, expected, tokens)

@@ -15,7 +15,6 @@ from vlmexport.measures.arrays import ArrayMeasure, ShapeDiffersError
 from vlmexport.model import VLM
 from vlmexport.parity.layers.int8_weights import stage_of
 from vlmexport.parity.result import LayerDifference
-from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 from vlmexport.runtime.layers import Component, Layers
@@ -47,8 +46,9 @@ def _given(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Iterator[tup
     with torch.inference_mode():
         pixels = vlm.pixels(sample.image())
         features = vlm.features(pixels).contiguous()
-        tokens = [vlm.tokens(features)]
-        prompt = prompts.prompt(asked(sample.question), in_a_row(tokens))
+        rest = [vlm.tokens(vlm.features(vlm.pixels(one.image()))) for one in sample.alone()[1:]]
+        tokens = [vlm.tokens(features), *rest]
+        prompt = prompts.prompt(sample.messages, in_a_row(tokens))
         prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         embeds = vlm.prompt_embeds(prompt, tokens)
     yield from (("vision", pixels), ("projector", features), ("language", embeds))

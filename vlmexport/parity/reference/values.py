@@ -9,7 +9,6 @@ from typing import Protocol
 import numpy as np
 
 from vlmexport.calibrate import Sample
-from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import Prompt, in_a_row
 from vlmexport.runtime.stages import F32, Runtime
 
@@ -68,7 +67,7 @@ class Live:
 
     def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
         """Run the last two stages."""
-        prompt = self._reference.prompt(asked(sample.question), in_a_row(tokens))
+        prompt = self._reference.prompt(sample.messages, in_a_row(tokens))
         prompt.room(self._reference.context, f"the prompt of sample {sample.id}")
         steps = list(self._reference.steps(prompt, tokens, MAX_NEW_TOKENS))
         greedy, logits = [token for token, _ in steps], np.concatenate([rows for _, rows in steps])[None]
