@@ -7,6 +7,7 @@ import random
 import shutil
 import unicodedata
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.vocabularies import CHATML, REAL, byte_level, known_ids, write_byte_l
 from vlmexport.artifact.gguf import byte_level as written
 from vlmexport.artifact.gguf import vocabulary
 from vlmexport.artifact.gguf.file import GgufFile
+from vlmexport.artifact.gguf.tokenizer import fields as metadata
+from vlmexport.artifact.onnx import client_files
 from vlmexport.artifact.onnx.tokenizer_file import content, image_token_id
 from vlmexport.errors import Unsupported
 from vlmexport.processing.fast_tokenizer import FastTokenizer, open_file
@@ -56,7 +59,7 @@ def test_ids_of_random_texts(name: str, tmp_path: Path) -> None:
     parts = (*CHATML, "<box>", "<|fim_prefix|>", "a", " ", "\n", "<|")
     texts += ["".join(choose.choices(parts, k=8)) for _ in range(50)]
     asked = tuple((unicodedata.normalize("NFC", text), special) for text in texts for special in (True, False))
-    found = vocabulary._ids(file(tokenizer).header, asked)
+    found, _ = vocabulary._ask(file(tokenizer).header, asked, ())
     for (text, special), ids in zip(asked, found, strict=True):
         assert ids == tokenizer.encode(text, special), (text, special)
 
@@ -70,7 +73,8 @@ def test_real_vocabularies(name: str, real_vocabularies: Path, tmp_path: Path) -
     assert made.fields["tokenizer.ggml.pre"] == ("str", name)
     vocabulary.prove(tokenizer, made)
     texts = known_ids(real_vocabularies, name)
-    assert vocabulary._ids(made.header, tuple((text, False) for text, _ in texts)) == [ids for _, ids in texts]
+    asked = tuple((text, False) for text, _ in texts)
+    assert vocabulary._ask(made.header, asked, ())[0] == [ids for _, ids in texts]
 
 
 def test_metadata(tmp_path: Path) -> None:
@@ -100,6 +104,20 @@ def test_a_difference_names_the_text(tmp_path: Path) -> None:
         vocabulary.prove(tokenizer, file(tokenizer, pre=("str", "qwen2")))
     with pytest.raises(Unsupported, match="unknown pre-tokenizer type: 'never'"):
         vocabulary.prove(tokenizer, file(tokenizer, pre=("str", "never")))
+
+
+def test_every_stop_token_ends_an_answer(tmp_path: Path) -> None:
+    """llama.cpp knows some by their names; EOS and two more are named in the file."""
+    write_byte_level(tmp_path, special=("<a>", "<b>", "<c>", "<d>", "<|im_end|>"))
+    tokenizer = opened(tmp_path)
+    spec = tiny_spec(vocab_size=400)
+    a, b, c, d, known = (tokenizer.added[text] for text in ("<a>", "<b>", "<c>", "<d>", "<|im_end|>"))
+    fields = metadata(tokenizer, replace(spec, eos_token_id=a, stop_token_ids=(a, b, c)), 400)
+    assert [fields[f"tokenizer.ggml.{key}_token_id"][1] for key in ("eos", "eot", "eom")] == [a, b, c]
+    made = GgufFile("tiny.gguf", "llama", fields, ())
+    vocabulary.prove(tokenizer, made, (a, b, c, known))
+    with pytest.raises(Unsupported, match="would not end an answer at <d>"):
+        vocabulary.prove(tokenizer, made, (a, d))
 
 
 def test_a_special_token_that_llama_cpp_would_find_in_a_users_text(tmp_path: Path) -> None:
@@ -174,6 +192,9 @@ def test_onnx_gets_the_checkpoints_own_file(checkpoint: Checkpoint, tmp_path: Pa
     assert Tokenizer.from_file(str(found.path)).encode("a<image>b").ids == found.encode("a<image>b", special=True)
     for text in vocabulary.TEXTS:
         assert found.encode(text) == checkpoint.tokenizer.encode(text)
+    for special in ({}, {"bos_token": "<|im_start|>"}):
+        settings = client_files.tokenizer(client_files.Layout(checkpoint.spec, image, 144, special, {}, {}))
+        assert settings["add_bos_token"] == bool(special)
     write_byte_level(checkpoint.path, special=(*CHATML, "<image>"))
     again = open_checkpoint(checkpoint.path)
     assert content(again).encode() == (checkpoint.path / "tokenizer.json").read_bytes()

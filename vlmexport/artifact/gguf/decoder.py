@@ -96,7 +96,7 @@ def refuse(checkpoint: Checkpoint, recipe: Recipe) -> None:
     """
     language = planned(checkpoint, recipe)[LANGUAGE]
     if isinstance(checkpoint.tokenizer, FastTokenizer):
-        vocabulary.prove(checkpoint.tokenizer, language)
+        vocabulary.prove(checkpoint.tokenizer, language, checkpoint.spec.stop_token_ids)
     if recipe.gguf.budget:
         room = budget_bytes(checkpoint, recipe, language)
         gguf_budget.refuse_too_small(list(language.tensors), _given(checkpoint, recipe.gguf), room)

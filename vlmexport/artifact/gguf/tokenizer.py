@@ -12,6 +12,9 @@ from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.processing.tokenizer import Tokenizer
 
 _KINDS = {"normal": 1, "unknown": 2, "control": 3, "user_defined": 4, "unused": 5, "byte": 6}
+_OTHER_ENDS = ("eot", "eom")
+"""Tokens beside EOS that end an answer in llama.cpp, which knows ``<|endoftext|>`` and the like by their names too."""
+
 _ADDED_SCORE, _PAD_SCORE = -1000.0, -10000.0
 
 
@@ -34,13 +37,19 @@ def fields(tokenizer: Tokenizer, spec: Spec, rows: int) -> dict[str, Field]:
     elif isinstance(tokenizer, FastTokenizer):
         found = byte_level.fields(tokenizer, rows) | {
             "tokenizer.ggml.eos_token_id": ("u32", spec.eos_token_id),
-            "tokenizer.chat_template": ("str", chat_template(spec.prompt, tokenizer.texts()[spec.eos_token_id])),
+            "tokenizer.chat_template": ("str", _template(spec, tokenizer.texts()[spec.eos_token_id])),
         }
     else:
         raise Unsupported(f"GGUF cannot hold the tokenizer of {tokenizer.path}", "use an ONNX bundle")
+    others = [i for i in spec.stop_token_ids if i != spec.eos_token_id and i < rows]
+    found |= {f"tokenizer.ggml.{key}_token_id": ("u32", i) for key, i in zip(_OTHER_ENDS, others, strict=False)}
     if spec.pad_token_id is not None and 0 <= spec.pad_token_id < rows:
         found["tokenizer.ggml.padding_token_id"] = ("u32", spec.pad_token_id)
     return found
+
+
+def _template(spec: Spec, end: str) -> str:
+    return spec.chat_template or chat_template(spec.prompt, end)
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer, spec: Spec, rows: int) -> dict[str, Field]:
@@ -71,7 +80,7 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer, spec: Spec, rows: int) -> 
         "tokenizer.ggml.unknown_token_id": ("u32", tokenizer.unknown_token_id),
         "tokenizer.ggml.add_bos_token": ("bool", True),
         "tokenizer.ggml.add_eos_token": ("bool", False),
-        "tokenizer.chat_template": ("str", spec.chat_template or chat_template(spec.prompt, texts[spec.eos_token_id])),
+        "tokenizer.chat_template": ("str", _template(spec, texts[spec.eos_token_id])),
     }
     if not tokenizer.begins_with_space:
         found["tokenizer.ggml.add_space_prefix"] = ("bool", False)

@@ -29,7 +29,7 @@ llama.cpp does not bring a text into it."""
 _CURE = "use an ONNX bundle, which carries tokenizer.json itself, or report it with that file"
 
 
-def prove(tokenizer: Tokenizer, file: GgufFile) -> None:
+def prove(tokenizer: Tokenizer, file: GgufFile, stops: tuple[int, ...] = ()) -> None:
     """Compare the ids of ``TEXTS`` and of all added tokens as a user's text, of the added tokens as a template's too.
 
     A template is not asked for ``</s>``: where that is a word of the vocabulary, as in Qwen2's, llama.cpp takes it for
@@ -37,15 +37,19 @@ def prove(tokenizer: Tokenizer, file: GgufFile) -> None:
 
     Args:
         file: the language model's; only its metadata are used.
+        stops: ids that end an answer, in llama.cpp too.
 
     Raises:
-        Unsupported: a text has other ids, or llama.cpp cannot read the tokenizer.
+        Unsupported: a text has other ids, a token ends no answer, or llama.cpp cannot read the tokenizer.
         MissingDependency: llama-cpp-python is not installed.
     """
     library_path("llama")
     added = [f"a{text}b\n{text}\n" for text in sorted(tokenizer.added, key=tokenizer.added.__getitem__)]
     asked = (*((text, True) for text in added), *((text, False) for text in (*TEXTS, *added)))
-    for (text, special), found in zip(asked, _ids(replace(file, tensors=()).header, asked), strict=True):
+    ids, ends = _ask(replace(file, tensors=()).header, asked, stops)
+    for text in (tokenizer.texts()[i] for i in stops if i not in ends):
+        raise Unsupported(f"llama.cpp would not end an answer at {text}, as the model of {tokenizer.path} does", _CURE)
+    for (text, special), found in zip(asked, ids, strict=True):
         wanted = tokenizer.encode(text, special)
         if found != wanted:
             whose = "in a template" if special else "of a user"
@@ -56,12 +60,15 @@ def prove(tokenizer: Tokenizer, file: GgufFile) -> None:
 
 
 @lru_cache(maxsize=1)  # an export asks before anything long begins, and where the file is made
-def _ids(header: bytes, asked: tuple[tuple[str, bool], ...]) -> list[list[int]]:
+def _ask(
+    header: bytes, asked: tuple[tuple[str, bool], ...], stops: tuple[int, ...]
+) -> tuple[list[list[int]], list[int]]:
+    """Ids of each text, and which of the stops end an answer."""
     command = own_python("vlmexport.artifact.gguf.vocabulary_worker")
     worker = WorkerProcess("llama.cpp", command, os.environ | {"GGML_NO_BACKTRACE": "1"}, _CURE)
     with closing(worker), TemporaryDirectory() as folder:
         path = Path(folder) / "vocabulary.gguf"
         path.write_bytes(header)
         body = {"path": str(path), "texts": [text for text, _ in asked], "special": [special for _, special in asked]}
-        found: list[list[int]] = worker.ask(body, "reading the tokenizer").body["ids"]
-    return found
+        found = worker.ask(body | {"stops": stops}, "reading the tokenizer").body
+    return found["ids"], found["stops"]

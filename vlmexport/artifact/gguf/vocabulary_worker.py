@@ -12,7 +12,7 @@ from vlmexport.workers.wire import Message, serve
 
 def answer(request: Message) -> Message:
     """Token ids of each of ``texts`` by the vocabulary of the GGUF at ``path``; ``special`` says of each whether its
-    special tokens are tokens."""
+    special tokens are tokens. And of ``stops``, those that end an answer."""
     from llama_cpp import llama_cpp
 
     said: list[str] = []
@@ -28,8 +28,9 @@ def answer(request: Message) -> Message:
     vocabulary = llama_cpp.llama_model_get_vocab(model)
     asked = zip(request.body["texts"], request.body["special"], strict=True)
     ids = [encode(llama_cpp, vocabulary, text, special=special) for text, special in asked]
+    stops = [i for i in request.body["stops"] if llama_cpp.llama_vocab_is_eog(vocabulary, i)]
     llama_cpp.llama_model_free(model)
-    return Message({"ids": ids})
+    return Message({"ids": ids, "stops": stops})
 
 
 if __name__ == "__main__":

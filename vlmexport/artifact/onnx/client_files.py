@@ -187,7 +187,7 @@ def tokenizer(layout: Layout) -> dict[str, Any]:
     """Special tokens and the conversation template."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": True,
+        "add_bos_token": "bos_token" in layout.special,
         "add_eos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": layout.spec.language.max_positions,
