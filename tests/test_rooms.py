@@ -75,6 +75,10 @@ def imports() -> dict[str, set[str]]:
             for module in MODULES}  # fmt: skip
 
 
+def test_no_circle(imports: dict[str, set[str]]) -> None:
+    TopologicalSorter(imports).prepare()  # raises CycleError, with the modules of a circle
+
+
 def test_a_circle_is_seen() -> None:
     known = {"vlmexport.a", "vlmexport.a.b", "vlmexport.c"}
     source = "if TYPE_CHECKING:\n    from vlmexport.a import b\ndef f():\n    import vlmexport.c"
