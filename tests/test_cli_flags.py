@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 import vlmexport as package
 from tests.command import vlmexport
+from tests.prompts import tokenized
 from tests.test_cli import process
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.cli import app
@@ -22,6 +22,7 @@ from vlmexport.console import Console
 from vlmexport.environment import OURS, unknown_variables
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.processing.messages import asked
 from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.recipe import keys, variable
 from vlmexport.runtime.ask import ask
@@ -146,15 +147,15 @@ def test_a_process_writes_one_document(tmp_path: Path) -> None:
 
 def test_no_runtime_takes_half_characters(tiny_folder: Path, tmp_path: Path) -> None:
     """The demo's tokenizer, and the template of a bundle, which ONNX Runtime's and llama.cpp's read alike."""
-    for prompt in (
-        ChatTemplate("<image>{{ messages[0].content[1].text }}", "<image>", "here").prompt,
-        partial(SentencePieceTokenizer(tiny_folder / "tokenizer.model", {}).prompt, PromptSpec()),
-    ):
-        with pytest.raises(UsageError, match="no UTF-8"):
-            prompt("what is \udcff?")
+    template = ChatTemplate("<image>{{ messages[0].content[1].text }}", "<image>", "here")
+    tokenizer = SentencePieceTokenizer(tiny_folder / "tokenizer.model", {})
+    with pytest.raises(UsageError, match="no UTF-8"):
+        template.render(asked("what is \udcff?"))
+    with pytest.raises(UsageError, match="no UTF-8"):
+        tokenized(tokenizer, PromptSpec(), "what is \udcff?")
     picture = package.__path__[0] + "/demo/sprites.png"
     with pytest.raises(UsageError, match="no UTF-8"):
-        list(ask("demo", Path(picture), "what is \udcff?", 1))
+        list(ask("demo", [Path(picture)], "what is \udcff?", 1))
     (tmp_path / "caf\udce9").mkdir()
     with pytest.raises(CheckpointError, match=r"caf\\udce9' is no UTF-8: rename"):
         locate(str(tmp_path / "caf\udce9"))
