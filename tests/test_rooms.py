@@ -21,7 +21,7 @@ ROOMS = (
 )  # fmt: skip
 # Folders of a room, and modules that stand between them, in the order in which data passes them.
 INNER = {
-    "artifact": ("bundle", "onnx/session", "onnx/passes", "onnx/trace", "onnx/build", "onnx/read"),
+    "artifact": ("bundle", "onnx/session", "onnx/passes", "onnx/trace", "onnx/build", "onnx/read", "onnx", "gguf"),
     "parity": ("result", "reference", "compare"),
 }  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
