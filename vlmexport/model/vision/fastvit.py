@@ -1,7 +1,7 @@
 """FastViTHD, FastVLM's encoder (arXiv:2412.13303): timm's ``fastvit_mci3`` in its inference form, ``fastvit:mci3``.
 
-Three stages of convolutions and two of attention; every 64x64 pixels become one feature. Branches that training alone
-has are merged (``checkpoint.fastvit``), and the head is left out. Tensor names are timm's.
+Three stages of convolutions and two of attention; every 64x64 pixels become one feature. Weights are in the form in
+which they are published: branches that training alone has are merged. The head is left out. Tensor names are timm's.
 """
 
 from __future__ import annotations
