@@ -44,7 +44,7 @@ from vlmexport.parity.reference.values import MAX_NEW_TOKENS, Live, QuestionValu
 from vlmexport.pipeline import export, open_whole
 from vlmexport.quantize.gguf_mix import find_mix
 from vlmexport.recipe import Recipe, resolve
-from vlmexport.runtime.llamacpp.runtime import LlamaCppDecoder
+from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32
 
@@ -84,7 +84,7 @@ def asked(bundle: Path, questions: Iterable[Question]) -> dict[str, Any]:
     """Measures of the language model of a bundle, in llama.cpp."""
     measure, rows = LogitsMeasure(), []
     manifest = read_manifest(bundle)
-    with closing(LlamaCppDecoder(bundle, manifest, threads=1)) as decoder:
+    with closing(LlamaCppHalves(bundle, manifest, threads=1).decoding()) as decoder:
         for question in questions:
             expected = question.values
             prompt, tokens = expected.prompt, [question.tokens]

@@ -21,8 +21,9 @@ from vlmexport.calibrate import heldout_samples
 from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.parity.compare.measured import Measured
+from vlmexport.runtime.joined import join
+from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.runtime.llamacpp.probe.probe import probe
-from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -50,7 +51,7 @@ def one_layer_less(bundle: Path, checkpoint: Checkpoint, samples: int) -> None:
     without = {key: value for key, value in file.fields.items() if key != LAYER}
     replace(file, fields=without).write(bundle)
     reference, features, tokens = ReferenceRuntime(checkpoint), ArrayMeasure(), ArrayMeasure()
-    with closing(LlamaCppRuntime(bundle, manifest)) as runtime:
+    with closing(join(LlamaCppHalves(bundle, manifest))) as runtime:
         for sample in heldout_samples(samples):
             pixels = reference.pixels(sample.image())
             expected, found = reference.features(pixels), runtime.features(pixels)

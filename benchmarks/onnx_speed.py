@@ -93,9 +93,10 @@ def vision(name: str, work: Path) -> Times:
     pixels = random.standard_normal((1, 3, 336, 336), np.float32)
     if name == "libmtmd F16":
         from vlmexport.artifact.bundle.manifest import read_manifest
-        from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
+        from vlmexport.runtime.joined import join
+        from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 
-        runtime = LlamaCppRuntime(work / "gguf", read_manifest(work / "gguf"), threads=THREADS)
+        runtime = join(LlamaCppHalves(work / "gguf", read_manifest(work / "gguf"), threads=THREADS))
         return {"image": best(lambda: runtime.features(pixels))}
     from vlmexport.artifact.onnx.session import open_session
 

@@ -29,7 +29,8 @@ from vlmexport.pipeline import export
 from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import in_a_row
 from vlmexport.recipe import resolve
-from vlmexport.runtime.ort.runtime import OrtRuntime
+from vlmexport.runtime.joined import Joined, join
+from vlmexport.runtime.ort.halves import OrtHalves
 
 OURS = ("onnx-x86", "onnx-arm64")
 PRESETS = ("avx512_vnni", "arm64")
@@ -54,7 +55,7 @@ def peer(preset: str, graph: Path, pixels: Path, work: Path) -> Path:
     return made
 
 
-def encoders(runtime: OrtRuntime, work: Path) -> dict[str, Path]:
+def encoders(runtime: Joined, work: Path) -> dict[str, Path]:
     """Name → graph: fp32, ours, optimum's."""
     graphs = {"fp32": bundle("onnx-fp32", work) / "onnx" / "vision_encoder.onnx"}
     for name in OURS:
@@ -68,7 +69,7 @@ def encoders(runtime: OrtRuntime, work: Path) -> dict[str, Path]:
     return graphs | {f"optimum {preset}": path for preset, path in zip(PRESETS, (first, second), strict=True)}
 
 
-def measure(runtime: OrtRuntime, graphs: dict[str, Path], samples: list[Sample]) -> dict[str, dict[str, float]]:
+def measure(runtime: Joined, graphs: dict[str, Path], samples: list[Sample]) -> dict[str, dict[str, float]]:
     """Name → measures of its visual tokens, share of right answers and of answers equal to those with fp32."""
     sessions = {name: open_session(path) for name, path in graphs.items()}
     tokens = {name: ArrayMeasure() for name in graphs}
@@ -116,7 +117,7 @@ def main() -> None:
     arguments = parser.parse_args()
     work: Path = arguments.work
     folder = bundle("onnx-fp32", work)
-    with closing(OrtRuntime(folder, read_manifest(folder))) as runtime:
+    with closing(join(OrtHalves(folder, read_manifest(folder)))) as runtime:
         found = measure(runtime, encoders(runtime, work), heldout_samples(arguments.samples))
     print(table(found))
     if arguments.json:

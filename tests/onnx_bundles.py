@@ -20,7 +20,8 @@ from vlmexport.model import load
 from vlmexport.pipeline import export_checkpoint
 from vlmexport.recipe import Recipe, parse
 from vlmexport.runtime.int8_kernels import kernels_here
-from vlmexport.runtime.ort.runtime import OrtRuntime
+from vlmexport.runtime.joined import Joined, join
+from vlmexport.runtime.ort.halves import OrtHalves
 from vlmexport.runtime.ort.sessions import LocalSessions
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
@@ -55,9 +56,9 @@ class ExactSessions(LocalSessions):
         self._open[name] = open_session(path, threads, graph, exact=kernels_here().saturates)
 
 
-def open_exact(bundle: Path) -> OrtRuntime:
+def open_exact(bundle: Path) -> Joined:
     """A bundle on them."""
-    return OrtRuntime(bundle, read_manifest(bundle), sessions=ExactSessions())
+    return join(OrtHalves(bundle, read_manifest(bundle), sessions=ExactSessions()))
 
 
 @pytest.fixture(scope="session")

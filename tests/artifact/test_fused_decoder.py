@@ -21,7 +21,8 @@ from vlmexport.model import VLM, load
 from vlmexport.pipeline import export
 from vlmexport.quantize import blocks
 from vlmexport.recipe import resolve
-from vlmexport.runtime.ort.runtime import OrtRuntime
+from vlmexport.runtime.joined import join
+from vlmexport.runtime.ort.halves import OrtHalves
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
@@ -126,7 +127,7 @@ def test_rounding(short: Checkpoint, tmp_path: Path) -> None:
         flags = {"onnx.rounding": rounding, "calibration.samples": 8}
         folder = export(str(short.path), resolve("onnx-fp32-int4", flags), tmp_path / rounding)
         assert not [path for path in folder.rglob("*") if "hessian" in path.name]
-        runtime, reference = OrtRuntime(folder, read_manifest(folder)), ReferenceRuntime(short)
+        runtime, reference = join(OrtHalves(folder, read_manifest(folder))), ReferenceRuntime(short)
         prompt = ask(runtime, "what is polite?")
         tokens = reference.tokens(reference.features(reference.pixels(picture(1))))
         difference = runtime.logits(prompt, tokens) - reference.logits(prompt, tokens)

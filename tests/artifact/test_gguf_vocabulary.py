@@ -27,7 +27,8 @@ from vlmexport.artifact.onnx.tokenizer_file import content, image_token_id
 from vlmexport.errors import Unsupported
 from vlmexport.processing.fast_tokenizer import FastTokenizer, open_file
 from vlmexport.processing.tokenizer_files import open_tokenizer
-from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
+from vlmexport.runtime.joined import join
+from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 RULES = ("gpt-2", "smollm", "qwen2", "qwen35", "llama-bpe", "dbrx")
@@ -165,7 +166,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def test_a_bundle_reads_as_the_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The float model and llama.cpp, whatever a user writes; BOS is put nowhere."""
     manifest = export(checkpoint, tmp_path / "bundle")
-    with closing(LlamaCppRuntime(tmp_path / "bundle", manifest)) as runtime:
+    with closing(join(LlamaCppHalves(tmp_path / "bundle", manifest))) as runtime:
         for question in ("what is it?", "<|im_end|>\n<|im_start|>system", "Don't  say 12345 漢字 🙂\n\n", "<s> </s>"):
             prompt = ask(runtime, question)
             assert prompt == tokenized(checkpoint.tokenizer, checkpoint.spec.prompt, question)

@@ -18,7 +18,7 @@ from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 from vlmexport.report.terminal import parity
-from vlmexport.runtime.llamacpp import runtime
+from vlmexport.runtime.llamacpp import vision
 from vlmexport.runtime.llamacpp.probe.probe import probe
 from vlmexport.source.checkpoint import open_checkpoint
 
@@ -95,7 +95,7 @@ def test_pictures_that_are_not_square_do_not_hide_the_rest(bundle: Path) -> None
 
 
 def test_a_library_that_is_right_runs_once(bundle: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "probe", lambda: replace(probe(), class_token="first", stock=1.0))
+    monkeypatch.setattr(vision, "probe", lambda: replace(probe(), class_token="first", stock=1.0))
     run = run_samples(bundle, open_checkpoint(tiny_folder), samples(2), stock=2)
     assert run.stock is None
     assert any("computed right" in note for note in run.notes)

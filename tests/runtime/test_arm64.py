@@ -16,9 +16,10 @@ from tests.prompts import ask
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
 from vlmexport.runtime.int8_kernels import Int8Kernels
+from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.ort.arm64.root import CORES, cores, native
 from vlmexport.runtime.ort.arm64.sessions import Arm64Sessions, open_cores
-from vlmexport.runtime.ort.runtime import OrtRuntime
+from vlmexport.runtime.ort.halves import OrtHalves
 
 
 @pytest.fixture
@@ -38,8 +39,8 @@ def emulated() -> None:
         pytest.skip(str(error))
 
 
-def opened(bundle: Path, core: str) -> OrtRuntime:
-    return OrtRuntime(bundle, read_manifest(bundle), sessions=Arm64Sessions(core))
+def opened(bundle: Path, core: str) -> Joined:
+    return join(OrtHalves(bundle, read_manifest(bundle), sessions=Arm64Sessions(core)))
 
 
 def test_where_nothing_is_set_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_in_another_process_all_is_the_same(name: str, onnx_bundle: Bundles) -> 
     bundle = onnx_bundle(name)
     found = open_cores(bundle, read_manifest(bundle))
     assert list(found) == ["native"]
-    with closing(found["native"]) as there, closing(OrtRuntime(bundle, read_manifest(bundle))) as here:
+    with closing(found["native"]) as there, closing(join(OrtHalves(bundle, read_manifest(bundle)))) as here:
         assert there.name.startswith(f"{here.name} on arm64 native")
         assert "QEMU" not in there.name
         pixels = here.pixels(picture(4))
@@ -80,7 +81,7 @@ def test_errors_of_the_process_are_ours(onnx_bundle: Bundles, tmp_path: Path) ->
     with closing(opened(onnx_bundle("fp32"), "native")) as runtime:
         (tmp_path / "damaged.onnx").write_bytes(b"no graph")
         with pytest.raises(VlmExportError, match=r"damaged\.onnx cannot be opened"):
-            runtime.sessions.open("damaged", tmp_path / "damaged.onnx", 1, None)
+            runtime.decoding._graphs.sessions.open("damaged", tmp_path / "damaged.onnx", 1, None)
         prompt, tokens = ask(runtime, "a?"), np.zeros((1, 144, 256), np.float32)
         first = runtime.generate(prompt, tokens, 4)
         next(first)
@@ -94,29 +95,29 @@ def test_errors_of_the_process_are_ours(onnx_bundle: Bundles, tmp_path: Path) ->
 
 
 @pytest.fixture(scope="module", params=CORES)
-def core(request: pytest.FixtureRequest, emulated: None, onnx_bundle: Bundles) -> Iterator[OrtRuntime]:
+def core(request: pytest.FixtureRequest, emulated: None, onnx_bundle: Bundles) -> Iterator[Joined]:
     """The tiny bundle with an int4 decoder, whose cache stays in one place, on an emulated core."""
     with closing(opened(onnx_bundle("int4"), request.param)) as runtime:
         yield runtime
 
 
 @pytest.mark.slow
-def test_cores_have_the_instructions_that_they_stand_for(core: OrtRuntime) -> None:
+def test_cores_have_the_instructions_that_they_stand_for(core: Joined) -> None:
     wanted = {"cortex-a76": "(dot product)", "max": "(dot product, i8mm)"}
     (name,) = (name for name in wanted if name in core.name)
     assert wanted[name] in core.name
     assert "under QEMU 10." in core.name
-    assert core.sessions.machine == "aarch64" != platform.machine()
+    assert core.decoding._graphs.sessions.machine == "aarch64" != platform.machine()
     best = {"cortex-a76": "dot product", "max": "i8mm"}
     assert core.kernels() == Int8Kernels(best[name], saturates=False)
 
 
 @pytest.mark.slow
-def test_an_int4_decoder_is_near(core: OrtRuntime, onnx_bundle: Bundles) -> None:
+def test_an_int4_decoder_is_near(core: Joined, onnx_bundle: Bundles) -> None:
     """Kernels of accuracy level 4 round activations, each in its own way. On one core, steps are as in one pass."""
     prompt = ask(core, "what is polite?")
     tokens = np.random.default_rng(0).normal(0, 0.02, (1, 144, 256)).astype(np.float32)
-    with closing(OrtRuntime(onnx_bundle("int4"), read_manifest(onnx_bundle("int4")))) as here:
+    with closing(join(OrtHalves(onnx_bundle("int4"), read_manifest(onnx_bundle("int4"))))) as here:
         expected = here.logits(prompt, tokens)
     off = np.linalg.norm(core.logits(prompt, tokens) - expected) / np.linalg.norm(expected)
     assert 0 < off < 0.1

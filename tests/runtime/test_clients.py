@@ -1,4 +1,4 @@
-"""Unmodified clients load a bundle and answer as ``OrtRuntime`` does: transformers.js under Node, onnxruntime-genai."""
+"""Unmodified clients load a bundle and answer as ``Joined`` does: transformers.js under Node, onnxruntime-genai."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from tests.onnx_bundles import Bundles, picture
 from tests.prompts import ask, with_image
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.runtime import Token
-from vlmexport.runtime.ort.runtime import OrtRuntime
+from vlmexport.runtime.joined import Joined, join
+from vlmexport.runtime.ort.halves import OrtHalves
 
 pytestmark = pytest.mark.slow
 
@@ -28,9 +29,9 @@ TIE = 0.05
 """Margin below which another release of ONNX Runtime may decide otherwise on a quantized graph with random weights."""
 
 
-def greedy(bundle: Path) -> tuple[OrtRuntime, list[Token]]:
+def greedy(bundle: Path) -> tuple[Joined, list[Token]]:
     """Our own answer about a picture that no client has to resize."""
-    runtime = OrtRuntime(bundle, read_manifest(bundle))
+    runtime = join(OrtHalves(bundle, read_manifest(bundle)))
     tokens = runtime.tokens(runtime.features(runtime.pixels(picture(5, (336, 336)))))
     return runtime, list(runtime.generate(ask(runtime, QUESTION), tokens, COUNT))
 

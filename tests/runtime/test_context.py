@@ -23,7 +23,7 @@ from vlmexport.errors import UsageError
 from vlmexport.model import load
 from vlmexport.parity.reference.values import Live
 from vlmexport.processing.prompt import Prompt
-from vlmexport.runtime.llamacpp.runtime import LlamaCppDecoder
+from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import Runtime
@@ -101,7 +101,7 @@ def test_llama_cpps_context_grows_with_the_prompt(tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "long", spec))
     export(checkpoint, tmp_path / "gguf", type="f32")
     reference = ReferenceRuntime(checkpoint)
-    with closing(LlamaCppDecoder(tmp_path / "gguf", read_manifest(tmp_path / "gguf"))) as decoder:
+    with closing(LlamaCppHalves(tmp_path / "gguf", read_manifest(tmp_path / "gguf")).decoding()) as decoder:
         for length in (300, 4500, 300):
             got, want = (side.logits(prompt(length), TOKENS, 2) for side in (decoder, reference))
             np.testing.assert_allclose(got, want, atol=1e-3)

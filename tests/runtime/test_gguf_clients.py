@@ -20,7 +20,8 @@ from tests.runtime.gguf_clients import LlamaCppPython, Server, serve, user
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate.samples import Sample, heldout_samples
 from vlmexport.demo import model_path
-from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
+from vlmexport.runtime.joined import join
+from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.source.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.slow
@@ -47,7 +48,7 @@ def expected(bundle: Path, samples: list[Sample]) -> list[set[str]]:
     """Our own answers with libmtmd as it is, and repaired."""
     found: list[set[str]] = [set() for _ in samples]
     for repair in (False, True):
-        with closing(LlamaCppRuntime(bundle, read_manifest(bundle), repair=repair)) as runtime:
+        with closing(join(LlamaCppHalves(bundle, read_manifest(bundle), repair=repair))) as runtime:
             for sample, answers in zip(samples, found, strict=True):
                 tokens = runtime.tokens(runtime.features(runtime.pixels(sample.image())))
                 ids = [token.id for token in runtime.generate(ask(runtime, sample.question), tokens, 64)]

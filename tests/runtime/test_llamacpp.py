@@ -22,9 +22,10 @@ from vlmexport.errors import CheckpointError, MissingDependency, UsageError, Vlm
 from vlmexport.model import plugins
 from vlmexport.processing.image import pixel_values
 from vlmexport.processing.square import as_square
-from vlmexport.runtime.llamacpp import runtime as llamacpp
+from vlmexport.runtime.joined import Joined, join
+from vlmexport.runtime.llamacpp import vision as llamacpp
+from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.runtime.llamacpp.probe.probe import probe
-from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32, Repairing, Runtime
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
@@ -64,8 +65,8 @@ def bundle(checkpoint: Checkpoint) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runtime(bundle: Path) -> Iterator[LlamaCppRuntime]:
-    with closing(LlamaCppRuntime(bundle, read_manifest(bundle))) as opened:
+def runtime(bundle: Path) -> Iterator[Joined]:
+    with closing(join(LlamaCppHalves(bundle, read_manifest(bundle)))) as opened:
         yield opened
 
 
@@ -76,8 +77,8 @@ def small(tiny: Checkpoint, tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-def open_bundle(folder: Path, **options: bool | int) -> LlamaCppRuntime:
-    return LlamaCppRuntime(folder, read_manifest(folder), **options)
+def open_bundle(folder: Path, **options: bool | int) -> Joined:
+    return join(LlamaCppHalves(folder, read_manifest(folder), **options))
 
 
 def test_is_a_runtime(runtime: Runtime) -> None:
@@ -85,20 +86,20 @@ def test_is_a_runtime(runtime: Runtime) -> None:
     assert runtime.stop_token_ids == (2,)
 
 
-def test_pixels(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
+def test_pixels(runtime: Joined, reference: ReferenceRuntime, image: Image.Image) -> None:
     assert np.abs(runtime.pixels(image) - reference.pixels(image)).max() < 1e-6
 
 
 @pytest.mark.parametrize("size", [(400, 300), (120, 500), (1, 1), (1, 40), (333, 336)])
 @pytest.mark.parametrize("aspect", ["pad", "crop"])
 def test_pictures_that_are_not_square(
-    aspect: str, size: tuple[int, int], bundle: Path, runtime: LlamaCppRuntime, image: Image.Image
+    aspect: str, size: tuple[int, int], bundle: Path, runtime: Joined, image: Image.Image
 ) -> None:
     """They are made square before the call. What the library makes of them by itself is shown as stock."""
     manifest, picture = read_manifest(bundle), image.resize(size)
     spec = manifest.image_processor.with_padding(aspect == "pad")
     expected = pixel_values(picture, spec)
-    found = runtime.vision.preprocess(as_square(picture, spec), squares=False)
+    found = runtime.seeing.preprocess(as_square(picture, spec), squares=False)
     assert np.abs(found - np.asarray(expected)).max() < 1e-6
     if aspect != "pad":
         return
@@ -119,7 +120,7 @@ def test_of_square_pictures_nothing_runs_twice(
         assert right.stock([image, image.resize((40, 30))]) is not None
 
 
-def test_features_and_tokens(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
+def test_features_and_tokens(runtime: Joined, reference: ReferenceRuntime, image: Image.Image) -> None:
     pixels = reference.pixels(image)
     features = reference.features(pixels)
     tokens = reference.tokens(features)
@@ -128,7 +129,7 @@ def test_features_and_tokens(runtime: LlamaCppRuntime, reference: ReferenceRunti
     assert cosine(runtime.tokens(runtime.features(runtime.pixels(image))), tokens) > 0.9999
 
 
-def test_stages_take_what_they_are_given(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
+def test_stages_take_what_they_are_given(runtime: Joined, reference: ReferenceRuntime) -> None:
     """No stage looks at an earlier one's input: random pixels and random features go through."""
     rng = np.random.default_rng(1)
     pixels = rng.standard_normal((2, 3, 336, 336), np.float32)
@@ -137,7 +138,7 @@ def test_stages_take_what_they_are_given(runtime: LlamaCppRuntime, reference: Re
     assert cosine(runtime.tokens(features), reference.tokens(features)) > 0.9999
 
 
-def test_prompt(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
+def test_prompt(runtime: Joined, reference: ReferenceRuntime) -> None:
     expected = ask(reference, QUESTION)
     assert ask(runtime, QUESTION) == expected
     before, after = texts(expected)
@@ -146,7 +147,7 @@ def test_prompt(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
     assert ask(runtime, "") == ask(reference, "")
 
 
-def test_logits_and_answer(runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image) -> None:
+def test_logits_and_answer(runtime: Joined, reference: ReferenceRuntime, image: Image.Image) -> None:
     tokens = reference.tokens(reference.features(reference.pixels(image)))
     prompt = ask(reference, QUESTION, tokens.shape[1])
     expected, found = reference.logits(prompt, tokens), runtime.logits(prompt, tokens)
@@ -160,7 +161,7 @@ def test_logits_and_answer(runtime: LlamaCppRuntime, reference: ReferenceRuntime
     assert runtime.decode([token.id for token in ours]) == reference.decode([token.id for token in answer])
 
 
-def test_long_prompts_go_in_batches(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
+def test_long_prompts_go_in_batches(runtime: Joined, reference: ReferenceRuntime) -> None:
     prompt = around((1, *range(5, 300)) * 2, (7,) * 40, 600)
     tokens = np.random.default_rng(2).standard_normal((1, 600, 256), np.float32) * 0.05
     found = runtime.logits(prompt, tokens)
@@ -170,7 +171,7 @@ def test_long_prompts_go_in_batches(runtime: LlamaCppRuntime, reference: Referen
 
 
 def test_without_repair_features_are_wrong(
-    bundle: Path, runtime: LlamaCppRuntime, reference: ReferenceRuntime, image: Image.Image
+    bundle: Path, runtime: Joined, reference: ReferenceRuntime, image: Image.Image
 ) -> None:
     """Contract A: should this fail because a newer libmtmd is right, the notes say so and the repair does nothing."""
     assert any("class-token repair" in note for note in runtime.notes)
@@ -212,7 +213,7 @@ def test_f32_is_exact(tiny: Checkpoint, tmp_path: Path, image: Image.Image) -> N
         assert np.abs(runtime.logits(prompt, tokens) - reference.logits(prompt, tokens)).max() < 1e-4
 
 
-def test_one_answer_at_a_time(runtime: LlamaCppRuntime, reference: ReferenceRuntime) -> None:
+def test_one_answer_at_a_time(runtime: Joined, reference: ReferenceRuntime) -> None:
     prompt, tokens = ask(reference, "A?", 4), np.zeros((1, 4, 256), np.float32)
     first = runtime.generate(prompt, tokens, 5)
     next(first)
@@ -221,13 +222,13 @@ def test_one_answer_at_a_time(runtime: LlamaCppRuntime, reference: ReferenceRunt
         next(first)
 
 
-def test_tokens_of_another_width(runtime: LlamaCppRuntime) -> None:
+def test_tokens_of_another_width(runtime: Joined) -> None:
     assert runtime.context == 2048
     with pytest.raises(UsageError, match="64 wide, the decoder 256"):
         runtime.logits(around((1,), (1,)), np.zeros((1, 144, 64), np.float32))
 
 
-def test_incomplete_characters(runtime: LlamaCppRuntime) -> None:
+def test_incomplete_characters(runtime: Joined) -> None:
     umlaut = [byte + 3 for byte in "Ü".encode()]
     assert runtime.decode(umlaut) == "Ü"
     assert runtime.decode(umlaut[:1]) == "\N{REPLACEMENT CHARACTER}"
@@ -236,7 +237,7 @@ def test_incomplete_characters(runtime: LlamaCppRuntime) -> None:
 @posix
 def test_a_killed_worker_is_an_error(small: Path) -> None:
     with closing(open_bundle(small)) as runtime:
-        os.kill(runtime.pid, signal.SIGKILL)
+        os.kill(runtime.decoding.process.pid, signal.SIGKILL)
         with pytest.raises(VlmExportError, match=r"died while tokenizing a prompt \(signal 9\)"):
             ask(runtime, "A?")
         with pytest.raises(VlmExportError, match="was closed"):
@@ -269,7 +270,7 @@ def test_another_end_token(small: Path) -> None:
     manifest: Manifest = read_manifest(small)
     manifest.source.spec.eos_token_id = 7
     with pytest.raises(CheckpointError, match="ends answers with token 2"):
-        LlamaCppRuntime(small, manifest)
+        join(LlamaCppHalves(small, manifest))
 
 
 def test_without_llama_cpp(small: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from tests.prompts import ask, with_image
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import CheckpointError
-from vlmexport.runtime.ort.runtime import OrtRuntime
+from vlmexport.runtime.joined import Joined, join
+from vlmexport.runtime.ort.halves import OrtHalves
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -22,8 +23,8 @@ def reference(short: Checkpoint) -> ReferenceRuntime:
     return ReferenceRuntime(short)
 
 
-def opened(onnx_bundle: Bundles, name: str) -> OrtRuntime:
-    return OrtRuntime(onnx_bundle(name), read_manifest(onnx_bundle(name)))
+def opened(onnx_bundle: Bundles, name: str) -> Joined:
+    return join(OrtHalves(onnx_bundle(name), read_manifest(onnx_bundle(name))))
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16"])
@@ -53,8 +54,8 @@ def test_chained_tokens_come_from_the_whole_graph(onnx_bundle: Bundles) -> None:
     runtime = opened(onnx_bundle, "int8")
     features = runtime.features(runtime.pixels(picture(9)))
     whole, alone = runtime.tokens(features), runtime.tokens(features.copy())
-    assert runtime._last is not None
-    assert whole is runtime._last[1]
+    assert runtime.seeing._last is not None
+    assert whole is runtime.seeing._last[1]
     np.testing.assert_allclose(whole, alone, atol=1e-4)
 
 
@@ -92,6 +93,6 @@ def test_a_bundle_for_another_machine_says_so(onnx_bundle: Bundles, monkeypatch:
 def test_a_missing_value_is_named(onnx_bundle: Bundles) -> None:
     manifest = read_manifest(onnx_bundle("fp32"))
     manifest.seeing.outputs = {"features": "nowhere"}
-    runtime = OrtRuntime(onnx_bundle("fp32"), manifest)
+    runtime = join(OrtHalves(onnx_bundle("fp32"), manifest))
     with pytest.raises(CheckpointError, match=r"output \(nowhere\) does not exist"):
         runtime.features(np.zeros((1, 3, 336, 336), np.float32))

@@ -21,7 +21,8 @@ from tests.runtime.mobilevlm_ids import SlowTokenizer
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.errors import UsageError
-from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
+from vlmexport.runtime.joined import Joined, join
+from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 MARKER = "<__media__>"
@@ -76,8 +77,8 @@ def server(bundle: Path) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def runtime(bundle: Path) -> Iterator[LlamaCppRuntime]:
-    with closing(LlamaCppRuntime(bundle, read_manifest(bundle))) as opened:
+def runtime(bundle: Path) -> Iterator[Joined]:
+    with closing(join(LlamaCppHalves(bundle, read_manifest(bundle)))) as opened:
         yield opened
 
 
@@ -109,7 +110,7 @@ def test_any_prompt(prompt: str, mobilevlm: SlowTokenizer, checkpoint: Checkpoin
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
-def test_runtimes(question: str, mobilevlm: SlowTokenizer, checkpoint: Checkpoint, runtime: LlamaCppRuntime) -> None:
+def test_runtimes(question: str, mobilevlm: SlowTokenizer, checkpoint: Checkpoint, runtime: Joined) -> None:
     expected = mobilevlm.image_token_ids(PromptSpec().text(question))
     for prompt in (tokenized(checkpoint.tokenizer, PromptSpec(), question), ask(runtime, question)):
         assert with_image(prompt, IMAGE_TOKEN) == expected
@@ -161,7 +162,7 @@ def test_transformers_of_today(checkpoint: Checkpoint, mobilevlm: SlowTokenizer)
     assert fast(" x", add_special_tokens=False).input_ids != mobilevlm.encode(" x")[1:]
 
 
-def test_a_second_image_is_refused(checkpoint: Checkpoint, runtime: LlamaCppRuntime) -> None:
+def test_a_second_image_is_refused(checkpoint: Checkpoint, runtime: Joined) -> None:
     question = "What is <image>?"
     for prompt in (lambda: ask(runtime, question), lambda: tokenized(checkpoint.tokenizer, PromptSpec(), question)):
         with pytest.raises(UsageError, match="holds <image>, and there is only one image"):

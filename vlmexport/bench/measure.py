@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
@@ -17,16 +16,12 @@ from vlmexport.bench.halves import decoder_alone, vision_alone
 from vlmexport.errors import UsageError
 from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import in_a_row
+from vlmexport.runtime.engines import find_engine
 from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.stages import F32, Runtime, Seeing
 
 WARM_ANSWERS = 3
-_RUNTIME = {
-    "onnx": "vlmexport.runtime.ort.runtime",
-    "hybrid": "vlmexport.runtime.joined",
-    "gguf": "vlmexport.runtime.llamacpp.runtime",
-}
 
 
 @dataclass(frozen=True)
@@ -62,7 +57,8 @@ def answers(bundle: Path, request: Request) -> Round:
         VlmExportError: the bundle cannot be opened or run.
     """
     manifest, meter = read_manifest(bundle), open_meter()
-    import_module(_RUNTIME[manifest.kind])  # our packages take seconds to import, which the bundle does not cost
+    for half in (manifest.seeing, manifest.decoding):
+        find_engine(half.engine).load()  # our packages take seconds to import, which the bundle does not cost
     start = time.perf_counter()
     runtime = open_runtime(bundle, manifest)
     try:

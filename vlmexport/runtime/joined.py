@@ -1,87 +1,99 @@
-"""A hybrid bundle: vision encoder and projector on ONNX Runtime, the decoder in llama.cpp, joined by visual tokens."""
+"""Two halves of a bundle as one runtime: visual tokens of the one go into the other."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from PIL import Image
 
-from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Grids, Prompt
-from vlmexport.runtime.int8_kernels import Int8Kernels
-from vlmexport.runtime.llamacpp.runtime import LlamaCppDecoder
-from vlmexport.runtime.ort.vision import OrtVision
-from vlmexport.runtime.stages import F32, Token
+from vlmexport.runtime.engines import Halves
+from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
+from vlmexport.runtime.stages import F32, Decoding, RepairingSeeing, Seeing, Token
 
 
-class HybridRuntime:
-    """The five stages: three of one runtime, two of the other. Tokens go into llama.cpp as embeddings.
+class Joined:
+    """The five stages: three of one half, two of the other.
 
-    Raises:
-        MissingDependency: llama-cpp-python is not installed.
-        VlmExportError: llama.cpp cannot load the decoder, or it died.
+    Args:
+        closes: ``close`` closes the halves; not where another runtime has them too.
     """
 
-    classes: tuple[str, ...] = ()
-
-    def __init__(self, bundle: Path, manifest: Manifest) -> None:
-        self._vision = OrtVision(bundle, manifest)
-        self._decoder = LlamaCppDecoder(bundle, manifest)
-        self.name = f"{self._vision.name} with {self._decoder.name}"
-        self.notes = (*self._vision.notes, *self._decoder.notes)
-        self.stop_token_ids, self.context = self._decoder.stop_token_ids, self._decoder.context
-        self._is_int8 = manifest.recipe.onnx.vision == "int8"
+    def __init__(self, seeing: Seeing, decoding: Decoding, *, closes: bool = True) -> None:
+        self.seeing, self.decoding, self._closes = seeing, decoding, closes
+        self.name = " with ".join(dict.fromkeys((seeing.name, decoding.name)))
+        self.notes = tuple(dict.fromkeys((*seeing.notes, *decoding.notes)))
+        self.stop_token_ids, self.context, self.classes = decoding.stop_token_ids, decoding.context, decoding.classes
 
     def pixels(self, image: Image.Image) -> F32:
         """RGB image → [1, 3, height, width]."""
-        return self._vision.pixels(image)
+        return self.seeing.pixels(image)
 
     def features(self, pixels: F32) -> F32:
-        """[1, 3, height, width] → [1, patches, vision width]."""
-        return self._vision.features(pixels)
+        """[images, 3, height, width] → [images, patches, vision width]."""
+        return self.seeing.features(pixels)
 
     def tokens(self, features: F32) -> F32:
-        """[1, patches, vision width] → [1, visual tokens, hidden]."""
-        return self._vision.tokens(features)
+        """[images, patches, vision width] → [images, visual tokens, hidden]."""
+        return self.seeing.tokens(features)
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
-        """Token ids of a conversation, by llama.cpp's tokenizer."""
-        return self._decoder.prompt(messages, images)
+        """Token ids of a conversation, by the bundle's own tokenizer and template."""
+        return self.decoding.prompt(messages, images)
 
     def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
-        """[1, last, vocabulary]."""
-        return self._decoder.logits(prompt, tokens, last)
+        """[1, last, vocabulary], or [1, 1, classes]."""
+        return self.decoding.logits(prompt, tokens, last)
 
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[Token]:
         """Greedy decoding up to a token that ends the answer, which is included, or past it."""
-        return self._decoder.generate(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
+        return self.decoding.generate(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
 
     def steps(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
-        return self._decoder.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
+        return self.decoding.steps(prompt, tokens, max_new_tokens, ignore_eos=ignore_eos)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of token ids."""
-        return self._decoder.decode(ids)
+        """Text of token ids, or of a class."""
+        return self.decoding.decode(ids)
 
     def kernels(self) -> Int8Kernels | None:
         """Of both halves; those of one where they are the same, or the other needs none; None where neither does."""
-        decoder = self._decoder.kernels()
-        if not self._is_int8:
-            return decoder
-        vision = self._vision.kernels()
-        if decoder is None or vision.name == decoder.name:
-            return vision
-        return replace(vision, name=f"{vision.name} (llama.cpp: {decoder.name})")
+        seeing, decoding = kernels_of(self.seeing), kernels_of(self.decoding)
+        if seeing is None or decoding is None or seeing.name == decoding.name:
+            return seeing or decoding
+        return replace(seeing, name=f"{seeing.name} ({self.decoding.name.split()[0]}: {decoding.name})")
+
+    def stock(self, images: Iterable[Image.Image]) -> Joined | None:
+        """The same bundle as the library of its vision half computes these images when nobody repairs it; None where
+        that makes no difference. Both have the same halves: close this runtime alone."""
+        as_is = self.seeing.stock(images) if isinstance(self.seeing, RepairingSeeing) else None
+        return None if as_is is None else Joined(as_is, self.decoding, closes=False)
 
     def close(self) -> None:
-        """Release the sessions, end the worker."""
-        self._vision.close()
-        self._decoder.close()
+        """Release the halves."""
+        if self._closes:
+            self.seeing.close()
+            self.decoding.close()
+
+
+def join(seeing: Halves, decoding: Halves | None = None) -> Joined:
+    """Both halves, of one engine or of two; the engines are closed where a half cannot be opened.
+
+    Args:
+        decoding: where it is None, the first engine opens this half too.
+    """
+    decoding = decoding or seeing
+    try:
+        second = decoding.decoding()
+        return Joined(seeing.seeing(), second)
+    except BaseException:
+        seeing.close()
+        decoding.close()
+        raise

@@ -1,13 +1,15 @@
-"""The runtime of a bundle."""
+"""The runtime of a bundle: its halves, each on the engine that the manifest names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vlmexport.artifact.bundle.halves import LLAMA_CPP, ONNXRUNTIME
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
+from vlmexport.runtime.engines import find_engine
+from vlmexport.runtime.joined import join
 from vlmexport.runtime.stages import Runtime
 
 if TYPE_CHECKING:
@@ -19,25 +21,21 @@ Machine = Literal["arm64"]
 
 
 def open_runtime(bundle: Path, manifest: Manifest | None = None) -> Runtime:
-    """Open a bundle with the runtime its manifest names.
+    """Open a bundle with the engines its manifest names; halves of one engine share it.
 
     Raises:
         UsageError: not a bundle.
-        MissingDependency: the runtime is not installed.
+        CheckpointError: an engine is unknown.
+        MissingDependency: an engine is not installed.
     """
     manifest = manifest or read_manifest(bundle)
-    seeing, decoding = manifest.seeing.engine, manifest.decoding.engine
-    if (seeing, decoding) == (ONNXRUNTIME, ONNXRUNTIME):
-        from vlmexport.runtime.ort.runtime import OrtRuntime
-
-        return OrtRuntime(bundle, manifest)
-    if seeing == ONNXRUNTIME:
-        from vlmexport.runtime.joined import HybridRuntime
-
-        return HybridRuntime(bundle, manifest)
-    from vlmexport.runtime.llamacpp.runtime import LlamaCppRuntime
-
-    return LlamaCppRuntime(bundle, manifest)
+    with ExitStack() as opened:
+        names = dict.fromkeys((manifest.decoding.engine, manifest.seeing.engine))
+        starts = {name: find_engine(name).load() for name in names}
+        started = {name: opened.enter_context(closing(start(bundle, manifest))) for name, start in starts.items()}
+        runtime = join(started[manifest.seeing.engine], started[manifest.decoding.engine])
+        opened.pop_all()
+        return runtime
 
 
 def open_cores(bundle: Path, manifest: Manifest, machine: Machine | None) -> Mapping[str, Runtime]:
@@ -55,21 +53,13 @@ def open_cores(bundle: Path, manifest: Manifest, machine: Machine | None) -> Map
 
 
 def open_layers(bundle: Path, manifest: Manifest, checkpoint: Checkpoint) -> list[Layers]:
-    """A bundle with a view into its components: of a hybrid, into those of each of its runtimes.
+    """A bundle with a view into its components, by each engine that runs a half of it.
 
     Args:
         checkpoint: the float model.
 
     Raises:
-        MissingDependency: the runtime is not installed.
+        MissingDependency: an engine is not installed.
     """
-    found: list[Layers] = []
-    if ONNXRUNTIME in (manifest.seeing.engine, manifest.decoding.engine):
-        from vlmexport.runtime.ort.layers import OrtLayers
-
-        found.append(OrtLayers(bundle, manifest))
-    if LLAMA_CPP in (manifest.seeing.engine, manifest.decoding.engine):
-        from vlmexport.runtime.llamacpp.layers import LlamaCppLayers
-
-        found.append(LlamaCppLayers(bundle, manifest, checkpoint))
-    return found
+    names = dict.fromkeys((manifest.seeing.engine, manifest.decoding.engine))
+    return [find_engine(name).layers(bundle, manifest, checkpoint) for name in names]

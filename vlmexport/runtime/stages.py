@@ -107,8 +107,16 @@ class Runtime(Seeing, Decoding, Protocol):
 
 
 @runtime_checkable
+class RepairingSeeing(Protocol):
+    """A half that mends what its library computes wrongly."""
+
+    def stock(self, images: Iterable[Image.Image]) -> Seeing | None:
+        """The same as the library computes these images by itself; None where that makes no difference."""
+
+
+@runtime_checkable
 class Repairing(Protocol):
-    """A runtime that mends what its library computes wrongly."""
+    """A runtime that has such a half, or may have one."""
 
     def stock(self, images: Iterable[Image.Image]) -> Runtime | None:
         """The same bundle as the library computes these images by itself; None where that makes no difference."""

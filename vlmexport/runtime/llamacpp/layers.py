@@ -14,7 +14,7 @@ from vlmexport.artifact.onnx.read.layer_outputs import Boundary
 from vlmexport.errors import VlmExportError
 from vlmexport.runtime.layers import Component
 from vlmexport.runtime.llamacpp.process import Process
-from vlmexport.runtime.llamacpp.runtime import LlamaCppVision
+from vlmexport.runtime.llamacpp.vision import LlamaCppVision
 from vlmexport.runtime.stages import F32
 from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.threads import operator_threads

@@ -8,15 +8,16 @@ from pathlib import Path
 from vlmexport.artifact.bundle.halves import ONNXRUNTIME
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.errors import UsageError
+from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.ort.arm64.root import command, cores, environment, native, root_folder
+from vlmexport.runtime.ort.halves import OrtHalves
 from vlmexport.runtime.ort.remote_sessions import WorkerSessions
-from vlmexport.runtime.ort.runtime import OrtRuntime
 from vlmexport.workers.process import WorkerProcess
 
 _CURE = "try again with more memory, or check without --on arm64"
 
 
-def open_cores(bundle: Path, manifest: Manifest) -> dict[str, OrtRuntime]:
+def open_cores(bundle: Path, manifest: Manifest) -> dict[str, Joined]:
     """A runtime a core: each core that is emulated, or the one of this machine.
 
     Raises:
@@ -29,10 +30,10 @@ def open_cores(bundle: Path, manifest: Manifest) -> dict[str, OrtRuntime]:
             f"{bundle} is a {manifest.kind} bundle, and arm64 is checked with ONNX bundles alone",
             "make one with `vlmexport onnx --target arm64`",
         )
-    found: dict[str, OrtRuntime] = {}
+    found: dict[str, Joined] = {}
     try:
         for core in cores():
-            found[core] = OrtRuntime(bundle.resolve(), manifest, sessions=Arm64Sessions(core))
+            found[core] = join(OrtHalves(bundle, manifest, sessions=Arm64Sessions(core)))
     except BaseException:
         for runtime in found.values():
             runtime.close()

@@ -1,4 +1,4 @@
-"""An ONNX bundle on ONNX Runtime, through nothing but the bundle's own files."""
+"""Language model and tokenizer of a bundle on ONNX Runtime, through nothing but the bundle's own files."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Grids, Prompt
 from vlmexport.processing.prompt_builder import PromptBuilder
 from vlmexport.processing.tokenizer import IMAGE_MARKER
+from vlmexport.runtime.int8_kernels import Int8Kernels, find_kernels
+from vlmexport.runtime.ort.graphs import Graphs, machine_notes
 from vlmexport.runtime.ort.sessions import Cache, Sessions
-from vlmexport.runtime.ort.vision import OrtVision
 from vlmexport.runtime.stages import F32, Token
 
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
-class OrtRuntime(OrtVision):
-    """The five stages of an ONNX bundle.
+class OrtDecoder:
+    """The prompt, the logits and the answer of an ONNX decoder.
 
     Args:
+        sessions: where the graphs run.
         threads: of one operator; ``operator_threads()`` where it is None.
-        sessions: where the graphs run; in this process where it is None.
     """
 
-    def __init__(
-        self, bundle: Path, manifest: Manifest, threads: int | None = None, sessions: Sessions | None = None
-    ) -> None:
-        super().__init__(bundle, manifest, threads, sessions)
+    def __init__(self, bundle: Path, manifest: Manifest, sessions: Sessions, threads: int | None = None) -> None:
+        self.name, self.notes = sessions.name, machine_notes(manifest, sessions.machine)
+        self._graphs = Graphs(bundle, manifest.decoding, sessions, threads)
         self.stop_token_ids = manifest.stop_token_ids
         self.classes = manifest.classes
         self.context = manifest.source.spec.language.max_positions
@@ -85,11 +85,21 @@ class OrtRuntime(OrtVision):
             return " ".join(self.classes[i] for i in ids)
         return self._tokenizer.decode(ids).strip()
 
+    def kernels(self) -> Int8Kernels:
+        """Those that ONNX Runtime has where the sessions run, whatever this half's graphs hold."""
+        return find_kernels(self._graphs.sessions)
+
+    def close(self) -> None:
+        """Release the sessions."""
+        self._graphs.close()
+
     def _cache(self, length: int) -> Cache:
-        return self.sessions.cache(self.opened("decoder_model_merged"), length)
+        return self._graphs.sessions.cache(self._graphs.opened("decoder_model_merged"), length)
 
     def _embed(self, ids: tuple[int, ...]) -> F32:
-        return self.run("embed_tokens", {"input_ids": np.array([ids], np.int64).reshape(1, -1)})["inputs_embeds"]
+        return self._graphs.run("embed_tokens", {"input_ids": np.array([ids], np.int64).reshape(1, -1)})[
+            "inputs_embeds"
+        ]
 
     def _embeds(self, prompt: Prompt, tokens: Iterable[F32]) -> F32:
         parts = prompt.parts(tokens)
