@@ -19,6 +19,8 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests import prompts
 from tests.onnx_bundles import picture
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.artifact.onnx.client_files import preprocessor
 from vlmexport.calibrate.samples import calibration_folder, heldout_samples
 from vlmexport.console import QUIET
@@ -26,9 +28,12 @@ from vlmexport.demo.heldout import heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.pipeline import export
 from vlmexport.processing.images import read_image
+from vlmexport.processing.messages import Message, asked
+from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.square import shown
 from vlmexport.recipe import resolve
 from vlmexport.runtime.open import open_runtime
+from vlmexport.runtime.stages import F32
 from vlmexport.serve.server import open_server
 from vlmexport.source.locate import open_model
 
@@ -69,11 +74,11 @@ def serving(bundle: Path, transformers_js: Path) -> Iterator[str]:
             thread.join()
 
 
-@pytest.fixture(scope="module")
-def page(chromium: Browser, demo: Path, transformers_js: Path) -> Iterator[Page]:
-    """The demo's page, loaded; at the end it has asked no other server and had no error."""
+@contextmanager
+def loaded(chromium: Browser, bundle: Path, transformers_js: Path) -> Iterator[Page]:
+    """A bundle's page, loaded; at the end it has asked no other server and had no error."""
     wrong: list[str] = []
-    with serving(demo, transformers_js) as url, closing(chromium.new_page()) as opened:
+    with serving(bundle, transformers_js) as url, closing(chromium.new_page()) as opened:
         opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
         opened.on("pageerror", lambda error: wrong.append(str(error)))
         opened.on("request", lambda sent: wrong.append(sent.url) if not re.match(f"(blob:)?{url}", sent.url) else None)
@@ -83,7 +88,36 @@ def page(chromium: Browser, demo: Path, transformers_js: Path) -> Iterator[Page]
     assert wrong == []
 
 
+@pytest.fixture(scope="module")
+def page(chromium: Browser, demo: Path, transformers_js: Path) -> Iterator[Page]:
+    """The demo's."""
+    with loaded(chromium, demo, transformers_js) as opened:
+        yield opened
+
+
+@pytest.fixture
+def scenes(tmp_path: Path) -> list[Path]:
+    """Files of pictures that the demo model knows."""
+    files = []
+    for scene in heldout_scenes(3):
+        files.append(tmp_path / f"scene-{scene.seed}.png")
+        paint(scene).save(files[-1])
+    return files
+
+
 def look(page: Page, file: Path) -> None:
+    """Begin a conversation about a picture, and wait until the model has seen it."""
+    begin(page)
+    show(page, file)
+
+
+def begin(page: Page) -> None:
+    """Begin a conversation, where the page is in one."""
+    if page.locator("#anew").is_visible():
+        page.locator("#anew").click()
+
+
+def show(page: Page, file: Path) -> None:
     """Give a picture, and wait until the model has seen it."""
     page.locator("#file").set_input_files(file)
     expect(page.locator("#status")).to_be_empty(timeout=PATIENCE)
@@ -113,9 +147,75 @@ def test_the_same_tokens_as_run(page: Page, demo: Path, tmp_path: Path) -> None:
             asked = [sample.question for sample in samples if sample.image_id == name] or ["Describe the picture."]
             for question in asked:
                 expected = [token.id for token in runtime.generate(prompts.ask(runtime, question), tokens, 64)]
+                begin(page)
                 assert ask(page, question) == (runtime.decode(expected), expected)
                 answers.add(runtime.decode(expected))
     assert len(answers) > 6  # they depend on picture and question
+
+
+QUESTIONS = ("Describe the picture.", "How many objects are there?", "What is on the left?")
+
+
+def assert_conversation(page: Page, bundle: Path, turns: list[tuple[list[Path], str]]) -> None:
+    """Ask each question with its new pictures: the answers are those of ONNX Runtime to the conversation so far."""
+    messages: list[Message] = []
+    tokens: list[F32] = []
+    with closing(open_runtime(bundle)) as runtime:
+        for files, question in turns:
+            for file in files:
+                show(page, file)
+                tokens.append(runtime.tokens(runtime.features(runtime.pixels(read_image(file)))))
+            messages += asked(question, len(files))
+            prompt = runtime.prompt(messages, in_a_row(tokens))
+            expected = [token.id for token in runtime.generate(prompt, tokens, 64)]
+            assert ask(page, question) == (runtime.decode(expected), expected)
+            expect(page.locator("article").last.locator("img")).to_have_count(len(files))
+            length = page.locator("summary").last.inner_text()
+            assert length == f"{len(expected)} tokens, after a prompt of {len(prompt.ids)}"
+            messages.append(Message("assistant", (runtime.decode(expected),)))
+
+
+def test_several_turns(page: Page, demo: Path, scenes: list[Path]) -> None:
+    begin(page)
+    first, *others = QUESTIONS
+    assert_conversation(page, demo, [(scenes[:1], first), *(([], question) for question in others)])
+
+
+def test_a_second_picture_is_refused_where_one_was_trained(page: Page, scenes: list[Path]) -> None:
+    look(page, scenes[0])
+    show(page, scenes[1])  # instead of the first: nothing was said of it
+    (_, whole) = ask(page, QUESTIONS[0])
+    page.locator("#file").set_input_files(scenes[2])
+    expect(page.locator("#status")).to_have_text("The model was trained with one picture: begin a new conversation.")
+    expect(page.locator("#shown")).to_have_attribute("alt", f"The picture: {scenes[1].name}")
+    begin(page)  # about the same picture
+    expect(page.locator("article")).to_have_count(0)
+    assert ask(page, QUESTIONS[0])[1] == whole
+    begin(page)
+    show(page, scenes[2])
+    assert ask(page, QUESTIONS[0])[1] != whole
+
+
+def test_several_pictures(
+    chromium: Browser, demo: Path, transformers_js: Path, scenes: list[Path], tmp_path: Path
+) -> None:
+    bundle = shutil.copytree(demo, tmp_path / "several")
+    manifest = read_manifest(bundle)
+    manifest.source.spec.max_images = None
+    write_manifest(bundle, manifest)
+    first, second, third = QUESTIONS
+    with loaded(chromium, bundle, transformers_js) as page:
+        assert_conversation(page, bundle, [(scenes[:2], first), ([], second), (scenes[2:], third)])
+
+
+def test_a_marker_in_a_question_is_refused(page: Page, scenes: list[Path]) -> None:
+    look(page, scenes[0])
+    page.locator("#question").fill("Is <image> a picture?")
+    page.locator("#ask").click()
+    expect(page.locator("article .wrong")).to_have_text(
+        "No answer: <image> stands for a picture, leave it out of what is said"
+    )
+    ask(page, QUESTIONS[0])  # the picture still waits for a question
 
 
 def test_speed_is_shown(page: Page) -> None:
@@ -186,34 +286,39 @@ def test_pictures_are_dropped_and_pasted(kind: str, page: Page, tmp_path: Path) 
 
 
 def test_keyboard_alone(page: Page) -> None:
+    begin(page)
     page.locator("#file").focus()
     for _ in range(2):
         page.keyboard.press("Tab")
     page.keyboard.press("Enter")  # the second example
     expect(page.locator("#shown")).to_have_attribute("alt", re.compile("example"))
     expect(page.locator("#seen")).to_contain_text("visual tokens", timeout=PATIENCE)
-    turns = page.locator("article").count()
-    for _ in range(2 + turns):  # the third example, the tokens of each answer, the question
+    for _ in range(2):  # the third example, the question
         page.keyboard.press("Tab")
     expect(page.get_by_role("textbox", name="Question")).to_be_focused()
     page.keyboard.type("How many objects are there?")
     page.keyboard.press("Enter")
-    expect(page.locator("article")).to_have_count(turns + 1)
-    expect(page.locator("article .ids")).to_have_count(turns + 1, timeout=PATIENCE)
+    expect(page.locator("article")).to_have_count(1)
+    expect(page.locator("article .ids")).to_have_count(1, timeout=PATIENCE)
+    for key in ("Shift+Tab", "Enter"):  # the button of a new conversation
+        page.keyboard.press(key)
+    expect(page.locator("article")).to_have_count(0)
+    expect(page.get_by_role("textbox", name="Question")).to_be_focused()
 
 
 def test_stop(page: Page) -> None:
     look(page, PHOTO)
     _, whole = ask(page, "Describe the picture.")
-    turns = page.locator("article").count()
+    begin(page)
     page.evaluate("() => { document.forms[0].requestSubmit(); document.getElementById('stop').click(); }")
-    expect(page.locator("article .ids")).to_have_count(turns + 1, timeout=PATIENCE)
+    expect(page.locator("article .ids")).to_have_count(1, timeout=PATIENCE)
     assert page.locator("article .ids").last.text_content() == str(whole[0])
     assert len(whole) > 1
 
 
 def test_an_unreadable_picture(page: Page, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"no picture")
+    begin(page)
     page.locator("#file").set_input_files(tmp_path / "broken.png")
     expect(page.locator("#status")).to_contain_text("This picture cannot be read", timeout=PATIENCE)
     expect(page.locator("#ask")).to_be_disabled()

@@ -90,6 +90,7 @@ def _about(manifest: Manifest, examples: list[str]) -> dict[str, Any]:
         "name": manifest.source.name,
         "recipe": manifest.recipe.name,
         "bytes": manifest.size(VISION + DECODER),
+        "max_images": manifest.max_images,
         "parity": manifest.parity and manifest.parity.passed,
         "examples": examples,
     }

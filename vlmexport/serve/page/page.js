@@ -2,12 +2,14 @@
 
 const element = (id) => document.getElementById(id);
 const [form, question, ask, stop] = ['form', 'question', 'ask', 'stop'].map(element);
-const [drop, file, shown, turns] = ['drop', 'file', 'shown', 'turns'].map(element);
+const [drop, file, shown, turns, anew] = ['drop', 'file', 'shown', 'turns', 'anew'].map(element);
 
 const flag = new Int32Array(new (self.SharedArrayBuffer ?? ArrayBuffer)(4)); // what stops an answer, if it is shared
 const about = await (await fetch('/about.json')).json();
 const worker = new Worker('/worker.js', { type: 'module' });
-const state = { ready: false, broken: false, seen: false, looking: false, turn: null };
+const state = { ready: false, broken: false, looking: 0, turn: null, conversation: 0, kept: false };
+let pictures = []; // URLs of those that the model has seen, of this conversation
+let asked = 0; // how many of them a question was about
 
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 const fixed = (seconds) => (seconds < 1 ? `${Math.round(1000 * seconds)} ms` : `${seconds.toFixed(2)} s`);
@@ -22,37 +24,62 @@ function make(tag, className, text = '') {
 /** What can be done now, and what is waited for. */
 function refresh(message) {
   if (state.broken) return;
-  ask.disabled = !state.ready || !state.seen || state.looking;
+  ask.disabled = !state.ready || !pictures.length || state.looking > 0;
+  anew.hidden = !turns.children.length && pictures.length < 2;
+  anew.disabled = state.turn !== null || state.looking > 0;
   const [off, on] = state.turn ? [ask, stop] : [stop, ask];
   const focused = document.activeElement === off;
   [off.hidden, on.hidden] = [true, false];
   if (focused) on.focus();
-  const picture = state.looking ? 'Looking at the picture …' : state.seen ? '' : 'Choose a picture to begin.';
+  const picture = state.looking ? 'Looking at the picture …' : pictures.length ? '' : 'Choose a picture to begin.';
   element('status').textContent = message ?? (state.ready ? picture : 'Loading the model …');
+}
+
+/** Why the conversation takes no other picture; null where it does. */
+function refusal() {
+  const most = about.max_images;
+  if (most === null || pictures.length + state.looking < most) return null;
+  return `The model was trained with ${most === 1 ? 'one picture' : `${most} pictures`}: begin a new conversation.`;
+}
+
+/** Begin a new conversation. A picture that is kept is the last; another one that is given takes its place. */
+function forget(kept) {
+  worker.postMessage({ type: 'forget', kept });
+  [pictures, asked] = [kept ? pictures.slice(-1) : [], 0];
+  state.conversation += 1;
+  state.kept = kept;
+  turns.replaceChildren();
 }
 
 function look(blob) {
   if (!blob) return;
+  if (state.kept || (about.max_images === 1 && !turns.children.length)) {
+    forget(false); // nothing was said of the other
+  } else if (refusal()) {
+    refresh(refusal());
+    return;
+  }
   shown.src = URL.createObjectURL(blob); // not revoked: answers show it beside them
   shown.alt = `The picture: ${blob.name ?? 'an example'}`;
   shown.hidden = false;
   element('invitation').hidden = true;
   drop.classList.add('filled');
   element('seen').textContent = '';
-  state.looking = true;
-  worker.postMessage({ type: 'look', file: blob });
+  state.looking += 1;
+  worker.postMessage({ type: 'look', file: blob, url: shown.src, conversation: state.conversation });
   refresh();
 }
 
 function begin(text) {
   const turn = make('article', '');
-  const about = make('img', 'about');
-  Object.assign(about, { src: shown.src, alt: '' });
+  const given = make('div', 'given');
+  given.append(...pictures.slice(asked).map((src) => Object.assign(make('img', ''), { src, alt: '' })));
   turn.setAttribute('aria-busy', 'true');
-  turn.append(about, make('p', 'question', text), make('p', 'answer'));
+  turn.append(given, make('p', 'question', text), make('p', 'answer'));
   turns.append(turn);
   turn.scrollIntoView({ block: 'nearest' });
   state.turn = turn;
+  state.kept = false;
   Atomics.store(flag, 0, 0);
   worker.postMessage({ type: 'ask', question: text });
   refresh();
@@ -69,6 +96,7 @@ function end({ ids, prompt, first, rate }) {
   turn.removeAttribute('aria-busy');
   turn.scrollIntoView({ block: 'nearest' });
   state.turn = null;
+  asked += turn.querySelectorAll('.given img').length;
   refresh();
 }
 
@@ -80,7 +108,7 @@ function fail({ during, reason }) {
     state.turn.removeAttribute('aria-busy');
     state.turn = null;
   }
-  if (during === 'look') state.looking = state.seen = false;
+  if (during === 'look') state.looking -= 1;
   refresh(`${where}: ${reason}`);
   if (during !== 'load') return;
   element('loading').hidden = true;
@@ -98,9 +126,12 @@ const told = {
     element('facts').textContent += ` · WebAssembly, ${threads} ${threads === 1 ? 'thread' : 'threads'}`;
     refresh();
   },
-  seen({ seconds, tokens }) {
-    Object.assign(state, { looking: false, seen: true });
-    element('seen').textContent = `image ${fixed(seconds)}, ${tokens} visual tokens`;
+  seen({ url, conversation, seconds, tokens }) {
+    state.looking -= 1;
+    if (conversation !== state.conversation) return; // another picture was given meanwhile
+    pictures.push(url);
+    const which = pictures.length > 1 ? `image ${pictures.length}:` : 'image';
+    element('seen').textContent = `${which} ${fixed(seconds)}, ${tokens} visual tokens`;
     refresh();
   },
   piece({ text }) {
@@ -118,6 +149,12 @@ form.addEventListener('submit', (event) => {
   if (ask.disabled || state.turn) return;
   begin(question.value.trim());
   if (document.activeElement === question) question.select(); // on a telephone the keyboard stays away
+});
+anew.addEventListener('click', () => {
+  forget(true);
+  shown.src = pictures[0]; // a later one may have been unreadable
+  refresh();
+  question.focus();
 });
 stop.addEventListener('click', () => Atomics.store(flag, 0, 1));
 file.addEventListener('change', () => {

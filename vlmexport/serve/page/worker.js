@@ -1,7 +1,7 @@
 // The model, away from the page's thread: an unmodified transformers.js on the bundle's own files.
 
 import {
-  AutoProcessor, BaseStreamer, LlavaForConditionalGeneration, RawImage, StoppingCriteria, env,
+  AutoProcessor, BaseStreamer, LlavaForConditionalGeneration, RawImage, StoppingCriteria, cat, env,
 } from '/client/transformers.min.js';
 import { square } from '/pixels.js';
 
@@ -23,6 +23,7 @@ env.backends.onnx.wasm.numThreads = self.crossOriginIsolated ? Math.min(navigato
 class Pieces extends BaseStreamer {
   ids = [];
   times = [];
+  text = '';
   prompt = null;
 
   constructor(tokenizer) {
@@ -37,8 +38,8 @@ class Pieces extends BaseStreamer {
     }
     this.ids.push(...tokens.map(Number));
     this.times.push(performance.now());
-    const text = this.tokenizer.decode(this.ids, { skip_special_tokens: true }).trim();
-    if (!text.endsWith(INCOMPLETE)) post('piece', { text });
+    this.text = this.tokenizer.decode(this.ids, { skip_special_tokens: true }).trim();
+    if (!this.text.endsWith(INCOMPLETE)) post('piece', { text: this.text });
   }
 
   end() {}
@@ -56,9 +57,29 @@ class Stop extends StoppingCriteria {
   }
 }
 
-let processor, model, picture, flag;
+let processor, model, flag;
+let messages = []; // the conversation so far
+let pictures = []; // all of it, in order
+let asked = 0; // pictures that stand in the messages; the others come with the next question
 
 const post = (type, data = {}) => self.postMessage({ type, ...data });
+
+/** The text with each picture's marker as often as it has visual tokens. LlavaProcessor does so for the first alone. */
+function expanded(text) {
+  const marker = processor.config.image_token;
+  const [first, ...behind] = text.split(marker);
+  if (behind.length !== pictures.length) {
+    throw new Error(`${marker} stands for a picture, leave it out of what is said`);
+  }
+  return behind.reduce((sum, chunk, i) => sum + marker.repeat(pictures[i].features.dims[0]) + chunk, first);
+}
+
+/** Most tokens of an answer to a prompt of this many. */
+function roomOf(length) {
+  const context = model.config.text_config.max_position_embeddings;
+  if (length <= context) return context - length + 1;
+  throw new Error(`the conversation is ${length} tokens long, the model's context is ${context}: begin a new one`);
+}
 
 const handlers = {
   async load(message) {
@@ -74,30 +95,45 @@ const handlers = {
     post('ready', { threads: env.backends.onnx.wasm.numThreads });
   },
 
-  async look({ file }) {
+  async look({ file, url, conversation }) {
     const { rgb, side } = await square(file, processor.image_processor.config);
-    picture = new RawImage(rgb, side, side, 3);
-    const { pixel_values } = await processor.image_processor(picture);
+    const { pixel_values } = await processor.image_processor(new RawImage(rgb, side, side, 3));
     delete model.encode_image;
     const start = performance.now();
     const features = await model.encode_image({ pixel_values });
     const seconds = (performance.now() - start) / 1000;
-    model.encode_image = async () => features; // a second question does not look again
-    post('seen', { seconds, tokens: features.dims[0] });
+    pictures.push({ features, pixel_values });
+    post('seen', { url, conversation, seconds, tokens: features.dims[0] });
   },
 
   async ask({ question }) {
-    const content = [{ type: 'image' }, { type: 'text', text: question }];
-    const text = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
+    const fresh = pictures.length - asked;
+    const images = Array.from({ length: fresh }, () => ({ type: 'image' }));
+    const said = { role: 'user', content: [...images, { type: 'text', text: question }] };
+    const text = processor.apply_chat_template([...messages, said], { add_generation_prompt: true });
     const start = performance.now();
-    const inputs = await processor(picture, text);
+    const inputs = processor.tokenizer(expanded(text));
+    const room = roomOf(inputs.input_ids.dims.at(-1));
+    model.encode_image = async () => cat(pictures.map(({ features }) => features)); // each was looked at once
     const streamer = new Pieces(processor.tokenizer);
-    await model.generate({ ...inputs, streamer, stopping_criteria: new Stop(flag) });
+    await model.generate({
+      ...inputs,
+      pixel_values: pictures[0].pixel_values, // says that there are pictures
+      max_new_tokens: Math.min(room, model.generation_config.max_new_tokens),
+      streamer,
+      stopping_criteria: new Stop(flag),
+    });
     const { ids, times, prompt } = streamer;
+    messages.push(said, { role: 'assistant', content: [{ type: 'text', text: streamer.text }] });
+    asked = pictures.length;
     const decoding = (times.at(-1) - times[0]) / 1000;
     post('answered', {
       ids, prompt, first: (times[0] - start) / 1000, rate: (ids.length - 1) / decoding,
     });
+  },
+
+  forget({ kept }) {
+    [messages, pictures, asked] = [[], kept ? pictures.slice(-1) : [], 0];
   },
 };
 
