@@ -209,8 +209,9 @@ def test_a_client_that_cannot_run(
             with pytest.raises(VlmExportError, match=r"transformers\.js cannot"):
                 client.pixels(picture(0))
     manifest = read_manifest(onnx_bundle("fp32"))
-    with pytest.raises(UsageError, match="does not run a gguf bundle"):
-        open_clients(tmp_path, manifest.model_copy(update={"kind": "gguf"}), "node")
+    other = manifest.seeing.model_copy(update={"engine": "llama.cpp"})
+    with pytest.raises(UsageError, match="--client node does not run a"):
+        open_clients(tmp_path, manifest.model_copy(update={"seeing": other}), "node")
     with pytest.raises(UsageError, match=r"has no processor_config\.json"):
         open_clients(tmp_path, manifest, "node")
     monkeypatch.setenv(VARIABLE, "0.05")

@@ -121,9 +121,8 @@ def _vision(vision: VisionSpec) -> dict[str, Any]:
 def generation(layout: Layout) -> dict[str, Any]:
     """Greedy, up to any token that ends an answer."""
     spec = layout.spec
-    several = len(spec.stop_token_ids) > 1
     return {
-        "bos_token_id": spec.bos_token_id, "eos_token_id": list(spec.stop_token_ids) if several else spec.eos_token_id,
+        "bos_token_id": spec.bos_token_id, "eos_token_id": _ends(spec),
         "pad_token_id": _pad(spec),
         "do_sample": False, "max_new_tokens": _MAX_NEW_TOKENS,
     }  # fmt: skip
@@ -215,8 +214,9 @@ def genai(layout: Layout) -> dict[str, Any]:
     return {
         "model": {
             "type": "phi3v",
-            "bos_token_id": spec.bos_token_id,
-            "eos_token_id": spec.eos_token_id,
+            # genai takes no null here.
+            **({} if spec.bos_token_id is None else {"bos_token_id": spec.bos_token_id}),
+            "eos_token_id": _ends(spec),
             "pad_token_id": _pad(spec),
             "context_length": language.max_positions,
             "vocab_size": language.vocab_size,
@@ -241,6 +241,11 @@ def genai(layout: Layout) -> dict[str, Any]:
             "past_present_share_buffer": False, "repetition_penalty": 1.0, "temperature": 1.0,
         },
     }  # fmt: skip
+
+
+def _ends(spec: Spec) -> int | list[int]:
+    """One token that ends an answer as a number, several as a list."""
+    return list(spec.stop_token_ids) if len(spec.stop_token_ids) > 1 else spec.eos_token_id
 
 
 def _pad(spec: Spec) -> int:
