@@ -51,8 +51,9 @@ def beside_transformers(tiny: Tiny) -> Figures:
     image = picture((300, 220))
     seen = _padded(image, spec.image_processor.mean) if spec.image_processor.do_pad else image
     expected_pixels = _image_processor(tiny.theirs)(seen, return_tensors="pt")["pixel_values"]
-    pixels = ours.pixels(image)
-    features, tokens = ours.features(pixels), ours.tokens(ours.features(pixels))
+    processed = ours.pixels(image)
+    pixels, features = processed.pixel_values, ours.features(processed)
+    tokens = ours.tokens(features)
     prompt = ours.prompt(asked(QUESTION), [((1, tokens.shape[1]),)])
     image_id = theirs.config.image_token_id
     ids = _expanded(prompt, image_id)
@@ -66,7 +67,7 @@ def beside_transformers(tiny: Tiny) -> Figures:
         )[0, len(ids) :].tolist()
     return {
         "pixels": float(np.abs(pixels - expected_pixels.numpy()).max()),
-        "features": _relative(features, _features(found, theirs.config).numpy()),
+        "features": _relative(features.rows[None], _features(found, theirs.config).numpy()),
         "tokens": _relative(tokens, torch.as_tensor(np.stack(found.pooler_output)).numpy()),
         "prompt ids": ids == _prompt_ids(tiny.theirs, prompt, seen, image_id),
         "logits": _relative(ours.logits(prompt, [tokens], len(ids)), logits.numpy()),
@@ -130,10 +131,10 @@ def clients(bundle: Path, scratch: Path) -> dict[str, Figures]:
     """An ONNX bundle in unmodified clients: whether pixels, prompt ids and greedy ids are those of our runtime."""
     image_id = read_manifest(bundle).decoding.image_token_id
     with closing(open_runtime(bundle)) as runtime:
-        side = runtime.pixels(picture((64, 64))).shape[-1]
+        side = runtime.pixels(picture((64, 64))).pixel_values.shape[-1]
         image = picture((side, side))
-        pixels = runtime.pixels(image)
-        tokens = runtime.tokens(runtime.features(pixels))
+        processed = runtime.pixels(image)
+        pixels, tokens = processed.pixel_values, runtime.tokens(runtime.features(processed))
         prompt = runtime.prompt(asked(QUESTION), [((1, tokens.shape[1]),)])
         greedy = _ids(runtime, prompt, tokens)
     image.save(scratch / "client.png")

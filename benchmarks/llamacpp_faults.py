@@ -55,7 +55,7 @@ def one_layer_less(bundle: Path, checkpoint: Checkpoint, samples: int) -> None:
         for sample in heldout_samples(samples):
             pixels = reference.pixels(sample.image())
             expected, found = reference.features(pixels), runtime.features(pixels)
-            features.add(expected, found)
+            features.add(expected.rows, found.rows)
             tokens.add(reference.tokens(expected), runtime.tokens(found))
     values = {name: measure.metrics() for name, measure in (("features", features), ("tokens", tokens))}
     print(f"without {LAYER}, class token repaired: {samples} images")

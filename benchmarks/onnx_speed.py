@@ -93,11 +93,13 @@ def vision(name: str, work: Path) -> Times:
     pixels = random.standard_normal((1, 3, 336, 336), np.float32)
     if name == "libmtmd F16":
         from vlmexport.artifact.bundle.manifest import read_manifest
+        from vlmexport.processing.image import PIXELS, ProcessedImage
         from vlmexport.runtime.joined import join
         from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 
         runtime = join(LlamaCppHalves(work / "gguf", read_manifest(work / "gguf"), threads=THREADS))
-        return {"image": best(lambda: runtime.features(pixels))}
+        image = ProcessedImage({PIXELS: pixels}, ((12, 12),))
+        return {"image": best(lambda: runtime.features(image))}
     from vlmexport.artifact.onnx.session import open_session
 
     fp32 = work / f"block-{BLOCKS[1]}"

@@ -62,7 +62,9 @@ def encoders(runtime: Joined, work: Path) -> dict[str, Path]:
         graphs[f"vlmexport {name}"] = bundle(name, work) / "onnx" / "vision_encoder_int8.onnx"
     pixels = work / "pixels.npy"
     if not pixels.exists():
-        np.save(pixels, np.concatenate([runtime.pixels(sample.image()) for sample in calibration_samples()]))
+        np.save(
+            pixels, np.concatenate([runtime.pixels(sample.image()).pixel_values for sample in calibration_samples()])
+        )
     first, second = (peer(preset, graphs["fp32"], pixels, work) for preset in PRESETS)
     if filecmp.cmp(first, second, shallow=False):  # optimum's presets for these two machines are one
         return graphs | {f"optimum {' = '.join(PRESETS)}": first}
@@ -75,7 +77,7 @@ def measure(runtime: Joined, graphs: dict[str, Path], samples: list[Sample]) -> 
     tokens = {name: ArrayMeasure() for name in graphs}
     answers: dict[str, list[str]] = {name: [] for name in graphs}
     for sample in samples:
-        pixels = runtime.pixels(sample.image())
+        pixels = runtime.pixels(sample.image()).pixel_values
         seen = {name: run(session, {"pixel_values": pixels})["image_features"] for name, session in sessions.items()}
         for name, features in seen.items():
             tokens[name].add(seen["fp32"], features)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rounding
 import torch
 from frozen import Features, key, of_tower
@@ -76,6 +77,6 @@ def tower(vlm: VLM, checkpoint: Checkpoint, qat: FakeQuantization | None, folder
     runtime, graph = open_runtime(qat.bundle, qat.manifest), qat.manifest.seeing.file("vision_encoder")
     made = next(file.sha256 for file in qat.manifest.files if file.path == graph)
     return Features(
-        lambda image: torch.from_numpy(runtime.features(runtime.pixels(image)).copy()),
+        lambda image: torch.from_numpy(np.stack(runtime.features(runtime.pixels(image)).views)),
         folder and folder / key(made.encode(), data),
     )

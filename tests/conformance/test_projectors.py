@@ -7,13 +7,13 @@ import pkgutil
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import vlmexport.model.projector as folder
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.conformance.parts import SCHEMES, measure
+from tests.onnx_bundles import picture
 from tests.prompts import ask
 from vlmexport.artifact.onnx.trace import components
 from vlmexport.checkpoint.spec import ProjectorSpec
@@ -109,11 +109,11 @@ def test_gguf_holds_every_tensor_or_says_why_not(kind: str) -> None:
 def test_the_five_stages(kind: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", tiny_spec(kind)))
     reference = ReferenceRuntime(checkpoint)
-    features = reference.features(np.zeros((1, 3, 336, 336), np.float32))
+    features = reference.features(reference.pixels(picture(0)))
     tokens = reference.tokens(features)
     prompt = ask(reference, "what?", tokens.shape[1])
     logits = reference.logits(prompt, tokens)
-    assert features.shape == (1, 576, 64)
+    assert [view.shape for view in features.views] == [(576, 64)]
     assert logits.shape == (1, len(prompt.ids), 384)
     first = next(reference.generate(prompt, tokens, 4))
     assert first.id == int(logits[0, -1].argmax())

@@ -18,7 +18,7 @@ from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.reference import values as expected
 from vlmexport.parity.reference.values import Live
 from vlmexport.runtime.reference import ReferenceRuntime
-from vlmexport.runtime.stages import F32
+from vlmexport.runtime.stages import F32, Features
 from vlmexport.source.checkpoint import Checkpoint
 
 
@@ -29,7 +29,7 @@ class Watched(ReferenceRuntime):
         super().__init__(checkpoint)
         self._given: list[weakref.ref[F32]] = []
 
-    def tokens(self, features: F32) -> F32:
+    def tokens(self, features: Features) -> F32:
         found = super().tokens(features)
         self._given.append(weakref.ref(found))
         return found

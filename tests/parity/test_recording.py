@@ -20,7 +20,8 @@ from vlmexport.parity.layers.int8_weights import WRONG
 from vlmexport.parity.reference.recording import Recorder, Recording
 from vlmexport.parity.reference.values import ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
-from vlmexport.runtime.stages import F32
+from vlmexport.processing.image import PIXELS, ProcessedImage
+from vlmexport.runtime.stages import F32, Features
 
 INPUTS = Inputs(
     weights={"model": "00"}, files={}, samples="11", images={"image-0": "a", "image-1": "b"},
@@ -42,7 +43,9 @@ class Made:
 
     def image(self, sample: Sample) -> ImageValues:
         random = np.random.default_rng(len(sample.image_id))
-        return ImageValues(*(random.random((1, 4, 3 + i), np.float32) for i in range(3)))
+        pixels, *views, tokens = (random.random((1, 4, 3 + i), np.float32) for i in range(4))
+        image = ProcessedImage({PIXELS: pixels}, ((2, 2), (1, 3)))
+        return ImageValues(image, Features((views[0][0], views[1][0, :3])), tokens)
 
     def question(self, sample: Sample, tokens: F32) -> QuestionValues:
         logits = np.random.default_rng(int(sample.id)).random((1, 3, 7), np.float32)
@@ -64,15 +67,18 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert recording.name == "made, recorded"
     for number in (3, 0):
         found, expected = recording.image(sample(number)), made.image(sample(number))
-        for stage in ("pixels", "features", "tokens"):
-            np.testing.assert_array_equal(getattr(found, stage), getattr(expected, stage))
+        np.testing.assert_array_equal(found.pixels.pixel_values, expected.pixels.pixel_values)
+        assert found.pixels.grids == expected.pixels.grids
+        for ours, theirs in zip(found.features.views, expected.features.views, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(found.tokens, expected.tokens)
         said, right = recording.question(sample(number), found.tokens), made.question(sample(number), found.tokens)
         assert (said.prompt, said.answer, said.margins, said.text) == (
             right.prompt, right.answer, right.margins, right.text,
         )  # fmt: skip
         np.testing.assert_array_equal(said.logits, right.logits)
     assert [path.name for path in tmp_path.iterdir()] == ["r.safetensors"]
-    assert len(load_file(tmp_path / "r.safetensors")) == 2 * 3 + 4
+    assert len(load_file(tmp_path / "r.safetensors")) == 2 * 4 + 4
 
 
 def test_of_another_comparison(tmp_path: Path) -> None:
@@ -91,7 +97,7 @@ def test_of_another_comparison(tmp_path: Path) -> None:
 def test_a_recording_of_an_earlier_version(tmp_path: Path) -> None:
     about = {"schema": 1, "reference": "made", "weights": {}, "samples": "11", "images": [], "questions": []}
     save_file({"a": np.zeros(1)}, tmp_path / "old.safetensors", {"vlmexport": json.dumps(about)})
-    with pytest.raises(UsageError, match=r"is a recording of schema 1, not 3: record it again, with --record"):
+    with pytest.raises(UsageError, match=r"is a recording of schema 1, not 4: record it again, with --record"):
         Recording(tmp_path / "old.safetensors")
 
 

@@ -128,7 +128,7 @@ def test_a_strip_that_would_fill_the_memory_is_named() -> None:
 
 
 def test_one_view_and_its_visual_tokens() -> None:
-    image = process(picture(0, (90, 70)), ImageProcessorSpec.square(SIDE, pads=True), lambda h, w: (h // 14, w // 28))
+    image = process(picture(0, (90, 70)), ImageProcessorSpec.square(SIDE, pads=True), (4, 2))
     assert image.pixel_values.shape == (1, 3, SIDE, SIDE)
     assert (image.grids, image.num_tokens) == (((4, 2),), 8)
 

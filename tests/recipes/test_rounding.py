@@ -24,6 +24,7 @@ from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import load
 from vlmexport.pipeline import export_checkpoint
 from vlmexport.quantize import blocks, ggml
+from vlmexport.runtime.stages import Features
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -59,8 +60,8 @@ def test_int8_computes_what_onnxruntime_does(onnx_bundle: Bundles, short: Checkp
     bundle, vlm = onnx_bundle("int8"), load(short, resident=True)
     runtime = open_exact(bundle)
     prompt = ask(runtime, "what is the image ?")
-    features = torch.from_numpy(runtime.features(runtime.pixels(picture(3))))
-    tokens = runtime.tokens(features.numpy())
+    seen = runtime.features(runtime.pixels(picture(3)))
+    features, tokens = torch.from_numpy(seen.rows[None]), runtime.tokens(Features(seen.views))
     expected = torch.from_numpy(runtime.logits(prompt, tokens))
     with torch.no_grad():
         embeds = vlm.prompt_embeds(prompt, torch.from_numpy(tokens))

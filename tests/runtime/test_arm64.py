@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,9 @@ def test_in_another_process_all_is_the_same(name: str, onnx_bundle: Bundles) -> 
         pixels = here.pixels(picture(4))
         features, prompt = here.features(pixels), ask(here, "what is polite?")
         tokens = here.tokens(features)
-        np.testing.assert_array_equal(there.features(pixels), features)
-        np.testing.assert_array_equal(there.tokens(features), here.tokens(features.copy()))
+        np.testing.assert_array_equal(there.features(pixels).rows, features.rows)
+        alone = replace(features, tokens=None)
+        np.testing.assert_array_equal(there.tokens(alone), here.tokens(alone))
         np.testing.assert_array_equal(there.logits(prompt, tokens), here.logits(prompt, tokens))
         assert list(there.generate(prompt, tokens, 6)) == list(here.generate(prompt, tokens, 6))
 

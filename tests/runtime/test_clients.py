@@ -50,7 +50,7 @@ def test_onnxruntime_genai(precision: str, onnx_bundle: Bundles) -> None:
     genai = pytest.importorskip("onnxruntime_genai", reason="onnxruntime-genai is not installed")
     bundle = onnx_bundle(precision)
     runtime, expected = greedy(bundle)
-    prompt, pixels = ask(runtime, QUESTION), runtime.pixels(picture(5, (336, 336)))
+    prompt, pixels = ask(runtime, QUESTION), runtime.pixels(picture(5, (336, 336))).pixel_values
     image = read_manifest(bundle).decoding.image_token_id
     model = genai.Model(str(bundle))
     settings = genai.GeneratorParams(model)
@@ -83,5 +83,6 @@ def test_transformers_js(precision: str, onnx_bundle: Bundles, transformers_js: 
     prompt = ask(runtime, QUESTION)
     assert found["text"] == prompt.text
     assert found["input_ids"] == with_image(prompt, *[read_manifest(bundle).decoding.image_token_id] * 144)
-    np.testing.assert_allclose(found["pixels"], runtime.pixels(picture(5, (336, 336))).ravel()[:12], atol=1e-4)
+    expected_pixels = runtime.pixels(picture(5, (336, 336))).pixel_values.ravel()[:12]
+    np.testing.assert_allclose(found["pixels"], expected_pixels, atol=1e-4)
     assert_same(found["tokens"], expected, precision)

@@ -20,14 +20,14 @@ from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
 from vlmexport.model import plugins
-from vlmexport.processing.image import pixel_values
+from vlmexport.processing.image import PIXELS, ProcessedImage, pixel_values
 from vlmexport.processing.square import as_square
 from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.llamacpp import vision as llamacpp
 from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.runtime.llamacpp.probe.probe import probe
 from vlmexport.runtime.reference import ReferenceRuntime
-from vlmexport.runtime.stages import F32, Repairing, Runtime
+from vlmexport.runtime.stages import F32, Features, Repairing, Runtime
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 posix = pytest.mark.skipif(os.name != "posix", reason="looks at signals")
@@ -41,8 +41,9 @@ def image() -> Image.Image:
     return Image.fromarray(pixels).resize((336, 336), Image.Resampling.BICUBIC)
 
 
-def cosine(a: F32, b: F32) -> float:
+def cosine(a: F32 | Features, b: F32 | Features) -> float:
     """Smallest cosine of two rows."""
+    a, b = (value.rows if isinstance(value, Features) else value for value in (a, b))
     return float(((a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)).min())
 
 
@@ -87,7 +88,7 @@ def test_is_a_runtime(runtime: Runtime) -> None:
 
 
 def test_pixels(runtime: Joined, reference: ReferenceRuntime, image: Image.Image) -> None:
-    assert np.abs(runtime.pixels(image) - reference.pixels(image)).max() < 1e-6
+    assert np.abs(runtime.pixels(image).pixel_values - reference.pixels(image).pixel_values).max() < 1e-6
 
 
 @pytest.mark.parametrize("size", [(400, 300), (120, 500), (1, 1), (1, 40), (333, 336)])
@@ -100,14 +101,14 @@ def test_pictures_that_are_not_square(
     spec = manifest.image_processor.with_padding(aspect == "pad")
     expected = pixel_values(picture, spec)
     found = runtime.seeing.preprocess(as_square(picture, spec), squares=False)
-    assert np.abs(found - np.asarray(expected)).max() < 1e-6
+    assert np.abs(found.pixel_values - expected).max() < 1e-6
     if aspect != "pad":
         return
-    assert np.abs(runtime.pixels(picture) - np.asarray(expected)).max() < 1e-6
+    assert np.abs(runtime.pixels(picture).pixel_values - expected).max() < 1e-6
     view = runtime.stock([picture])
     assert view is not None
     if max(size) / min(size) > 1.1:
-        assert np.abs(view.pixels(picture) - np.asarray(expected)).max() > 0.02
+        assert np.abs(view.pixels(picture).pixel_values - expected).max() > 0.02
 
 
 def test_of_square_pictures_nothing_runs_twice(
@@ -132,8 +133,8 @@ def test_features_and_tokens(runtime: Joined, reference: ReferenceRuntime, image
 def test_stages_take_what_they_are_given(runtime: Joined, reference: ReferenceRuntime) -> None:
     """No stage looks at an earlier one's input: random pixels and random features go through."""
     rng = np.random.default_rng(1)
-    pixels = rng.standard_normal((2, 3, 336, 336), np.float32)
-    features = rng.standard_normal((2, 576, 64), np.float32)
+    pixels = ProcessedImage({PIXELS: rng.standard_normal((2, 3, 336, 336), np.float32)}, ((1, 1),) * 2)
+    features = Features.of(rng.standard_normal((2, 576, 64), np.float32))
     assert cosine(runtime.features(pixels), reference.features(pixels)) > 0.9999
     assert cosine(runtime.tokens(features), reference.tokens(features)) > 0.9999
 
@@ -255,7 +256,7 @@ def test_an_assertion_in_ggml_is_an_error(tiny: Checkpoint, tmp_path: Path, monk
         closing(open_bundle(tmp_path / "bundle")) as runtime,
         pytest.raises(VlmExportError, match=r"died while encoding an image \(signal 6: ggml/src.*GGML_ASSERT"),
     ):
-        runtime.features(np.zeros((1, 3, 336, 336), np.float32))
+        runtime.features(ProcessedImage({PIXELS: np.zeros((1, 3, 336, 336), np.float32)}, ((1, 1),)))
 
 
 @pytest.mark.parametrize(("name", "reason"), [("tiny-Q8_0.gguf", "llama.cpp"), ("mmproj-tiny-F16.gguf", "libmtmd")])

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from math import isqrt
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import LanguagePlugin, ProjectorPlugin, VisionPlugin
+from vlmexport.processing.prompt import Grid
 from vlmexport.source import shapes as expected
 from vlmexport.source.shapes import KNOWN_ENCODERS, KNOWN_LANGUAGES, check_shapes
 
@@ -166,6 +168,13 @@ def check_image_size(spec: VisionSpec) -> VisionSpec:
 def projector(spec: ProjectorSpec) -> ProjectorPlugin:
     """The projector's module."""
     return cast(ProjectorPlugin, plugin("projector", spec.kind))
+
+
+def token_grid(spec: ProjectorSpec) -> Grid:
+    """Rows and columns of the visual tokens of one view; one row where they are no square (Q-Former, a class token)."""
+    count = projector(spec).num_tokens(spec)
+    side = isqrt(count)
+    return (side, side) if side**2 == count else (1, count)
 
 
 def check_encoder(checkpoint: Checkpoint) -> None:

@@ -6,8 +6,7 @@ and ``shown``, which part of a picture the views are of. NumPy and Pillow alone:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol, cast
@@ -18,13 +17,11 @@ from PIL import Image
 
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import Unsupported
+from vlmexport.processing.prompt import Grid, Grids
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 PIXELS = "pixel_values"
-
-Grid = tuple[int, int]
-"""Rows and columns."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +33,7 @@ class ProcessedImage:
     """
 
     arrays: dict[str, Array]
-    grids: tuple[Grid, ...]
+    grids: Grids
 
     @property
     def pixel_values(self) -> F32:
@@ -47,6 +44,10 @@ class ProcessedImage:
     def num_tokens(self) -> int:
         """Visual tokens of all views."""
         return sum(rows * columns for rows, columns in self.grids)
+
+    def with_pixels(self, values: F32) -> ProcessedImage:
+        """The same views, their pixels made by somebody else."""
+        return replace(self, arrays=self.arrays | {PIXELS: values})
 
 
 class Cutting(Protocol):
@@ -75,20 +76,19 @@ def cutting(spec: ImageProcessorSpec) -> Cutting:
     return cast(Cutting, import_module(name))
 
 
-def process(image: Image.Image, spec: ImageProcessorSpec, tokens: Callable[[int, int], Grid]) -> ProcessedImage:
+def process(image: Image.Image, spec: ImageProcessorSpec, tokens: Grid) -> ProcessedImage:
     """The pixels stage of one picture.
 
     Args:
         image: RGB.
-        tokens: height and width of a view in pixels → rows and columns of its visual tokens.
+        tokens: rows and columns of the visual tokens of one view.
 
     Raises:
         UsageError: a picture that cannot be cut so.
         Unsupported: a way of cutting that is not known.
     """
     arrays = cutting(spec).arrays(image, spec)
-    views = arrays[PIXELS]
-    return ProcessedImage(arrays, (tokens(*views.shape[-2:]),) * len(views))
+    return ProcessedImage(arrays, (tokens,) * len(arrays[PIXELS]))
 
 
 def pixel_values(image: Image.Image, spec: ImageProcessorSpec) -> F32:

@@ -7,11 +7,12 @@ from dataclasses import replace
 
 from PIL import Image
 
+from vlmexport.processing.image import ProcessedImage
 from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Grids, Prompt
 from vlmexport.runtime.engines import Halves
 from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
-from vlmexport.runtime.stages import F32, Decoding, RepairingSeeing, Seeing, Token
+from vlmexport.runtime.stages import F32, Decoding, Features, RepairingSeeing, Seeing, Token
 
 
 class Joined:
@@ -27,16 +28,16 @@ class Joined:
         self.notes = tuple(dict.fromkeys((*seeing.notes, *decoding.notes)))
         self.stop_token_ids, self.context, self.classes = decoding.stop_token_ids, decoding.context, decoding.classes
 
-    def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width]."""
+    def pixels(self, image: Image.Image) -> ProcessedImage:
+        """RGB image → its views."""
         return self.seeing.pixels(image)
 
-    def features(self, pixels: F32) -> F32:
-        """[images, 3, height, width] → [images, patches, vision width]."""
-        return self.seeing.features(pixels)
+    def features(self, image: ProcessedImage) -> Features:
+        """What the encoder makes of each view, and the tokens behind it."""
+        return self.seeing.features(image)
 
-    def tokens(self, features: F32) -> F32:
-        """[images, patches, vision width] → [images, visual tokens, hidden]."""
+    def tokens(self, features: Features) -> F32:
+        """[1, visual tokens, hidden]."""
         return self.seeing.tokens(features)
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:

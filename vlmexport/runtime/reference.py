@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 
 from vlmexport.model import load
+from vlmexport.model.plugins import token_grid
+from vlmexport.processing.image import ProcessedImage, process
 from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Grids, Prompt
-from vlmexport.runtime.stages import F32, Token
+from vlmexport.runtime.stages import F32, Features, Token
 from vlmexport.source.checkpoint import Checkpoint
 
 
@@ -31,20 +33,20 @@ class ReferenceRuntime:
         self.context = checkpoint.spec.language.max_positions
         self._vlm = load(checkpoint, resident=resident, share=share)
 
-    @torch.inference_mode()
-    def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width]."""
-        return self._vlm.pixels(image).numpy()
+    def pixels(self, image: Image.Image) -> ProcessedImage:
+        """RGB image → its views."""
+        return process(image, self._checkpoint.spec.image_processor, token_grid(self._checkpoint.spec.projector))
 
     @torch.inference_mode()
-    def features(self, pixels: F32) -> F32:
-        """[1, 3, height, width] → [1, patches, vision width]."""
-        return self._vlm.features(torch.from_numpy(pixels)).contiguous().numpy()
+    def features(self, image: ProcessedImage) -> Features:
+        """What the encoder makes of each view."""
+        return Features.of(self._vlm.features(torch.from_numpy(image.pixel_values)).contiguous().numpy())
 
     @torch.inference_mode()
-    def tokens(self, features: F32) -> F32:
-        """[1, patches, vision width] → [1, visual tokens, hidden]."""
-        return self._vlm.tokens(torch.from_numpy(features)).contiguous().numpy()
+    def tokens(self, features: Features) -> F32:
+        """[1, visual tokens, hidden]."""
+        made = [self._vlm.tokens(torch.from_numpy(view[None])) for view in features.views]
+        return torch.cat(made, 1).contiguous().numpy()
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
         """Token ids of a conversation."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 if TYPE_CHECKING:  # runtimes run in workers, which start faster without torch
     from PIL import Image
 
+    from vlmexport.processing.image import ProcessedImage
     from vlmexport.processing.messages import Messages
     from vlmexport.processing.prompt import Grids, Prompt
 
@@ -28,6 +29,30 @@ class Token:
     seconds: float | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Output of a vision encoder for one image.
+
+    Attributes:
+        views: [patches, vision width] of each view, which need not have as many patches.
+        tokens: [1, visual tokens, hidden] of all views, where these features are from inside of a graph that goes on to
+            them: what users run is that graph, and no projector by itself.
+    """
+
+    views: tuple[F32, ...]
+    tokens: F32 | None = None
+
+    @classmethod
+    def of(cls, views: F32) -> Features:
+        """Of views that have as many patches: [views, patches, vision width]."""
+        return cls(tuple(views))
+
+    @property
+    def rows(self) -> F32:
+        """[patches of all views, vision width]."""
+        return self.views[0] if len(self.views) == 1 else np.concatenate(self.views)
+
+
 class Seeing(Protocol):
     """Runs the first three stages of one bundle. Arrays are float32, in C order.
 
@@ -40,14 +65,14 @@ class Seeing(Protocol):
     notes: tuple[str, ...]
     """What the verdict must say about this run (e.g. kernels of another machine, the class-token repair)."""
 
-    def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width]."""
+    def pixels(self, image: Image.Image) -> ProcessedImage:
+        """RGB image → its views and what else the encoder is told."""
 
-    def features(self, pixels: F32) -> F32:
-        """[1, 3, height, width] → [1, patches, vision width]."""
+    def features(self, image: ProcessedImage) -> Features:
+        """What the encoder makes of each view."""
 
-    def tokens(self, features: F32) -> F32:
-        """[1, patches, vision width] → [1, visual tokens, hidden]."""
+    def tokens(self, features: Features) -> F32:
+        """[1, visual tokens of all views, hidden], in the order of the views."""
 
     def close(self) -> None:
         """Release the runtime (sessions, subprocesses)."""

@@ -25,6 +25,8 @@ from vlmexport.artifact.bundle.staging import MANIFEST
 from vlmexport.artifact.bundle.summary import ParitySummary
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.model.plugins import token_grid
+from vlmexport.processing.prompt import Grid
 from vlmexport.recipe import Recipe
 
 _MANIFEST_BYTES = 64 << 20
@@ -78,6 +80,11 @@ class Manifest(Part):
     def image_processor(self) -> ImageProcessorSpec:
         """How its pictures become pixels."""
         return self.source.spec.image_processor.spec()
+
+    @property
+    def token_grid(self) -> Grid:
+        """Rows and columns of the visual tokens of one view."""
+        return token_grid(self.source.spec.projector.spec())
 
     @property
     def classes(self) -> tuple[str, ...]:

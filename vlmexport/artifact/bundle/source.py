@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from vlmexport.artifact.bundle.models import Part
-from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec, LanguageSpec, Size, Spec, VisionSpec
+from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec, LanguageSpec, ProjectorSpec, Size, Spec, VisionSpec
 
 
 class Sides(Part):
@@ -57,6 +57,24 @@ class Vision(Part):
         return cls(**{name: getattr(spec, name) for name in cls.model_fields})
 
 
+class Projector(Part):
+    """The projector's kind and sizes, by which the number of visual tokens is known."""
+
+    kind: str
+    in_features: int
+    out_features: int
+    in_tokens: int
+
+    @classmethod
+    def of(cls, spec: ProjectorSpec) -> Projector:
+        """What a bundle says of it."""
+        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
+
+    def spec(self) -> ProjectorSpec:
+        """The same for what looks projectors up."""
+        return ProjectorSpec(**self.model_dump())
+
+
 class Language(Part):
     """The language model's sizes. ``classes`` are the answers of one that chooses among them."""
 
@@ -77,6 +95,7 @@ class Model(Part):
 
     image_processor: ImageProcessor
     vision: Vision
+    projector: Projector
     language: Language
     eos_token_id: int
     stop_token_ids: tuple[int, ...] = Field(description="Each of them ends an answer.")
@@ -88,6 +107,7 @@ class Model(Part):
         return cls(
             image_processor=ImageProcessor.of(spec.image_processor),
             vision=Vision.of(spec.vision),
+            projector=Projector.of(spec.projector),
             language=Language.of(spec.language),
             eos_token_id=spec.eos_token_id,
             stop_token_ids=spec.stop_token_ids,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,13 @@ from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.prompts import difference
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.result import Answer
+from vlmexport.processing.image import ProcessedImage
 from vlmexport.processing.prompt import Prompt, in_a_row
 from vlmexport.runtime import Runtime
-from vlmexport.runtime.stages import F32
+from vlmexport.runtime.stages import F32, Features
+
+Value = TypeVar("Value", ProcessedImage, Features, F32)
+"""What one of the first three stages gives."""
 
 _SAME = 1e-6
 """Difference of normalised pixels that is the same picture: float32 rounds otherwise. A level of 255 is 0.015."""
@@ -80,7 +84,7 @@ class Side:
             self.measured.errors.setdefault(("logits", "chained"), other)
         self._answer(sample, "chained", own, own_tokens, expected)
 
-    def pixels(self, image: Image.Image, expected: F32) -> F32 | None:
+    def pixels(self, image: Image.Image, expected: ProcessedImage) -> ProcessedImage | None:
         """Run the first stage alone: the pixels that the others are fed. What the runtime makes of the image and what
         its first client does are one measure; every client has one of its own, too."""
         made = self._try("pixels", "chained", lambda: self.runtime.pixels(image), expected)
@@ -90,11 +94,11 @@ class Side:
         for client in self._clients:
             try:
                 found.append(client.pixels(image))
-                self.measured.clients.setdefault(client.name, ArrayMeasure()).add(expected, found[-1])
+                self.measured.clients.setdefault(client.name, ArrayMeasure()).add(expected.pixel_values, found[-1])
             except (VlmExportError, ShapeDiffersError) as error:
                 self.measured.errors["pixels", "chained"] = str(error)
                 return None
-        return self._try("pixels", "chained", lambda: found[0], expected, is_run=False)
+        return self._try("pixels", "chained", lambda: made.with_pixels(found[0]), expected, is_run=False)
 
     def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, F64]) -> F32 | None:
         """The visual tokens that the bundle itself makes of an image; ``cosines`` get those of each row, by stage."""
@@ -105,7 +109,7 @@ class Side:
         pixels = self.pixels(image, expected.pixels)
         if pixels is None:
             return None
-        if np.allclose(pixels, expected.pixels, rtol=0, atol=_SAME):
+        if _is_same(pixels, expected.pixels):
             pixels = expected.pixels
         if local is not None and pixels is expected.pixels:  # the same input once more
             features = self._try("features", "chained", lambda: local, expected.features, is_run=False)
@@ -120,9 +124,9 @@ class Side:
         return tokens
 
     def _try(
-        self, stage: str, mode: Mode, compute: Callable[[], F32], reference: F32, is_run: bool = True
-    ) -> F32 | None:
-        """Compute an array and measure it against the reference's; None when it could not be had.
+        self, stage: str, mode: Mode, compute: Callable[[], Value], reference: Value, is_run: bool = True
+    ) -> Value | None:
+        """Compute what a stage gives and measure its arrays against the reference's; None when it could not be had.
 
         Args:
             is_run: False where the value is known already, so that its time says nothing.
@@ -134,11 +138,13 @@ class Side:
             value = compute()
             if is_run:
                 self._took(stage, mode, start)
-            self.measured.arrays.setdefault((stage, mode), ArrayMeasure()).add(reference, value)
+            measure = self.measured.arrays.setdefault((stage, mode), ArrayMeasure())
+            for theirs, ours in _pairs(reference, value):
+                measure.add(theirs, ours)
         except (VlmExportError, ShapeDiffersError) as error:
             self.measured.errors[stage, mode] = str(error)
             return None
-        self._keep(stage, mode, value)
+        self._keep(stage, mode, ours)
         return value
 
     def _took(self, stage: str, mode: Mode, start: float) -> None:
@@ -210,6 +216,31 @@ class Side:
     def _keep(self, stage: str, mode: Mode, value: npt.NDArray[Any]) -> None:
         if mode == "chained":
             self.values[stage] = value
+
+
+def _pairs(reference: Value, other: Value) -> list[tuple[F32, F32]]:
+    """What is compared with what: pixels by the names of their arrays, features view by view, tokens as they are.
+
+    Raises:
+        ShapeDiffersError: one of them lacks an array or a view, or a view has another number of patches.
+    """
+    if isinstance(reference, ProcessedImage) and isinstance(other, ProcessedImage):
+        if reference.arrays.keys() != other.arrays.keys():
+            raise ShapeDiffersError(f"arrays {sorted(other.arrays)}, the reference has {sorted(reference.arrays)}")
+        return [(reference.arrays[name], array) for name, array in other.arrays.items()]
+    if isinstance(reference, Features) and isinstance(other, Features):
+        ours, theirs = ([list(view.shape) for view in features.views] for features in (other, reference))
+        if ours != theirs:
+            raise ShapeDiffersError(f"views of the shapes {ours}, the reference has {theirs}")
+        return [(reference.rows, other.rows)]
+    assert isinstance(reference, np.ndarray)
+    assert isinstance(other, np.ndarray)
+    return [(reference, other)]
+
+
+def _is_same(ours: ProcessedImage, theirs: ProcessedImage) -> bool:
+    """Whether two say the same of a picture, beside how float32 rounds."""
+    return all(np.allclose(one, other, rtol=0, atol=_SAME) for one, other in _pairs(theirs, ours))
 
 
 def _first_difference(ids: list[int], answer: list[int]) -> int | None:

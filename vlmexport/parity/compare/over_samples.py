@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 from PIL import Image
 
 from vlmexport.calibrate import Sample
@@ -15,7 +14,7 @@ from vlmexport.parity.compare.machines import KernelDifference
 from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.one_runtime import Side
 from vlmexport.parity.reference.values import Expected
-from vlmexport.processing.image import pixel_values
+from vlmexport.processing.image import process
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32, Repairing
 
@@ -88,7 +87,7 @@ class Comparison:
     def _sizes(self, image: Image.Image, spec: ImageProcessorSpec) -> None:
         for size in SIZES:
             picture = image.resize(size)
-            self._bundle.pixels(picture, np.asarray(pixel_values(picture, spec)))
+            self._bundle.pixels(picture, process(picture, spec, (1, 1)))
 
     def _open_stock(self, samples: Sequence[Sample]) -> None:
         runtime = self._bundle.runtime

@@ -1,8 +1,8 @@
 """The float model's values in a file, to check bundles where the float model is not: recorded once, replayed anywhere.
 
-A safetensors file: ``image.N.pixels``, ``.features`` and ``.tokens``, ``question.N.logits`` (the rows that predict the
-answer, in f32), and in its metadata what was asked and what was answered. It is written sample by sample, so memory
-does not grow with their number.
+A safetensors file: ``image.N.pixels.NAME``, ``.features.VIEW`` and ``.tokens``, ``question.N.logits`` (the rows that
+predict the answer, in f32), and in its metadata what was asked and what was answered. It is written sample by sample,
+so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from vlmexport.files import beside, whole
 from vlmexport.parity.reference.same import other_model, other_samples
 from vlmexport.parity.reference.values import Expected, ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
+from vlmexport.processing.image import ProcessedImage
 from vlmexport.processing.prompt import Prompt, Span
-from vlmexport.runtime.stages import F32
+from vlmexport.runtime.stages import F32, Features
 
-_SCHEMA = 3
+_SCHEMA = 4
 _KEY = "vlmexport"
 
 
@@ -40,7 +41,7 @@ class Recorder:
         self.name = source.name
         self._source, self._path = source, path
         self._about: dict[str, Any] = {
-            "schema": _SCHEMA, "reference": source.name, "images": [], "questions": [],
+            "schema": _SCHEMA, "reference": source.name, "images": [], "grids": [], "questions": [],
             "inputs": inputs.model_copy(update={"files": {}}).model_dump(),
         }  # fmt: skip
         self._header: dict[str, Any] = {}
@@ -52,8 +53,12 @@ class Recorder:
         values = self._source.image(sample)
         number = len(self._about["images"])
         self._about["images"].append(sample.image_id)
-        for stage in ("pixels", "features", "tokens"):
-            self._write(f"image.{number}.{stage}", getattr(values, stage))
+        for name, array in values.pixels.arrays.items():
+            self._write(f"image.{number}.pixels.{name}", array)
+        for view, rows in enumerate(values.features.views):
+            self._write(f"image.{number}.features.{view}", rows)
+        self._write(f"image.{number}.tokens", values.tokens)
+        self._about["grids"].append(values.pixels.grids)
         return values
 
     def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
@@ -136,8 +141,14 @@ class Recording:
     def image(self, sample: Sample) -> ImageValues:
         """As recorded."""
         number = self._images[sample.image_id]
-        stages = ("pixels", "features", "tokens")
-        return ImageValues(*(self._file.get_tensor(f"image.{number}.{stage}") for stage in stages))
+        grids = tuple((rows, columns) for rows, columns in self._about["grids"][number])
+        names = (name.removeprefix(f"image.{number}.pixels.") for name in self._file.keys())  # noqa: SIM118
+        arrays = {name: self._tensor(number, f"pixels.{name}") for name in names if "." not in name}
+        views = tuple(self._tensor(number, f"features.{view}") for view in range(len(grids)))
+        return ImageValues(ProcessedImage(arrays, grids), Features(views), self._tensor(number, "tokens"))
+
+    def _tensor(self, number: int, name: str) -> Any:
+        return self._file.get_tensor(f"image.{number}.{name}")
 
     def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
         """As recorded; the tokens are those of the recording."""

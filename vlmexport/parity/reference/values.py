@@ -9,8 +9,9 @@ from typing import Protocol
 import numpy as np
 
 from vlmexport.calibrate import Sample
+from vlmexport.processing.image import ProcessedImage
 from vlmexport.processing.prompt import Prompt, in_a_row
-from vlmexport.runtime.stages import F32, Runtime
+from vlmexport.runtime.stages import F32, Features, Runtime
 
 MAX_NEW_TOKENS = 64
 
@@ -19,8 +20,8 @@ MAX_NEW_TOKENS = 64
 class ImageValues:
     """The float model's pixels, features and tokens of an image."""
 
-    pixels: F32
-    features: F32
+    pixels: ProcessedImage
+    features: Features
     tokens: F32
 
 

@@ -10,10 +10,11 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.processing.image import PIXELS, ProcessedImage
 from vlmexport.processing.square import as_square
 from vlmexport.runtime.llamacpp.probe.probe import probe
 from vlmexport.runtime.llamacpp.process import Process
-from vlmexport.runtime.stages import F32, Seeing
+from vlmexport.runtime.stages import F32, Features, Seeing
 from vlmexport.threads import operator_threads
 
 _PIXELS = "pixels are libmtmd's own; a picture that is not square is {}"
@@ -43,6 +44,7 @@ class LlamaCppVision:
         spec, mmproj = manifest.source.spec, str(bundle / manifest.seeing.file("mmproj"))
         sizes = {"image_size": spec.vision.image_size, "width": spec.language.hidden_size}
         self.process, self._spec, self._squares = process, manifest.image_processor, repair
+        self._grid = manifest.token_grid
         found = probe()
         opened = self.process.ask(
             {"op": "open_vision", "mmproj": mmproj, "threads": threads or operator_threads(), **sizes},
@@ -52,27 +54,29 @@ class LlamaCppVision:
         self.repair = repair and found.repairable and not found.right
         self.notes: tuple[str, ...] = (_PIXELS.format(_SQUARED if repair else _AS_IS), found.note(repair))
 
-    def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width], by libmtmd's own preprocessing."""
+    def pixels(self, image: Image.Image) -> ProcessedImage:
+        """RGB image → its view, by libmtmd's own preprocessing."""
         return self.preprocess(image, self._squares)
 
-    def preprocess(self, image: Image.Image, squares: bool) -> F32:
+    def preprocess(self, image: Image.Image, squares: bool) -> ProcessedImage:
         """``pixels``, of the picture that the model would make square, or of the picture as it is."""
         image = image.convert("RGB")
         rgb = np.asarray(as_square(image, self._spec) if squares else image, np.uint8)
-        return self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
+        values = self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
+        return ProcessedImage({PIXELS: values}, (self._grid,) * len(values))
 
-    def features(self, pixels: F32) -> F32:
-        """[images, 3, height, width] → [images, patches, vision width]."""
-        return self.encode(pixels, self.repair)
+    def features(self, image: ProcessedImage) -> Features:
+        """What the encoder makes of each view."""
+        return self.encode(image, self.repair)
 
-    def tokens(self, features: F32) -> F32:
-        """[images, patches, vision width] → [images, visual tokens, hidden]."""
-        return self._each({"op": "tokens"}, features, "projecting features")
+    def tokens(self, features: Features) -> F32:
+        """[1, visual tokens, hidden]."""
+        return np.concatenate(self._each({"op": "tokens"}, features.views, "projecting features"))[None]
 
-    def encode(self, pixels: F32, repair: bool) -> F32:
+    def encode(self, image: ProcessedImage, repair: bool) -> Features:
         """``features``, repaired or as libmtmd has them."""
-        return self._each({"op": "features", "repair": repair}, pixels, "encoding an image")
+        request = {"op": "features", "repair": repair}
+        return Features(tuple(self._each(request, image.pixel_values, "encoding an image")))
 
     def stock(self, images: Iterable[Image.Image]) -> Seeing | None:
         """The same as this libmtmd computes these images when nobody repairs it; None where that makes no difference.
@@ -84,9 +88,9 @@ class LlamaCppVision:
         """End the worker."""
         self.process.close()
 
-    def _each(self, request: dict[str, Any], values: F32, doing: str) -> F32:
-        one_by_one = (values[i : i + 1] for i in range(len(values)))
-        return np.concatenate([self.process.ask(request, doing, one).arrays[0] for one in one_by_one])
+    def _each(self, request: dict[str, Any], views: Iterable[F32], doing: str) -> list[F32]:
+        """libmtmd takes one view at a time."""
+        return [self.process.ask(request, doing, view[None]).arrays[0][0] for view in views]
 
 
 class _Stock:
@@ -95,16 +99,16 @@ class _Stock:
     def __init__(self, repaired: LlamaCppVision) -> None:
         self.name, self.notes, self._repaired = repaired.name, repaired.notes, repaired
 
-    def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width]."""
+    def pixels(self, image: Image.Image) -> ProcessedImage:
+        """RGB image → its view."""
         return self._repaired.preprocess(image, squares=False)
 
-    def features(self, pixels: F32) -> F32:
-        """[images, 3, height, width] → [images, patches, vision width]."""
-        return self._repaired.encode(pixels, repair=False)
+    def features(self, image: ProcessedImage) -> Features:
+        """What the encoder makes of each view."""
+        return self._repaired.encode(image, repair=False)
 
-    def tokens(self, features: F32) -> F32:
-        """[images, patches, vision width] → [images, visual tokens, hidden]."""
+    def tokens(self, features: Features) -> F32:
+        """[1, visual tokens, hidden]."""
         return self._repaired.tokens(features)
 
     def close(self) -> None:
