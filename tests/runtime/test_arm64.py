@@ -91,9 +91,9 @@ def test_errors_of_the_process_are_ours(onnx_bundle: Bundles, tmp_path: Path) ->
         with pytest.raises(VlmExportError, match="the cache of this answer is gone"):
             next(first)
         with pytest.raises(VlmExportError, match="onnxruntime on native died while running projector"):
-            runtime.run("projector", {"no such input": tokens})
+            runtime.seeing._graphs.run("projector", {"no such input": tokens})
         with pytest.raises(VlmExportError, match="was closed before running projector"):
-            runtime.run("projector", {"features": tokens})
+            runtime.seeing._graphs.run("projector", {"features": tokens})
 
 
 @pytest.fixture(scope="module", params=CORES)
