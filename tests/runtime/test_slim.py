@@ -62,7 +62,7 @@ def test_a_bundle_is_asked(kind: str, bundles: dict[str, Path], slim: dict[str, 
     assert done.returncode == 0, done.stderr
     script = (
         "import sys; from pathlib import Path; from vlmexport import ask;"
-        "print(''.join(ask(sys.argv[1], Path(sys.argv[4]), sys.argv[2], int(sys.argv[6]))));"
+        "print(''.join(ask(sys.argv[1], [Path(sys.argv[4])], sys.argv[2], int(sys.argv[6]))));"
         f"print(sorted({set(ABSENT)!r} & set(sys.modules)))"
     )
     whole = run(dict(os.environ), "-c", script, *question)
