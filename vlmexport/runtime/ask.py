@@ -16,7 +16,7 @@ from vlmexport.runtime.stages import Runtime
 
 def ask(
     model: str,
-    images: Sequence[Path],
+    images: Path | Sequence[Path],
     question: str,
     max_new_tokens: int,
     vision_tower: str | None = None,
@@ -26,7 +26,7 @@ def ask(
 
     Args:
         model: a bundle's folder, or a checkpoint (folder, Hub id, ``demo``).
-        images: that the question is about, in their order.
+        images: that the question is about, in their order; one file, or several.
         vision_tower: a CLIP folder, for a checkpoint that does not carry its tower.
         console: where downloads are told of.
 
@@ -36,7 +36,8 @@ def ask(
     Raises:
         UsageError: an image cannot be read, the model was not trained for so many, or it is neither.
     """
-    pictures = [read_image(image) for image in images]
+    files = [images] if isinstance(images, Path) else images
+    pictures = [read_image(file) for file in files]
     is_bundle = (Path(model) / MANIFEST).is_file()
     runtime = open_runtime(Path(model)) if is_bundle else _float_model(model, vision_tower, console)
     try:
