@@ -110,7 +110,7 @@ def test_mean_of_imagenet(mutant: Mutate) -> None:
 def test_a_wrong_bos(mutant: Mutate) -> None:
     found = mutant("gguf")
     found.edit_fields("language", **{"tokenizer.ggml.bos_token_id": 3})
-    assert "token 0 before the image: 3, the float model's is 1" in prompt_error(found)
+    assert "token 0: 3, the float model's is 1" in prompt_error(found)
 
 
 def test_a_newline_missing_after_the_image(mutant: Mutate) -> None:

@@ -15,7 +15,7 @@ from vlmexport.calibrate import Sample
 from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.pictures import pictures
 
-SPEC = tiny_spec("ldpnetv2").vision
+SPEC = tiny_spec("ldpnetv2").image_processor
 
 
 def test_worst_and_median() -> None:

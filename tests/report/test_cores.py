@@ -10,6 +10,7 @@ from rich.console import Console
 
 from tests.report.test_html import manifest
 from vlmexport.artifact.bundle.card import _core
+from vlmexport.artifact.bundle.summary import CoreSummary
 from vlmexport.measures.stage_result import GateResult, StageResult
 from vlmexport.parity.result import Answer, CoreResult, Inputs, ParityResult
 from vlmexport.report.html import html
@@ -76,8 +77,10 @@ def test_the_core_that_fails_is_named() -> None:
 
 
 def test_a_core_on_the_card() -> None:
-    beside = {"answer": {"equal": 0.95}}
-    found = {"runtime": "onnxruntime on max", "passed": False, "broken_stage": "tokens", "beside": beside}
+    found = CoreSummary(
+        core="max", runtime="onnxruntime on max", passed=False, broken_stage="tokens", stages={},
+        beside={"answer": {"equal": 0.95}},
+    )  # fmt: skip
     assert _core(found).startswith("- onnxruntime on max: **failed** at tokens; 95% of its answers")
 
 

@@ -16,7 +16,7 @@ class Gate(Part):
     stage: str
     mode: str
     metric: str
-    value: float | None
+    value: float | None = Field(None, description="None where nothing was measured, or no number came out.")
     bound: float
     at_least: bool
     passed: bool
