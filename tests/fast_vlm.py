@@ -18,7 +18,7 @@ from transformers import (
 
 from tests.checkpoints import write_json, write_weights
 from tests.vocabularies import CHATML, byte_level, write_byte_level
-from vlmexport.checkpoint.fastvit import SIZES
+from vlmexport.families.reading.fastvit_tensors import SIZES
 from vlmexport.model.random_weights import measure_statistics, randomise
 
 State = dict[str, torch.Tensor]

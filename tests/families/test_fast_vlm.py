@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,31 @@ def test_features_tokens_and_logits_are_those_of_transformers(layout: str, saved
     want = model(input_ids=torch.tensor([ids]), pixel_values=pixels[:1]).logits
     assert found.shape == want.shape
     assert (found - want).norm() < 1e-5 * want.norm()
+
+
+@torch.inference_mode()
+def test_a_head_of_its_own_counts_though_the_config_says_tied(saved: Saved, tmp_path: Path) -> None:
+    """transformers does not tie what differs in the file."""
+    folder = tmp_path / "tied"
+    write_transformers(folder, tie_word_embeddings=True)
+    state = load_file(folder / "model.safetensors")
+    table = state["model.language_model.embed_tokens.weight"]
+    state["lm_head.weight"] = torch.randn(table.shape, generator=torch.Generator().manual_seed(1)).to(table.dtype)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    theirs = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    ours, ids = load(open_checkpoint(folder)), [5, 6, 7, 8, 9]
+    want = theirs(input_ids=torch.tensor([ids])).logits
+    assert (ours.logits(ours.embed(ids)) - want).norm() < 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("name", ["CLIPImageProcessorFast", "CLIPFeatureExtractor"])
+def test_other_names_of_the_image_processor_mean_it(name: str, saved: Saved, tmp_path: Path) -> None:
+    folder = shutil.copytree(saved[0] / "hf", tmp_path / "hf")
+    file = folder / "processor_config.json"
+    document = json.loads(file.read_text())
+    document["image_processor"]["image_processor_type"] = name
+    file.write_text(json.dumps(document))
+    assert open_checkpoint(folder).spec.image_processor == open_checkpoint(saved[0] / "hf").spec.image_processor
 
 
 @pytest.mark.parametrize("prefix", ["model.vision_tower.", "model.vision_tower.timm_model."])

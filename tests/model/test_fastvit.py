@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.fast_vlm import PREFIX, State, apples_names, fast_vlm, noise
-from vlmexport.checkpoint.fastvit import SIZES, timm_name, variant_of
 from vlmexport.design import vision_of
 from vlmexport.errors import Unsupported
+from vlmexport.families.reading.fastvit_tensors import SIZES, timm_name, variant_of
 from vlmexport.model import plugins
 
 pytest.importorskip("timm", reason="timm is not installed")

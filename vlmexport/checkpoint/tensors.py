@@ -35,6 +35,10 @@ OFFSET = "_checkpoint_offset"
 _CURE = "it is probably truncated: download or copy it again"
 
 
+_BLOCK = 1 << 22
+"""Values that are compared at a time."""
+
+
 @dataclass(frozen=True)
 class LazyTensor:
     """A contiguous tensor of a checkpoint: what it is, and where its values lie.
@@ -98,6 +102,21 @@ _TORCH = {
     "f64": "float64", "f32": "float32", "f16": "float16", "bf16": "bfloat16", "i64": "int64", "i32": "int32",
     "i16": "int16", "i8": "int8", "u8": "uint8", "bool": "bool",
 }  # fmt: skip
+
+
+def same_values(one: LazyTensor, other: LazyTensor) -> bool:
+    """Whether two tensors hold the same values, in whatever types; they are read block by block."""
+    if one.shape != other.shape:
+        return False
+    for start in range(0, one.numel, _BLOCK):
+        count = min(_BLOCK, one.numel - start)
+        first, second = (
+            to_float32(tensor.read_into(np.empty(count * DTYPES[tensor.dtype], np.uint8), start), tensor.dtype)
+            for tensor in (one, other)
+        )
+        if not np.array_equal(first, second, equal_nan=True):
+            return False
+    return True
 
 
 def to_float32(raw: U8, dtype: str) -> F32:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 
-from vlmexport.checkpoint.fastvit import timm_name
 from vlmexport.checkpoint.spec import PromptSpec, Spec
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading import fastvit, flat, language
 from vlmexport.families.reading.chatml import CHATML
 from vlmexport.families.reading.defaults import filled
+from vlmexport.families.reading.fastvit_tensors import timm_name
 from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type
 
 ARCHITECTURES = ("LlavaQwen2ForCausalLM",)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from vlmexport.checkpoint.quantized import refuse_quantized
 from vlmexport.checkpoint.shards import check_index
 from vlmexport.checkpoint.snapshots import repository
 from vlmexport.checkpoint.spec import Spec
-from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, weight_files
+from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, same_values, weight_files
 from vlmexport.checkpoint.twice import refuse_stale
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, UsageError
@@ -140,9 +140,20 @@ def open_checkpoint(
     except CheckpointError:
         refuse_stale(path, tensors)
         raise
-    if spec.language.tie_word_embeddings:
-        tensors["language"].pop("lm_head.weight", None)  # the embedding counts, whatever was saved beside it
+    spec = _with_head(spec, tensors["language"])
     return Checkpoint(path, origin or str(path.resolve()), spec, config, tensors, tower)
+
+
+def _with_head(spec: Spec, language: dict[str, LazyTensor]) -> Spec:
+    """A head that is the embedding over again is left out; one that differs is a head of its own, whatever the config
+    says: so transformers 5 loads it."""
+    head, table = language.get("lm_head.weight"), language.get("model.embed_tokens.weight")
+    if not spec.language.tie_word_embeddings or head is None:
+        return spec
+    if table is not None and not same_values(head, table):
+        return replace(spec, language=replace(spec.language, tie_word_embeddings=False))
+    del language["lm_head.weight"]
+    return spec
 
 
 def _sort(path: Path, family: Family) -> Sorted:

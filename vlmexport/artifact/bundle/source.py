@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -43,7 +43,14 @@ class ImageProcessor(Part):
         return ImageProcessorSpec(**self.model_dump() | {"size": Size(**self.size.model_dump())})
 
 
-class Vision(Part):
+class _Sizes(Part):
+    @classmethod
+    def of(cls, spec: VisionSpec | ProjectorSpec | LanguageSpec) -> Self:
+        """What a bundle says of it."""
+        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
+
+
+class Vision(_Sizes):
     """The vision encoder's sizes."""
 
     kind: str
@@ -51,13 +58,8 @@ class Vision(Part):
     patch_size: int
     hidden_size: int
 
-    @classmethod
-    def of(cls, spec: VisionSpec) -> Vision:
-        """What a bundle says of it."""
-        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
 
-
-class Projector(Part):
+class Projector(_Sizes):
     """The projector's kind and sizes, by which the number of visual tokens is known."""
 
     kind: str
@@ -65,17 +67,12 @@ class Projector(Part):
     out_features: int
     in_tokens: int
 
-    @classmethod
-    def of(cls, spec: ProjectorSpec) -> Projector:
-        """What a bundle says of it."""
-        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
-
     def spec(self) -> ProjectorSpec:
         """The same for what looks projectors up."""
         return ProjectorSpec(**self.model_dump())
 
 
-class Language(Part):
+class Language(_Sizes):
     """The language model's sizes. ``classes`` are the answers of one that chooses among them."""
 
     kind: str
@@ -83,11 +80,6 @@ class Language(Part):
     hidden_size: int
     max_positions: int
     classes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, spec: LanguageSpec) -> Language:
-        """What a bundle says of it."""
-        return cls(**{name: getattr(spec, name) for name in cls.model_fields})
 
 
 class Model(Part):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmexport.checkpoint.fastvit import SIZES, variant_of
 from vlmexport.checkpoint.preprocessor import read_image_processor
 from vlmexport.checkpoint.spec import ImageProcessorSpec, LanguageSpec, ProjectorSpec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families.reading.fastvit_tensors import SIZES, variant_of
 from vlmexport.families.reading.published import Published
 
 SIDE = 1024

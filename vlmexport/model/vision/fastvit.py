@@ -9,9 +9,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from vlmexport.checkpoint.fastvit import SIZES
 from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.errors import Unsupported
+from vlmexport.families.reading.fastvit_tensors import SIZES
 from vlmexport.model import plugins
 from vlmexport.model.vision.timm import library
 
@@ -32,7 +32,7 @@ _POSITIONS = (7, 7)
 
 
 def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
-    """Of ``checkpoint.fastvit.SIZES``."""
+    """Of ``families.reading.fastvit_tensors.SIZES``."""
     sizes = plugins.variant_of(kind, variant, SIZES)
     spec = VisionSpec(
         kind=kind,
