@@ -15,9 +15,10 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.prompts import texts, tokenized
 from vlmexport.calibrate import Sample, collect
 from vlmexport.calibrate.collect import LARGE_ANSWER, MAX_ANSWER
+from vlmexport.design import Design, create
 from vlmexport.errors import CheckpointError, NotEnoughData
 from vlmexport.model import VLM, load
-from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.source.checkpoint import COMPONENTS, Checkpoint, open_checkpoint
 
 Q_PROJ = "language.model.layers.0.self_attn.q_proj"
 
@@ -71,9 +72,9 @@ def test_a_batch_counts_what_plain_passes_see(
         monkeypatch.setattr(sys.modules[collect.__module__], "AT_ONCE", 1)
     statistics = collect(vlm, tiny.prompts, few)
     seen = one_by_one(vlm, tiny, few)
-    assert set(statistics.layers) == set(seen)
-    for name, parts in seen.items():
-        layer, rows = statistics.layers[name], np.concatenate(parts)
+    assert set(statistics.layers) == set(seen) - {"projector.peg.peg.0"}  # depthwise, never int8
+    for name, layer in statistics.layers.items():
+        rows = np.concatenate(seen[name])
         assert layer.count_image + layer.count_text == len(rows), name
         assert layer.sum_sq_image + layer.sum_sq_text == pytest.approx(np.square(rows).sum(0), rel=1e-4), name
         assert (layer.minimum, layer.maximum) == pytest.approx((rows.min(), rows.max()), rel=1e-4), name
@@ -115,6 +116,22 @@ def test_layers_behind_the_selected_one_are_not_run(tiny: Checkpoint, few: list[
     assert not any(f"vision.encoder.layers.{tiny.spec.vision.used_layers}" in name for name in statistics.layers)
     patch = statistics.layers["vision.embeddings.patch_embedding"]
     assert (patch.columns, patch.count_image) == (3, 336 * 336)
+
+
+def test_layers_that_are_never_int8_are_not_looked_at(few: list[Sample], tmp_path: Path) -> None:
+    """In a convolutional encoder they read more values than all others together."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    create(Design("fastvit:tiny", "mlp2x_gelu", "llama:tiny", image_size=128), tmp_path / "design")
+    checkpoint = open_checkpoint(tmp_path / "design")
+    found = collect(load(checkpoint, components=COMPONENTS[:2]), checkpoint.prompts, few[:1])
+    blocks = {"1.blocks.0": (), "1.blocks.1": (), "2.blocks.0": ()} | dict.fromkeys(
+        ("3.blocks.0", "4.blocks.0"), ("token_mixer.qkv", "token_mixer.proj")
+    )
+    inside = {
+        f"vision.stages.{block}.{name}" for block, more in blocks.items() for name in ("mlp.fc1", "mlp.fc2", *more)
+    }
+    gates = {"vision.final_conv.se.fc1", "vision.final_conv.se.fc2"}
+    assert set(found.layers) == inside | gates | {"projector.0", "projector.2"}
 
 
 def test_tower_and_projector_alone_see_the_same(tiny: Checkpoint, few: list[Sample]) -> None:

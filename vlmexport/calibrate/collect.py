@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import DynamicCache
 
 from vlmexport.calibrate.recorder import Recorder
@@ -18,7 +20,7 @@ from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import NotEnoughData
-from vlmexport.model import VLM
+from vlmexport.model import VLM, plugins
 from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 
@@ -52,7 +54,8 @@ def shards(samples: Sequence[Sample]) -> list[list[Sample]]:
 def collect(
     vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample], advance: Callable[[], None] = lambda: None
 ) -> Statistics:
-    """Statistics of every ``Linear`` and ``Conv2d`` input of the components that the model has.
+    """Statistics of every ``Linear`` and ``Conv2d`` input of the components that the model has, but for those of
+    ``always_float``.
 
     Raises:
         NotEnoughData: no samples.
@@ -73,7 +76,7 @@ def collect_shard(
     own answer where it has one, else the model's greedy answer, of at most ``MAX_ANSWER`` or ``LARGE_ANSWER`` tokens. A
     classifier reads prompt and image alone. The head is given the positions alone that decide a token.
     """
-    with Recorder(vlm) as recorder, torch.inference_mode():
+    with Recorder(vlm, always_float(vlm)) as recorder, torch.inference_mode():
         decodes = "language" in vlm.components
         tokens = []
         for sample in samples:
@@ -85,6 +88,18 @@ def collect_shard(
             for _ in samples:
                 advance()
     return Statistics(dict(sorted(recorder.layers.items())), tuple(sample.id for sample in samples))
+
+
+def always_float(vlm: VLM) -> set[str]:
+    """Paths of the layers that no recipe makes int8, whose statistics nobody reads: depthwise convolutions, and
+    what the kind of encoder keeps. Their inputs are the largest maps of a convolutional encoder."""
+    kept = plugins.float_layers(vlm.spec.vision)
+    return {
+        path
+        for path, module in vlm.named_modules()
+        if (isinstance(module, nn.Conv2d) and module.groups == module.in_channels > 1)
+        or any(fnmatchcase(path, pattern) for pattern in kept)
+    }
 
 
 @dataclass

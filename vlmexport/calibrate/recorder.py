@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -20,10 +20,10 @@ class Recorder:
     ``is_image`` tells the positions of the next pass apart (all are image where it is None), ``counted`` says which of
     them count (all where it is None), and ``decided`` which of them a token is taken from: the head reads the last
     positions alone, and of those it counts these. All are bool [sequences, positions]. What is pooled from sequences
-    has one row each: these are text, and all count.
+    has one row each: these are text, and all count. Layers whose paths are ``left_out`` are not looked at.
     """
 
-    def __init__(self, vlm: VLM) -> None:
+    def __init__(self, vlm: VLM, left_out: Collection[str] = ()) -> None:
         self.layers: dict[str, LayerStatistics] = {}
         self.is_image: Bool | None = None
         self.counted: Bool | None = None
@@ -33,7 +33,7 @@ class Recorder:
         self._handles = [
             module.register_forward_pre_hook(self._hook(name))
             for name, module in vlm.named_modules()
-            if isinstance(module, nn.Linear | nn.Conv2d)
+            if isinstance(module, nn.Linear | nn.Conv2d) and name not in left_out
         ]
 
     def __enter__(self) -> Recorder:
