@@ -18,7 +18,7 @@ from transformers import (
 
 from tests.checkpoints import write_json, write_weights
 from tests.vocabularies import CHATML, byte_level, write_byte_level
-from vlmexport.families.reading.fastvit_tensors import SIZES
+from vlmexport.families.reading.fastvit_tensors import SIZES, Sizes
 from vlmexport.model.random_weights import measure_statistics, randomise
 
 State = dict[str, torch.Tensor]
@@ -103,7 +103,7 @@ def write_apple(folder: Path, saved: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, state)
     tokenizer = write_byte_level(folder)
-    write_json(folder / "config.json", _apples_config(tokenizer.token_to_id("<|im_end|>")))
+    write_json(folder / "config.json", apples_config(WIDE, tokenizer.token_to_id("<|im_end|>")))
     return folder
 
 
@@ -116,17 +116,24 @@ def _apples(name: str, tower: dict[str, str]) -> str:
     return name.replace("model.language_model.", "model.")
 
 
-def _apples_config(end: int) -> dict[str, Any]:
-    """As published, but for the sizes."""
-    text = {key: value for key, value in WIDE.items() if key != "rope_parameters"}
+def apples_config(text: dict[str, Any], end: int, features: int = TINY.features, side: int = SIDE) -> dict[str, Any]:
+    """As published, but for the sizes.
+
+    Args:
+        text: the language model's sizes.
+        end: token id of ``<|im_end|>``.
+        features: width of the tower's features.
+        side: pixels along one side of an image.
+    """
+    text = {key: value for key, value in text.items() if key != "rope_parameters"}
     return text | {
         "architectures": ["LlavaQwen2ForCausalLM"], "model_type": "llava_qwen2", "attention_dropout": 0.0,
         "bos_token_id": end - 2, "eos_token_id": end, "hidden_act": "silu", "rope_theta": 1000000.0,
         "freeze_mm_mlp_adapter": False, "image_aspect_ratio": "pad", "image_grid_pinpoints": None,
-        "max_window_layers": 24, "mm_hidden_size": TINY.features, "mm_patch_merge_type": "flat",
+        "max_window_layers": 24, "mm_hidden_size": features, "mm_patch_merge_type": "flat",
         "mm_projector_lr": None, "mm_projector_type": "mlp2x_gelu", "mm_use_im_patch_token": False,
         "mm_use_im_start_end": False, "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2,
-        "mm_vision_tower": f"mobileclip_l_{SIDE}", "sliding_window": 32768, "tie_word_embeddings": False,
+        "mm_vision_tower": f"mobileclip_l_{side}", "sliding_window": 32768, "tie_word_embeddings": False,
         "tokenizer_model_max_length": 8192, "tokenizer_padding_side": "right", "torch_dtype": "bfloat16",
         "transformers_version": "4.39.3", "tune_mm_mlp_adapter": False, "unfreeze_mm_vision_tower": True,
         "use_cache": True, "use_mm_proj": True, "use_sliding_window": False,
@@ -141,8 +148,8 @@ def padded(image: Image.Image) -> Image.Image:
     return square
 
 
-def apples_names(merged: bool) -> dict[str, str]:
-    """What Apple's modules call the tensors of a tower of ``tiny``'s size, and what timm's call them.
+def apples_names(merged: bool, sizes: Sizes = TINY) -> dict[str, str]:
+    """What Apple's modules call the tensors of a tower, and what timm's call them.
 
     Args:
         merged: the form for inference, in which their checkpoints are published; else that for training.
@@ -191,7 +198,7 @@ def apples_names(merged: bool) -> dict[str, str]:
     for i, skip in enumerate((False, False, True)):
         mobile_one(f"patch_embed.{i}", f"stem.{i}", False, skip)
     place = 0
-    for stage, count in enumerate(TINY.blocks):
+    for stage, count in enumerate(sizes.blocks):
         if stage:
             apple, timm = f"network.{place}.proj", f"stages.{stage}.downsample.proj"
             if merged:
