@@ -6,12 +6,12 @@ transformers reads the former, and so do we.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import flag, read_object, section, whole
-from vlmexport.checkpoint.spec import CLIP_MEAN, CLIP_STD, Colour, ImageProcessorSpec
+from vlmexport.checkpoint.spec import CLIP_MEAN, CLIP_STD, HALF, Colour, ImageProcessorSpec
 from vlmexport.errors import CheckpointError, Unsupported
 
 _CLIP: dict[str, Any] = {
@@ -19,16 +19,22 @@ _CLIP: dict[str, Any] = {
     "crop_size": {"height": 224, "width": 224}, "do_rescale": True, "rescale_factor": 1 / 255, "do_normalize": True,
     "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
 }  # fmt: skip
-_PADS = "LlavaImageProcessor"
-CLASSES = {"CLIPImageProcessor": _CLIP, _PADS: _CLIP | {"do_pad": False}}
-"""Image processors that give one square, and their defaults in transformers. LLaVA's alone pads to a square."""
+_TILES: dict[str, Any] = {
+    "do_resize": True, "size": {"longest_edge": 1456}, "resample": 1, "do_rescale": True, "rescale_factor": 1 / 255,
+    "do_normalize": True, "image_mean": HALF, "image_std": HALF, "do_image_splitting": True,
+    "max_image_size": {"longest_edge": 364},
+}  # fmt: skip
+_PADS, _CUTS = "LlavaImageProcessor", ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
+CLASSES = {"CLIPImageProcessor": _CLIP, _PADS: _CLIP | {"do_pad": False}, **dict.fromkeys(_CUTS, _TILES)}
+"""Image processors and their defaults in transformers. The first two give one square, and LLaVA's alone pads to it."""
 
 _WITHOUT_EFFECT = frozenset((
     "image_processor_type", "feature_extractor_type", "processor_class", "auto_map", "_valid_processor_keys",
     "_processor_class", "do_convert_rgb", "data_format", "input_data_format", "return_tensors", "device",
-    "disable_grouping", "default_to_square", "model_input_names", "do_pad", "pad_size",
+    "disable_grouping", "default_to_square", "model_input_names", "do_pad", "pad_size", "return_row_col_info",
+    "video_sampling",
 ))  # fmt: skip
-"""Keys that change nothing of one picture, which comes here as RGB. A CLIP processor pads pictures of a batch."""
+"""Keys that change nothing of one picture, which comes here as RGB: most processors pad pictures of a batch alone."""
 
 _FACTOR, _NEAR = 1 / 255, 1e-7
 _CURE = "use the published file"
@@ -49,10 +55,10 @@ def read_image_processor(folder: Path) -> ImageProcessorSpec | None:
     if not found:
         return None
     name = _class(found, path)
-    _refuse_unknown(found, path)
+    _refuse_unknown(found, set(CLASSES[name]), path)
     try:
-        given = {key: value for key, value in found.items() if value is not None}
-        return _square(name, CLASSES[name] | given, path)
+        told = CLASSES[name] | {key: value for key, value in found.items() if value is not None}
+        return _tiles(told, path) if name in _CUTS else _square(name, told, path)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} lacks or garbles {error}", _CURE) from error
 
@@ -66,8 +72,8 @@ def _class(found: dict[str, Any], path: Path) -> str:
     return name
 
 
-def _refuse_unknown(found: dict[str, Any], path: Path) -> None:
-    known = _WITHOUT_EFFECT | set(_CLIP)
+def _refuse_unknown(found: dict[str, Any], read: set[str], path: Path) -> None:
+    known = _WITHOUT_EFFECT | read
     unknown = sorted(key for key, value in found.items() if key not in known and value is not None)
     if unknown:
         raise Unsupported(
@@ -77,8 +83,8 @@ def _refuse_unknown(found: dict[str, Any], path: Path) -> None:
 
 
 def _square(name: str, told: dict[str, Any], path: Path) -> ImageProcessorSpec:
-    """One view of a picture, as a class of ``CLASSES`` makes it."""
-    _refuse(told, path)
+    """One view of a picture, as CLIP's and LLaVA's classes make it."""
+    _refuse(told, path, {3: "bicubic"})
     crops = flag(told, "do_center_crop")
     pads = flag(told, "do_pad") and name == _PADS
     side = _side(told["size"], "size")
@@ -92,13 +98,25 @@ def _square(name: str, told: dict[str, Any], path: Path) -> ImageProcessorSpec:
     )  # fmt: skip
 
 
-def _refuse(told: dict[str, Any], path: Path) -> None:
+def _tiles(told: dict[str, Any], path: Path) -> ImageProcessorSpec:
+    """Tiles of a picture, as Idefics3's and SmolVLM's classes cut them."""
+    _refuse(told, path, {1: "Lanczos", 2: "bilinear", 3: "bicubic"})
+    return ImageProcessorSpec.tiles(
+        _edge(told["size"], "size"), _edge(told["max_image_size"], "max_image_size"), flag(told, "do_image_splitting"),
+        resample=told["resample"], do_normalize=flag(told, "do_normalize"), image_mean=_colour(told["image_mean"]),
+        image_std=_colour(told["image_std"]),
+    )  # fmt: skip
+
+
+def _refuse(told: dict[str, Any], path: Path, filters: Mapping[int, str]) -> None:
     known: dict[str, tuple[Callable[[Any], bool], str]] = {
         "do_resize": (lambda value: value is True, "true"),
         "do_rescale": (lambda value: value is True, "true"),
         "rescale_factor": (lambda value: isinstance(value, int | float) and abs(value - _FACTOR) <= _NEAR, "1/255"),
-        "resample": (lambda value: value == 3, "3 (bicubic)"),
-    }
+        "resample": (
+            lambda value: value in filters, ", ".join(f"{number} ({name})" for number, name in filters.items())
+        ),
+    }  # fmt: skip
     for key, (is_known, which) in known.items():
         if not is_known(told[key]):
             raise Unsupported(f"{path}: {key} {told[key]!r} is not known", f"known: {which}")
@@ -120,3 +138,16 @@ def _side(value: Any, name: str) -> int:
     if set(given) not in ({"shortest_edge"}, {"height", "width"}) or len(set(given.values())) != 1:
         raise ValueError(f"{name} ({value!r} is no square)")
     return next(iter(given.values()))
+
+
+def _edge(value: Any, name: str) -> int:
+    """``{"longest_edge": 512}`` → 512.
+
+    Raises:
+        ValueError: it names another size, or one that no picture has.
+    """
+    sizes = value if isinstance(value, dict) else {}
+    given = {key: whole(sizes, key) for key, number in sizes.items() if number is not None}
+    if set(given) != {"longest_edge"} or given["longest_edge"] < 1:
+        raise ValueError(f"{name} ({value!r} names no longest_edge)")
+    return given["longest_edge"]

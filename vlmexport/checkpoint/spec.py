@@ -13,6 +13,8 @@ Colour = tuple[float, float, float]
 
 CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
+HALF: Colour = (0.5, 0.5, 0.5)
+"""SigLIP's, both."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Size:
     height: int | None = None
     width: int | None = None
     shortest_edge: int | None = None
+    longest_edge: int | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class ImageProcessorSpec:
 
     ``mode`` names the file in ``processing`` that cuts the picture into views. A ``square`` one gives a single view:
     with ``do_pad`` the picture is padded to a square of its own mean colour first, then resized to ``size``, and with
-    ``do_center_crop`` its middle is cut out. ``resample`` is Pillow's number of a filter.
+    ``do_center_crop`` its middle is cut out. One of ``tiles`` resizes the picture to ``size.longest_edge`` and cuts it
+    into squares of ``max_image_size.longest_edge``, unless ``do_image_splitting`` is off. ``resample`` is Pillow's
+    number of a filter.
     """
 
     mode: Literal["square", "tiles", "anyres", "native"]
@@ -42,6 +47,22 @@ class ImageProcessorSpec:
     do_normalize: bool = True
     image_mean: Colour = CLIP_MEAN
     image_std: Colour = CLIP_STD
+    max_image_size: Size | None = None
+    do_image_splitting: bool = False
+
+    @classmethod
+    def tiles(cls, longest: int, side: int, splits: bool = True, **others: Any) -> ImageProcessorSpec:
+        """Views of ``side`` squared, of a picture whose longest edge is made ``longest`` pixels.
+
+        Args:
+            splits: whether it is cut into tiles, else it is one view.
+            others: fields that are not as Idefics3 has them.
+        """
+        known: dict[str, Any] = {"resample": 1, "image_mean": HALF, "image_std": HALF} | others
+        return cls(
+            "tiles", Size(longest_edge=longest), do_center_crop=False, do_pad=False,
+            max_image_size=Size(longest_edge=side), do_image_splitting=splits, **known,
+        )  # fmt: skip
 
     @classmethod
     def square(cls, side: int, pads: bool, **others: Any) -> ImageProcessorSpec:
@@ -61,7 +82,8 @@ class ImageProcessorSpec:
     @property
     def side(self) -> int:
         """Pixels along one side of a view that is a square."""
-        found = self.size.shortest_edge or self.size.height
+        view = self.max_image_size or self.size
+        found = view.shortest_edge or view.longest_edge or view.height
         assert found is not None
         return found
 

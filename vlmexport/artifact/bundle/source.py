@@ -17,6 +17,11 @@ class Sides(Part):
     height: int | None = None
     width: int | None = None
     shortest_edge: int | None = None
+    longest_edge: int | None = None
+
+    def spec(self) -> Size:
+        """The same for processing."""
+        return Size(**self.model_dump())
 
 
 class ImageProcessor(Part):
@@ -31,6 +36,8 @@ class ImageProcessor(Part):
     do_normalize: bool
     image_mean: Colour
     image_std: Colour
+    max_image_size: Sides | None = None
+    do_image_splitting: bool = False
 
     @classmethod
     def of(cls, spec: ImageProcessorSpec) -> ImageProcessor:
@@ -40,7 +47,8 @@ class ImageProcessor(Part):
 
     def spec(self) -> ImageProcessorSpec:
         """The same for processing."""
-        return ImageProcessorSpec(**self.model_dump() | {"size": Size(**self.size.model_dump())})
+        views = self.max_image_size.spec() if self.max_image_size else None
+        return ImageProcessorSpec(**self.model_dump() | {"size": self.size.spec(), "max_image_size": views})
 
 
 class _Sizes(Part):

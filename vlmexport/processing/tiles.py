@@ -1,0 +1,126 @@
+"""Square tiles of a picture and the picture as a whole, as transformers' Idefics3 and SmolVLM cut them.
+
+A picture is resized, enlarged too, to its longest edge, then to multiples of a tile, which distorts it a little. The
+whole is made of that in a third step. Each step rounds to 8 bits. Every view is full: no picture needs padding,
+and ``pixel_attention_mask`` would be 1 everywhere.
+
+The processor on Pillow (``backend="pil"``) is the one to be equal to: SmolVLM was trained with Pillow's pixels,
+llama.cpp computes the same, and a bundle runs without torch. The same processor on torchvision, transformers' default,
+rounds otherwise: on pictures by a level or two, on noise by dozens, where Pillow resizes the height first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vlmexport.checkpoint.spec import ImageProcessorSpec
+from vlmexport.processing.square import normalise
+
+LARGEST = 4096
+"""Pixels of the longest edge after the first step, at most; the class has it fixed."""
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a picture is cut; sizes are width and height.
+
+    Attributes:
+        first: what it is resized to.
+        second: what that is resized to, and cut.
+        side: pixels along one side of a view.
+        rows: of tiles; 0 where the second size is the only view.
+        columns: of tiles; 0 as well.
+    """
+
+    first: tuple[int, int]
+    second: tuple[int, int]
+    side: int
+    rows: int
+    columns: int
+
+    @property
+    def tiles(self) -> tuple[Box, ...]:
+        """Where the tiles are in the picture of the second size, row by row."""
+        side = self.side
+        corners = ((column * side, row * side) for row in range(self.rows) for column in range(self.columns))
+        return tuple((left, top, left + side, top + side) for left, top in corners)
+
+    @property
+    def views(self) -> tuple[Box, ...]:
+        """The same of all views: the tiles, then the whole."""
+        return (*self.tiles, (0, 0, *self.second))
+
+
+def plan(height: int, width: int, spec: ImageProcessorSpec) -> Plan:
+    """How a picture of a size is cut."""
+    longest, side = spec.size.longest_edge, spec.side
+    assert longest is not None
+    first = _below(_enlarged(width, height, longest))
+    if not spec.do_image_splitting:
+        return Plan(first, (side, side), side, 0, 0)
+    second = _multiples(*first, side)
+    if second == (side, side):
+        return Plan(first, second, side, 0, 0)
+    return Plan(first, second, side, second[1] // side, second[0] // side)
+
+
+def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArray[np.float32]]:
+    """RGB picture of any size → ``pixel_values`` f32 [views, 3, side, side]: the tiles row by row, then the whole."""
+    return {"pixel_values": np.concatenate([normalise(view, spec) for view in views(image, spec)])}
+
+
+def views(image: Image.Image, spec: ImageProcessorSpec) -> Iterator[Image.Image]:
+    """RGB picture of any size → its views, RGB."""
+    cuts, resample = plan(image.height, image.width, spec), Image.Resampling(spec.resample)
+    whole = image.resize(cuts.first, resample).resize(cuts.second, resample)
+    for box in cuts.tiles:
+        yield whole.crop(box)
+    yield whole.resize((cuts.side, cuts.side), resample)
+
+
+def shown(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
+    """RGB picture of any size → the view of the whole."""
+    *_, whole = views(image, spec)
+    return whole
+
+
+def _enlarged(width: int, height: int, longest: int) -> tuple[int, int]:
+    """The longest edge as said, the other one truncated and made even."""
+    aspect = width / height
+    if width >= height:
+        return longest, max(_even(int(longest / aspect)), 1)
+    return max(_even(int(longest * aspect)), 1), longest
+
+
+def _even(size: int) -> int:
+    return size + size % 2
+
+
+def _below(size: tuple[int, int]) -> tuple[int, int]:
+    """No edge longer than ``LARGEST``."""
+    width, height = size
+    aspect = width / height
+    if width >= height and width > LARGEST:
+        return LARGEST, max(int(LARGEST / aspect), 1)
+    if height > width and height > LARGEST:
+        return max(int(LARGEST * aspect), 1), LARGEST
+    return size
+
+
+def _multiples(width: int, height: int, side: int) -> tuple[int, int]:
+    """The next multiples of a tile: of the longer edge first, of the other one at that scale."""
+    aspect = width / height
+    if width >= height:
+        long = ceil(width / side) * side
+        return long, ceil(int(long / aspect) / side) * side
+    long = ceil(height / side) * side
+    return ceil(int(long * aspect) / side) * side, long
