@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import shutil
@@ -11,18 +12,21 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from tests import prompts
 from tests.onnx_bundles import picture
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.bundle.write import write_manifest
-from vlmexport.artifact.onnx.client_files import preprocessor
+from vlmexport.artifact.onnx.client_files import Layout, processor
 from vlmexport.calibrate.samples import calibration_folder, heldout_samples
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.console import QUIET
 from vlmexport.demo.heldout import heldout_scenes
 from vlmexport.demo.paint import paint
@@ -230,11 +234,23 @@ def test_speed_is_shown(page: Page) -> None:
     assert f"WebAssembly, {threads} thread" in page.locator("#facts").inner_text()
 
 
-SQUARE = """async ([file, settings]) => {
-    const { square } = await import('/pixels.js');
+LEVELS = """async ([file, config]) => {
+    const { cut, decode } = await import('/pixels.js');
     const bytes = Uint8Array.from(atob(file), (letter) => letter.charCodeAt(0));
-    return Array.from((await square(new Blob([bytes]), settings)).rgb);
+    const { pictures } = cut(await decode(new Blob([bytes])), config);
+    return btoa(pictures.map(({ data }) => Array.from(data, (level) => String.fromCharCode(level)).join('')).join(''));
 }"""
+
+
+def levels(page: Page, file: Path, config: dict[str, Any]) -> np.ndarray:
+    """u8 of all views, as the page cuts a picture file."""
+    found = page.evaluate(LEVELS, [base64.b64encode(file.read_bytes()).decode(), config])
+    return np.frombuffer(base64.b64decode(found), np.uint8)
+
+
+def told(spec: Spec) -> dict[str, Any]:
+    """A bundle's ``processor_config.json``."""
+    return processor(Layout(spec, image_token=0, image_tokens=144, special={}, suffixes={}, external={}))
 
 
 @pytest.mark.parametrize("aspect_ratio", ["pad", "crop"])
@@ -248,9 +264,21 @@ def test_the_same_pixels_as_pil(size: tuple[int, int] | None, aspect_ratio: str,
         picture(7, size).save(file, exif=exif)
     spec = open_model("demo").spec
     spec = replace(spec, image_processor=spec.image_processor.with_padding(aspect_ratio == "pad"))
-    found = page.evaluate(SQUARE, [base64.b64encode(file.read_bytes()).decode(), preprocessor(spec)])
     expected = np.asarray(shown(read_image(file), spec.image_processor))
-    np.testing.assert_array_equal(np.asarray(found, np.uint8).reshape(expected.shape), expected)
+    np.testing.assert_array_equal(levels(page, file, told(spec)), expected.ravel())
+
+
+def test_the_same_tiles_as_pil(page: Page, tmp_path: Path) -> None:
+    """Of a telephone's picture, which lies on its side."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.open(PHOTO).resize((4032, 3024)).save(tmp_path / "photo.jpg", exif=exif)
+    tiles = Idefics3ImageProcessorPil(size={"longest_edge": 1024}, max_image_size={"longest_edge": 512})
+    image = read_image(tmp_path / "photo.jpg")
+    assert image.size == (3024, 4032)
+    expected = np.asarray(tiles(image, do_rescale=False, do_normalize=False)["pixel_values"][0])
+    found = levels(page, tmp_path / "photo.jpg", json.loads(tiles.to_json_string()))
+    np.testing.assert_array_equal(found, expected.transpose(0, 2, 3, 1).ravel())
 
 
 def test_what_is_transparent_is_white(page: Page, tmp_path: Path) -> None:
@@ -258,9 +286,8 @@ def test_what_is_transparent_is_white(page: Page, tmp_path: Path) -> None:
     pixels[..., 3] = np.where(pixels[..., 3] > 128, 255, 0)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     spec = open_model("demo").spec
-    given = [base64.b64encode((tmp_path / "picture.png").read_bytes()).decode(), preprocessor(spec)]
     expected = np.asarray(shown(read_image(tmp_path / "picture.png"), spec.image_processor))
-    np.testing.assert_array_equal(np.asarray(page.evaluate(SQUARE, given), np.uint8).reshape(expected.shape), expected)
+    np.testing.assert_array_equal(levels(page, tmp_path / "picture.png", told(spec)), expected.ravel())
 
 
 GIVE = """([file, kind]) => {

@@ -2,12 +2,12 @@
 
 const element = (id) => document.getElementById(id);
 const [form, question, ask, stop] = ['form', 'question', 'ask', 'stop'].map(element);
-const [drop, file, shown, turns, anew] = ['drop', 'file', 'shown', 'turns', 'anew'].map(element);
+const [drop, file, shown, grid, turns, anew] = ['drop', 'file', 'shown', 'grid', 'turns', 'anew'].map(element);
 
 const flag = new Int32Array(new (self.SharedArrayBuffer ?? ArrayBuffer)(4)); // what stops an answer, if it is shared
 const about = await (await fetch('/about.json')).json();
 const worker = new Worker('/worker.js', { type: 'module' });
-const state = { ready: false, broken: false, looking: 0, turn: null, conversation: 0, kept: false };
+const state = { ready: false, broken: false, looking: 0, view: '', turn: null, conversation: 0, kept: false };
 let pictures = []; // URLs of those that the model has seen, of this conversation
 let asked = 0; // how many of them a question was about
 
@@ -31,8 +31,19 @@ function refresh(message) {
   const focused = document.activeElement === off;
   [off.hidden, on.hidden] = [true, false];
   if (focused) on.focus();
-  const picture = state.looking ? 'Looking at the picture …' : pictures.length ? '' : 'Choose a picture to begin.';
+  const picture = state.looking ? `Looking at the picture …${state.view}` : pictures.length ? '' : 'Choose a picture to begin.';
   element('status').textContent = message ?? (state.ready ? picture : 'Loading the model …');
+}
+
+/** Draw the tiles of the picture that is shown, where it was cut. */
+function tiles(rows, cols) {
+  const [wide, high] = [shown.naturalWidth, shown.naturalHeight];
+  const lines = [];
+  for (let row = 1; row < rows; row++) lines.push(`M0 ${(row / rows) * high}H${wide}`);
+  for (let col = 1; col < cols; col++) lines.push(`M${(col / cols) * wide} 0V${high}`);
+  grid.setAttribute('viewBox', `0 0 ${wide} ${high}`); // lies on the picture as `object-fit: contain` does
+  grid.firstElementChild.setAttribute('d', lines.join(''));
+  grid.toggleAttribute('hidden', !lines.length);
 }
 
 /** Why the conversation takes no other picture; null where it does. */
@@ -65,6 +76,7 @@ function look(blob) {
   element('invitation').hidden = true;
   drop.classList.add('filled');
   element('seen').textContent = '';
+  tiles(0, 0);
   state.looking += 1;
   worker.postMessage({ type: 'look', file: blob, url: shown.src, conversation: state.conversation });
   refresh();
@@ -108,7 +120,7 @@ function fail({ during, reason }) {
     state.turn.removeAttribute('aria-busy');
     state.turn = null;
   }
-  if (during === 'look') state.looking -= 1;
+  if (during === 'look') [state.looking, state.view] = [state.looking - 1, ''];
   refresh(`${where}: ${reason}`);
   if (during !== 'load') return;
   element('loading').hidden = true;
@@ -126,12 +138,19 @@ const told = {
     element('facts').textContent += ` · WebAssembly, ${threads} ${threads === 1 ? 'thread' : 'threads'}`;
     refresh();
   },
-  seen({ url, conversation, seconds, tokens }) {
+  looking({ view, count }) {
+    state.view = count > 1 ? ` view ${view} of ${count}` : '';
+    refresh();
+  },
+  seen({ url, conversation, seconds, tokens, count, rows, cols }) {
     state.looking -= 1;
+    state.view = '';
     if (conversation !== state.conversation) return; // another picture was given meanwhile
     pictures.push(url);
     const which = pictures.length > 1 ? `image ${pictures.length}:` : 'image';
-    element('seen').textContent = `${which} ${fixed(seconds)}, ${tokens} visual tokens`;
+    const views = count > 1 ? `${rows} × ${cols} tiles and all of it, ` : '';
+    element('seen').textContent = `${which} ${fixed(seconds)}, ${views}${tokens} visual tokens`;
+    if (url === shown.src) tiles(rows, cols);
     refresh();
   },
   piece({ text }) {
@@ -152,6 +171,7 @@ form.addEventListener('submit', (event) => {
 });
 anew.addEventListener('click', () => {
   forget(true);
+  if (shown.src !== pictures[0]) tiles(0, 0);
   shown.src = pictures[0]; // a later one may have been unreadable
   refresh();
   question.focus();

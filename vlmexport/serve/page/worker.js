@@ -1,9 +1,9 @@
 // The model, away from the page's thread: an unmodified transformers.js on the bundle's own files.
 
 import {
-  AutoProcessor, BaseStreamer, LlavaForConditionalGeneration, RawImage, StoppingCriteria, cat, env,
+  AutoModelForImageTextToText, AutoProcessor, BaseStreamer, StoppingCriteria, Tensor, cat, env,
 } from '/client/transformers.min.js';
-import { square } from '/pixels.js';
+import { decode, views } from '/pixels.js';
 
 const BUNDLE = 'bundle';
 const INCOMPLETE = '\uFFFD'; // a character of several byte tokens, until its last one
@@ -58,20 +58,46 @@ class Stop extends StoppingCriteria {
 }
 
 let processor, model, flag;
+let told; // what the bundle says of its image processor
 let messages = []; // the conversation so far
 let pictures = []; // all of it, in order
 let asked = 0; // pictures that stand in the messages; the others come with the next question
 
 const post = (type, data = {}) => self.postMessage({ type, ...data });
 
-/** The text with each picture's marker as often as it has visual tokens. LlavaProcessor does so for the first alone. */
-function expanded(text) {
-  const marker = processor.config.image_token;
+/** A prompt's token ids, in which each picture stands as often as it has visual tokens. */
+function tokenized(text) {
+  const marker = processor.image_token ?? processor.config.image_token;
   const [first, ...behind] = text.split(marker);
   if (behind.length !== pictures.length) {
     throw new Error(`${marker} stands for a picture, leave it out of what is said`);
   }
-  return behind.reduce((sum, chunk, i) => sum + marker.repeat(pictures[i].features.dims[0]) + chunk, first);
+  if (pictures[0].rows !== undefined) return processor(text, pictures); // names rows and columns
+  const told = behind.map((chunk, i) => marker.repeat(pictures[i].features.dims[0]) + chunk);
+  return processor.tokenizer([first, ...told].join('')); // LlavaProcessor repeats the first picture's alone
+}
+
+/** One view of arrays [1, views, …], or [1, …] where a model takes a single one. */
+function oneOf(arrays, view, count) {
+  const tensors = Object.entries(arrays).map(([name, { type, data, dims }]) => {
+    const length = data.length / count;
+    const values = data.subarray(view * length, (view + 1) * length);
+    return [name, new Tensor(type, values, dims.map((size, axis) => (axis === 1 && count > 1 ? 1 : size)))];
+  });
+  return Object.fromEntries(tensors);
+}
+
+/** Visual tokens of a picture, [tokens, hidden], made view by view: memory does not grow with their number. */
+async function seen(arrays) {
+  const { dims } = arrays.pixel_values;
+  const count = dims.slice(0, -3).reduce((product, size) => product * size);
+  const features = [];
+  for (let view = 0; view < count; view++) {
+    post('looking', { view: view + 1, count });
+    const found = await model.encode_image(oneOf(arrays, view, count));
+    features.push(found.view(-1, found.dims.at(-1)));
+  }
+  return { features: cat(features), count };
 }
 
 /** Most tokens of an answer to a prompt of this many. */
@@ -91,19 +117,21 @@ const handlers = {
       post('progress', { loaded: [...files.values()].reduce((sum, bytes) => sum + bytes, 0) });
     };
     processor = await AutoProcessor.from_pretrained(BUNDLE);
-    model = await LlavaForConditionalGeneration.from_pretrained(BUNDLE, { device: 'wasm', progress_callback });
+    told = processor.config.image_processor ? processor.config : processor.image_processor.config;
+    const all = (name) => [pictures.map((picture) => picture[name])];
+    processor.components.image_processor = async () => ({ rows: all('rows'), cols: all('cols') }); // views are ours
+    model = await AutoModelForImageTextToText.from_pretrained(BUNDLE, { device: 'wasm', progress_callback });
     post('ready', { threads: env.backends.onnx.wasm.numThreads });
   },
 
   async look({ file, url, conversation }) {
-    const { rgb, side } = await square(file, processor.image_processor.config);
-    const { pixel_values } = await processor.image_processor(new RawImage(rgb, side, side, 3));
+    const { rows, cols, ...arrays } = views(await decode(file), told);
     delete model.encode_image;
     const start = performance.now();
-    const features = await model.encode_image({ pixel_values });
+    const { features, count } = await seen(arrays);
     const seconds = (performance.now() - start) / 1000;
-    pictures.push({ features, pixel_values });
-    post('seen', { url, conversation, seconds, tokens: features.dims[0] });
+    pictures.push({ features, rows, cols });
+    post('seen', { url, conversation, seconds, count, rows, cols, tokens: features.dims[0] });
   },
 
   async ask({ question }) {
@@ -112,13 +140,14 @@ const handlers = {
     const said = { role: 'user', content: [...images, { type: 'text', text: question }] };
     const text = processor.apply_chat_template([...messages, said], { add_generation_prompt: true });
     const start = performance.now();
-    const inputs = processor.tokenizer(expanded(text));
-    const room = roomOf(inputs.input_ids.dims.at(-1));
+    const { input_ids, attention_mask } = await tokenized(text);
+    const room = roomOf(input_ids.dims.at(-1));
     model.encode_image = async () => cat(pictures.map(({ features }) => features)); // each was looked at once
     const streamer = new Pieces(processor.tokenizer);
     await model.generate({
-      ...inputs,
-      pixel_values: pictures[0].pixel_values, // says that there are pictures
+      input_ids,
+      attention_mask,
+      pixel_values: pictures[0].features, // says that there are pictures
       max_new_tokens: Math.min(room, model.generation_config.max_new_tokens),
       streamer,
       stopping_criteria: new Stop(flag),
