@@ -54,7 +54,7 @@ def beside_transformers(tiny: Tiny) -> Figures:
     processed = ours.pixels(image)
     pixels, features = processed.pixel_values, ours.features(processed)
     tokens = ours.tokens(features)
-    prompt = ours.prompt(asked(QUESTION), [((1, tokens.shape[1]),)])
+    prompt = ours.prompt(asked(QUESTION), [processed.grids])
     image_id = theirs.config.image_token_id
     ids = _expanded(prompt, image_id)
     with torch.inference_mode():
@@ -68,7 +68,7 @@ def beside_transformers(tiny: Tiny) -> Figures:
     return {
         "pixels": float(np.abs(pixels - expected_pixels.numpy()).max()),
         "features": _relative(features.rows[None], _features(found, theirs.config).numpy()),
-        "tokens": _relative(tokens, torch.as_tensor(np.stack(found.pooler_output)).numpy()),
+        "tokens": _relative(tokens[None], torch.as_tensor(np.stack(found.pooler_output)).numpy()),
         "prompt ids": ids == _prompt_ids(tiny.theirs, prompt, seen, image_id),
         "logits": _relative(ours.logits(prompt, [tokens], len(ids)), logits.numpy()),
         "greedy ids": _ids(ours, prompt, tokens) == greedy,
@@ -135,14 +135,14 @@ def clients(bundle: Path, scratch: Path) -> dict[str, Figures]:
         image = picture((side, side))
         processed = runtime.pixels(image)
         pixels, tokens = processed.pixel_values, runtime.tokens(runtime.features(processed))
-        prompt = runtime.prompt(asked(QUESTION), [((1, tokens.shape[1]),)])
+        prompt = runtime.prompt(asked(QUESTION), [processed.grids])
         greedy = _ids(runtime, prompt, tokens)
     image.save(scratch / "client.png")
     assert image_id is not None
     ids = _expanded(prompt, image_id)
     return {
         "transformers.js": _transformers_js(bundle, scratch / "client.png", pixels, ids, greedy),
-        "onnxruntime-genai": _genai(bundle, pixels, ids, tokens.shape[1], greedy),
+        "onnxruntime-genai": _genai(bundle, pixels, ids, len(tokens), greedy),
     }
 
 

@@ -71,12 +71,12 @@ class Question:
 def questions(count: int, odd: bool) -> list[Question]:
     """The float model asked about every other scene of the held-out part."""
     samples = [s for s in heldout_samples() if int(s.image_id.removeprefix("scene-")) % 2 == odd][:count]
-    expected, tokens, found = Live(ReferenceRuntime(open_whole("demo"))), {}, []
+    expected, seen, found = Live(ReferenceRuntime(open_whole("demo"))), {}, []
     for sample in samples:
-        if sample.image_id not in tokens:
-            tokens[sample.image_id] = expected.image(sample).tokens
-        values = expected.question(sample, [tokens[sample.image_id]])
-        found.append(Question(sample, tokens[sample.image_id], values))
+        if sample.image_id not in seen:
+            seen[sample.image_id] = expected.image(sample).seen
+        values = expected.question(sample, [seen[sample.image_id]])
+        found.append(Question(sample, seen[sample.image_id].tokens, values))
     return found
 
 

@@ -27,7 +27,6 @@ from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.measures.intervals import paired_drop
 from vlmexport.pipeline import export
 from vlmexport.processing.messages import asked
-from vlmexport.processing.prompt import in_a_row
 from vlmexport.recipe import resolve
 from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.ort.halves import OrtHalves
@@ -77,11 +76,12 @@ def measure(runtime: Joined, graphs: dict[str, Path], samples: list[Sample]) -> 
     tokens = {name: ArrayMeasure() for name in graphs}
     answers: dict[str, list[str]] = {name: [] for name in graphs}
     for sample in samples:
-        pixels = runtime.pixels(sample.image()).pixel_values
+        processed = runtime.pixels(sample.image())
+        pixels = processed.pixel_values
         seen = {name: run(session, {"pixel_values": pixels})["image_features"] for name, session in sessions.items()}
         for name, features in seen.items():
             tokens[name].add(seen["fp32"], features)
-            prompt = runtime.prompt(asked(sample.question), in_a_row([features]))
+            prompt = runtime.prompt(asked(sample.question), [processed.grids])
             ids = [token.id for token in runtime.generate(prompt, [features], MAX_NEW_TOKENS)]
             answers[name].append(runtime.decode(ids))
     expected = [sample.answer for sample in samples]

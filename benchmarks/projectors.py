@@ -66,7 +66,7 @@ def measure(name: str, work: Path) -> Row:
     stages = {(row["stage"], row["mode"]): row["metrics"] for row in parity["stages"]}
     return {
         "parameters": checkpoint.parameters("projector"),
-        "tokens": plugins.projector(checkpoint.spec.projector).num_tokens(checkpoint.spec.projector),
+        "tokens": plugins.num_tokens(checkpoint.spec.projector),
         "scores": scored,
         "losses": json.loads((model / "finetune.json").read_text(encoding="utf-8"))["losses"],
         "int8": {

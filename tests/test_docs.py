@@ -29,5 +29,5 @@ def test_plain_onnxruntime(onnx_bundle: Bundles, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     with closing(open_runtime(bundle)) as runtime:
         tokens = runtime.tokens(runtime.features(runtime.pixels(picture(1))))
-        ids = [token.id for token in runtime.generate(ask(runtime, question), tokens, 64)]
+        ids = [token.id for token in runtime.generate(ask(runtime, question), [tokens], 64)]
         assert done.stdout.strip().endswith(f"{runtime.decode(ids)}\n{ids}")

@@ -130,7 +130,7 @@ def test_rounding(short: Checkpoint, tmp_path: Path) -> None:
         runtime, reference = join(OrtHalves(folder, read_manifest(folder))), ReferenceRuntime(short)
         prompt = ask(runtime, "what is polite?")
         tokens = reference.tokens(reference.features(reference.pixels(picture(1))))
-        difference = runtime.logits(prompt, tokens) - reference.logits(prompt, tokens)
+        difference = runtime.logits(prompt, [tokens]) - reference.logits(prompt, [tokens])
         errors[rounding] = float(np.square(difference, dtype=np.float64).mean())
         runtime.close()
     assert errors["gptq"] < errors["search"] < errors["nearest"]

@@ -227,10 +227,10 @@ def test_llama_cpp_gives_the_float_models_logits_or_is_not_asked(text: str, open
     export(checkpoint, tmp_path / "bundle", type="f32", mmproj_type="f32")
     runtime = open_runtime(tmp_path / "bundle")
     tokens = reference.tokens(reference.features(reference.pixels(picture(0))))
-    prompt = ask(runtime, "what is it?", tokens.shape[1])
-    assert prompt == ask(reference, "what is it?", tokens.shape[1])
-    got, expected = runtime.logits(prompt, tokens), reference.logits(prompt, tokens)
-    answers = [[token.id for token in side.generate(prompt, tokens, 6)] for side in (runtime, reference)]
+    prompt = ask(runtime, "what is it?", len(tokens))
+    assert prompt == ask(reference, "what is it?", len(tokens))
+    got, expected = runtime.logits(prompt, [tokens]), reference.logits(prompt, [tokens])
+    answers = [[token.id for token in side.generate(prompt, [tokens], 6)] for side in (runtime, reference)]
     runtime.close()
     assert np.linalg.norm(got - expected) < 1e-3 * np.linalg.norm(expected)
     assert answers[0] == answers[1]

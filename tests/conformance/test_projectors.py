@@ -52,8 +52,8 @@ def build(spec):
         return EverySecond(spec)
 
 
-def num_tokens(spec):
-    return (spec.in_tokens + 1) // 2
+def token_grid(spec):
+    return 1, (spec.in_tokens + 1) // 2
 
 
 def shapes(spec):
@@ -78,9 +78,9 @@ def test_shapes(kind: str) -> None:
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     tokens = module(torch.randn(2, spec.in_tokens, spec.in_features))
-    assert tokens.shape == (2, plugin.num_tokens(spec), spec.out_features)
+    assert tokens.shape == (2, plugins.num_tokens(spec), spec.out_features)
     one = module(torch.randn(1, spec.in_tokens, spec.in_features))
-    assert one.shape[1] == plugin.num_tokens(spec)
+    assert one.shape[1] == plugins.num_tokens(spec)
 
 
 @pytest.mark.parametrize("kind", [*EXAMPLES, "mlp3x_gelu", "mlp2x_relu96", "mlp1x_relu8", "mlp3x_gelu40"])
@@ -111,11 +111,11 @@ def test_the_five_stages(kind: str, tmp_path: Path) -> None:
     reference = ReferenceRuntime(checkpoint)
     features = reference.features(reference.pixels(picture(0)))
     tokens = reference.tokens(features)
-    prompt = ask(reference, "what?", tokens.shape[1])
-    logits = reference.logits(prompt, tokens)
+    prompt = ask(reference, "what?", len(tokens))
+    logits = reference.logits(prompt, [tokens])
     assert [view.shape for view in features.views] == [(576, 64)]
     assert logits.shape == (1, len(prompt.ids), 384)
-    first = next(reference.generate(prompt, tokens, 4))
+    first = next(reference.generate(prompt, [tokens], 4))
     assert first.id == int(logits[0, -1].argmax())
 
 
@@ -138,7 +138,7 @@ def test_ldpnetv2_refuses_a_grid_that_does_not_divide() -> None:
 @pytest.mark.parametrize("kind", ["concat_mlp", "pool", "pool_max", "pixel_shuffle"])
 def test_pairs_refuse_an_odd_grid(kind: str) -> None:
     plugin = plugins.projector(spec_of(kind, 7))
-    for size in (plugin.build, plugin.num_tokens):
+    for size in (plugin.build, plugin.token_grid):
         with pytest.raises(Unsupported, match=r"49 of them \(7x7\) do not divide: use .* 6x6 or 8x8"):
             size(spec_of(kind, 7))
 
@@ -152,7 +152,7 @@ def test_heads_refuse_a_width_that_does_not_divide(kind: str, cure: str) -> None
 @pytest.mark.parametrize(("kind", "tokens"), [("qformer", 96), ("qformer12", 12), ("bottleneck_transformer", 576)])
 def test_usual_sizes(kind: str, tokens: int) -> None:
     plugin = plugins.projector(spec_of(kind))
-    assert plugin.num_tokens(spec_of(kind)) == tokens
+    assert plugins.num_tokens(spec_of(kind)) == tokens
     width = {"qformer": 768, "qformer12": 768, "bottleneck_transformer": 512}[kind]
     assert plugin.shapes(spec_of(kind))["layers.1.self_attn.q_proj.weight"] == (width, width)
 
@@ -183,7 +183,7 @@ def test_operations_are_counted_without_weights(kind: str) -> None:
     plugin = plugins.projector(spec.projector)
     matrices = [shape for shape in plugin.shapes(spec.projector).values() if len(shape) > 1]
     least = 2 * max(shape[0] * shape[1] for shape in matrices)
-    assert count(spec).projector >= least * plugin.num_tokens(spec.projector)
+    assert count(spec).projector >= least * plugins.num_tokens(spec.projector)
     if kind.startswith("quantized"):
         assert count(spec).projector == 2 * spec.projector.in_tokens * math.prod(matrices[0])
 

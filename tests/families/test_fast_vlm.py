@@ -326,8 +326,8 @@ def test_greedy_ids_are_those_of_transformers(layout: str, saved: Saved) -> None
     expected = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=12, do_sample=False
     )[0, ids.shape[1] :].tolist()
-    found = [token for token, _ in vlm.generate(vlm.prompt_embeds(prompt, [tokens]), 12)]
+    found = [token for token, _ in vlm.generate(vlm.prompt_embeds(prompt, tokens), 12)]
     assert found == expected
     want = model(input_ids=ids, pixel_values=pixels).logits
-    logits = vlm.logits(vlm.prompt_embeds(prompt, [tokens]))
+    logits = vlm.logits(vlm.prompt_embeds(prompt, tokens))
     assert (logits - want).norm() < 1e-5 * want.norm()

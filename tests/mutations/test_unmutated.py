@@ -24,6 +24,7 @@ from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.layers.int8_weights import compare_weights
 from vlmexport.parity.reference.values import ImageValues, Live, QuestionValues
 from vlmexport.processing.images import read_image
+from vlmexport.processing.prompt import Seen
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import F32
@@ -53,9 +54,9 @@ class Remembered(Live):
             self._images[sample.image_id] = super().image(sample)
         return self._images[sample.image_id]
 
-    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+    def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
         if sample.id not in self._questions:
-            self._questions[sample.id] = super().question(sample, tokens)
+            self._questions[sample.id] = super().question(sample, seen)
         return self._questions[sample.id]
 
 
@@ -115,9 +116,9 @@ def test_decoding_can_go_on_past_the_end(kind: str, right: Right) -> None:
     with closing(open_runtime(bundle)) as runtime:
         prompt = ask(runtime, sample.question)
         tokens = runtime.tokens(runtime.features(runtime.pixels(sample.image())))
-        ended = [token.id for token in runtime.generate(prompt, tokens, 40)]
+        ended = [token.id for token in runtime.generate(prompt, [tokens], 40)]
         assert ended[-1] in runtime.stop_token_ids
         assert len(ended) < 40
-        on = [token.id for token in runtime.generate(prompt, tokens, 40, ignore_eos=True)]
+        on = [token.id for token in runtime.generate(prompt, [tokens], 40, ignore_eos=True)]
         assert len(on) == 40
         assert on[: len(ended)] == ended

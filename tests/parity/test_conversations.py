@@ -25,10 +25,9 @@ from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.reference.values import Live
 from vlmexport.pipeline import export_checkpoint
 from vlmexport.processing.messages import Message, Picture
-from vlmexport.processing.prompt import in_a_row
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
-from vlmexport.runtime.stages import Runtime
+from vlmexport.runtime.stages import Runtime, see
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 IMAGE = 384
@@ -115,8 +114,8 @@ def test_ids_and_logits_are_transformers(runtime: Runtime, folder: Path, picture
     documents = [message.document() for message in CONVERSATION]
     text = process.apply_chat_template(documents, add_generation_prompt=True)
     given = process(text=text, images=pictures, return_tensors="pt")
-    tokens = [runtime.tokens(runtime.features(runtime.pixels(one))) for one in pictures]
-    prompt = runtime.prompt(CONVERSATION, in_a_row(tokens))
+    seen = [see(runtime, one) for one in pictures]
+    prompt, tokens = runtime.prompt(CONVERSATION, [one.grids for one in seen]), [one.tokens for one in seen]
     assert prompt.text == text
     assert with_image(prompt, *[IMAGE] * 144) == given["input_ids"][0].tolist()
     with torch.inference_mode():

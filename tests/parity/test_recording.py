@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from vlmexport.parity.reference.recording import Recorder, Recording
 from vlmexport.parity.reference.values import ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
 from vlmexport.processing.image import PIXELS, ProcessedImage
+from vlmexport.processing.prompt import Seen
 from vlmexport.runtime.stages import F32, Features
 
 INPUTS = Inputs(
@@ -45,9 +47,9 @@ class Made:
         random = np.random.default_rng(len(sample.image_id))
         pixels, *views, tokens = (random.random((1, 4, 3 + i), np.float32) for i in range(4))
         image = ProcessedImage({PIXELS: pixels}, ((2, 2), (1, 3)))
-        return ImageValues(image, Features((views[0][0], views[1][0, :3])), tokens)
+        return ImageValues(image, Features((views[0][0], views[1][0, :3])), tokens[0])
 
-    def question(self, sample: Sample, tokens: F32) -> QuestionValues:
+    def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
         logits = np.random.default_rng(int(sample.id)).random((1, 3, 7), np.float32)
         return QuestionValues(around((1, 2), (3,), 4, "a<image>b"), [4, 5, 2], [0.5, 0.25, 1.0], "said", logits)
 
@@ -57,7 +59,7 @@ def recorded(path: Path, count: int = 4) -> Recording:
     for number in range(count):
         if number % 2 == 0:
             recorder.image(sample(number))
-        recorder.question(sample(number), np.zeros((1, 4, 5), np.float32))
+        recorder.question(sample(number), [])
     recorder.finish()
     return Recording(path)
 
@@ -72,7 +74,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
         for ours, theirs in zip(found.features.views, expected.features.views, strict=True):
             np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_array_equal(found.tokens, expected.tokens)
-        said, right = recording.question(sample(number), found.tokens), made.question(sample(number), found.tokens)
+        said, right = recording.question(sample(number), []), made.question(sample(number), [])
         assert (said.prompt, said.answer, said.margins, said.text) == (
             right.prompt, right.answer, right.margins, right.text,
         )  # fmt: skip
@@ -97,7 +99,7 @@ def test_of_another_comparison(tmp_path: Path) -> None:
 def test_a_recording_of_an_earlier_version(tmp_path: Path) -> None:
     about = {"schema": 1, "reference": "made", "weights": {}, "samples": "11", "images": [], "questions": []}
     save_file({"a": np.zeros(1)}, tmp_path / "old.safetensors", {"vlmexport": json.dumps(about)})
-    with pytest.raises(UsageError, match=r"is a recording of schema 1, not 4: record it again, with --record"):
+    with pytest.raises(UsageError, match=r"is a recording of schema 1, not 5: record it again, with --record"):
         Recording(tmp_path / "old.safetensors")
 
 

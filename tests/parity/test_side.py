@@ -19,7 +19,7 @@ def spoken(tiny: Checkpoint) -> tuple[ReferenceRuntime, ImageValues, QuestionVal
     """A float model, and what it makes of ``sample(0)``."""
     runtime = ReferenceRuntime(tiny)
     image = Live(runtime).image(sample(0))
-    return runtime, image, Live(runtime).question(sample(0), image.tokens)
+    return runtime, image, Live(runtime).question(sample(0), [image.seen])
 
 
 Spoken = tuple[ReferenceRuntime, ImageValues, QuestionValues]
@@ -30,7 +30,7 @@ def beside(spoken: Spoken, question: QuestionValues) -> Side:
     runtime, image, _ = spoken
     side = Side(runtime)
     side.image(sample(0).image_id, sample(0).image(), image)
-    side.question(sample(0), question, image.tokens)
+    side.question(sample(0), question, [image.tokens])
     return side
 
 
@@ -68,12 +68,12 @@ def test_logits_are_those_over_the_float_models_answer(tiny: Checkpoint) -> None
     """Where the answers part, what decoding has computed on its way is of another text."""
     runtime, asked = ReferenceRuntime(tiny), sample(0)
     image: ImageValues = Live(runtime).image(asked)
-    own = Live(runtime).question(asked, image.tokens)
+    own = Live(runtime).question(asked, [image.seen])
     other = [(token + 1) % tiny.spec.language.vocab_size for token in own.answer]
-    logits = runtime.logits(own.prompt.answered(other[:-1]), image.tokens, len(other))
+    logits = runtime.logits(own.prompt.answered(other[:-1]), [image.tokens], len(other))
     side = Side(runtime)
     side.image(asked.image_id, asked.image(), image)
-    side.question(asked, QuestionValues(own.prompt, other, own.margins, "", logits), image.tokens)
+    side.question(asked, QuestionValues(own.prompt, other, own.margins, "", logits), [image.tokens])
     for mode in ("local", "chained"):
         (answer,) = side.measured.answers[mode]
         assert (answer.equal, answer.first_difference) == (False, 0)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmexport.errors import UsageError, VlmExportError
-from vlmexport.processing.prompt import PLACEHOLDER, Grids, Prompt, Span, in_a_row, joined
+from vlmexport.processing.prompt import PLACEHOLDER, Grids, Prompt, Span, joined
 
 IDS = st.lists(st.integers(0, 9), max_size=6)
 GRIDS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3).map(tuple)
@@ -74,6 +74,6 @@ def test_room(made: tuple[Prompt, list[list[int]], list[Grids]], context: int) -
 @pytest.mark.parametrize("counts", [[3, 4], [4], [4, 4, 4], [8], []])
 def test_other_visual_tokens_than_placeholders(counts: list[int]) -> None:
     """Too few, too many, or in total as many, of other images."""
-    prompt = joined("", [[1], [2], [3]], in_a_row([np.zeros((4, 2))] * 2))
+    prompt = joined("", [[1], [2], [3]], [((1, 4),)] * 2)
     with pytest.raises(VlmExportError, match="the prompt has 8 places for visual tokens"):
         prompt.visual([np.zeros((count, 2)) for count in counts])

@@ -198,11 +198,11 @@ def test_a_smaller_checkpoint_exports(smaller: Checkpoint, tmp_path: Path) -> No
     reference = ReferenceRuntime(smaller)
     prompt = ask(reference, "what is the image ?")
     tokens = reference.tokens(reference.features(reference.pixels(picture(0))))
-    expected = torch.from_numpy(reference.logits(prompt, tokens))
+    expected = torch.from_numpy(reference.logits(prompt, [tokens]))
     for name in ("gguf", "onnx"):
         runtime = open_runtime(tmp_path / name)
         try:
-            found = torch.from_numpy(runtime.logits(prompt, tokens).copy())
+            found = torch.from_numpy(runtime.logits(prompt, [tokens]).copy())
         finally:
             runtime.close()
         assert (found - expected).norm() < 2e-3 * expected.norm(), name

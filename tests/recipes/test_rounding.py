@@ -62,9 +62,9 @@ def test_int8_computes_what_onnxruntime_does(onnx_bundle: Bundles, short: Checkp
     prompt = ask(runtime, "what is the image ?")
     seen = runtime.features(runtime.pixels(picture(3)))
     features, tokens = torch.from_numpy(seen.rows[None]), runtime.tokens(Features(seen.views))
-    expected = torch.from_numpy(runtime.logits(prompt, tokens))
+    expected = torch.from_numpy(runtime.logits(prompt, [tokens]))
     with torch.no_grad():
-        embeds = vlm.prompt_embeds(prompt, torch.from_numpy(tokens))
+        embeds = vlm.prompt_embeds(prompt, [torch.from_numpy(tokens)])
         plain, visual = vlm.logits(embeds), vlm.tokens(features)
         with FakeQuantization(bundle, short).applied(vlm):
             rounded, rounded_visual = vlm.logits(embeds), vlm.tokens(features)

@@ -33,7 +33,7 @@ def greedy(bundle: Path) -> tuple[Joined, list[Token]]:
     """Our own answer about a picture that no client has to resize."""
     runtime = join(OrtHalves(bundle, read_manifest(bundle)))
     tokens = runtime.tokens(runtime.features(runtime.pixels(picture(5, (336, 336)))))
-    return runtime, list(runtime.generate(ask(runtime, QUESTION), tokens, COUNT))
+    return runtime, list(runtime.generate(ask(runtime, QUESTION), [tokens], COUNT))
 
 
 def assert_same(got: list[int], expected: list[Token], precision: str) -> None:

@@ -22,7 +22,7 @@ from vlmexport.calibrate.sensitivity import sequence
 from vlmexport.errors import UsageError
 from vlmexport.model import load
 from vlmexport.parity.reference.values import Live
-from vlmexport.processing.prompt import Prompt
+from vlmexport.processing.prompt import Prompt, Seen
 from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -31,7 +31,8 @@ from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 Q_PROJ = "language.model.layers.0.self_attn.q_proj"
 VISUAL, CONTEXT = 144, 2048
-TOKENS = np.zeros((1, VISUAL, 256), np.float32)
+SEEN = Seen(np.zeros((VISUAL, 256), np.float32), ((1, VISUAL),))
+TOKENS = [SEEN.tokens]
 Open = Callable[[str], Runtime]
 
 
@@ -91,7 +92,7 @@ def test_one_line_and_one_exit_code(short: Checkpoint, gguf: Path, onnx_bundle: 
 def test_a_bench_is_refused_alike(gguf: Path) -> None:
     request = Request(picture(0), "what is it? " * 500, 2)
     with pytest.raises(UsageError, match=rf"gguf: the prompt is \d+ tokens long .* context is {CONTEXT}"):
-        decoder_peak(gguf, read_manifest(gguf), request, TOKENS)
+        decoder_peak(gguf, read_manifest(gguf), request, SEEN)
 
 
 @pytest.mark.slow
@@ -143,4 +144,4 @@ def test_a_sample_that_is_too_long_is_named(narrow: Checkpoint) -> None:
     with pytest.raises(UsageError, match=line):
         sequence(vlm, narrow.prompts, sample)
     with pytest.raises(UsageError, match=line):
-        Live(ReferenceRuntime(narrow)).question(sample, TOKENS)
+        Live(ReferenceRuntime(narrow)).question(sample, [SEEN])

@@ -51,7 +51,7 @@ def expected(bundle: Path, samples: list[Sample]) -> list[set[str]]:
         with closing(join(LlamaCppHalves(bundle, read_manifest(bundle), repair=repair))) as runtime:
             for sample, answers in zip(samples, found, strict=True):
                 tokens = runtime.tokens(runtime.features(runtime.pixels(sample.image())))
-                ids = [token.id for token in runtime.generate(ask(runtime, sample.question), tokens, 64)]
+                ids = [token.id for token in runtime.generate(ask(runtime, sample.question), [tokens], 64)]
                 answers.add(runtime.decode(ids))
     return found
 

@@ -134,7 +134,7 @@ def test_stages_take_what_they_are_given(runtime: Joined, reference: ReferenceRu
     """No stage looks at an earlier one's input: random pixels and random features go through."""
     rng = np.random.default_rng(1)
     pixels = ProcessedImage({PIXELS: rng.standard_normal((2, 3, 336, 336), np.float32)}, ((1, 1),) * 2)
-    features = Features.of(rng.standard_normal((2, 576, 64), np.float32))
+    features = Features(tuple(rng.standard_normal((2, 576, 64), np.float32)))
     assert cosine(runtime.features(pixels), reference.features(pixels)) > 0.9999
     assert cosine(runtime.tokens(features), reference.tokens(features)) > 0.9999
 
@@ -150,13 +150,13 @@ def test_prompt(runtime: Joined, reference: ReferenceRuntime) -> None:
 
 def test_logits_and_answer(runtime: Joined, reference: ReferenceRuntime, image: Image.Image) -> None:
     tokens = reference.tokens(reference.features(reference.pixels(image)))
-    prompt = ask(reference, QUESTION, tokens.shape[1])
-    expected, found = reference.logits(prompt, tokens), runtime.logits(prompt, tokens)
+    prompt = ask(reference, QUESTION, len(tokens))
+    expected, found = reference.logits(prompt, [tokens]), runtime.logits(prompt, [tokens])
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 0.02
     assert_rows_are_those_that_are_asked_for(runtime, prompt, tokens)
-    answer = list(reference.generate(prompt, tokens, 10))
-    ours = list(runtime.generate(prompt, tokens, 10))
+    answer = list(reference.generate(prompt, [tokens], 10))
+    ours = list(runtime.generate(prompt, [tokens], 10))
     assert [token.id for token in ours] == [token.id for token in answer]
     assert np.allclose([token.margin for token in ours], [token.margin for token in answer], atol=0.02)
     assert runtime.decode([token.id for token in ours]) == reference.decode([token.id for token in answer])
@@ -164,11 +164,11 @@ def test_logits_and_answer(runtime: Joined, reference: ReferenceRuntime, image: 
 
 def test_long_prompts_go_in_batches(runtime: Joined, reference: ReferenceRuntime) -> None:
     prompt = around((1, *range(5, 300)) * 2, (7,) * 40, 600)
-    tokens = np.random.default_rng(2).standard_normal((1, 600, 256), np.float32) * 0.05
-    found = runtime.logits(prompt, tokens)
-    assert np.abs(found - reference.logits(prompt, tokens)).max() < 0.05
+    tokens = np.random.default_rng(2).standard_normal((600, 256), np.float32) * 0.05
+    found = runtime.logits(prompt, [tokens])
+    assert np.abs(found - reference.logits(prompt, [tokens])).max() < 0.05
     for last in (1, 41, 700):  # the last batch, two pieces, three
-        np.testing.assert_allclose(runtime.logits(prompt, tokens, last), found[:, -last:], atol=1e-3 * found.max())
+        np.testing.assert_allclose(runtime.logits(prompt, [tokens], last), found[:, -last:], atol=1e-3 * found.max())
 
 
 def test_without_repair_features_are_wrong(
@@ -211,14 +211,14 @@ def test_f32_is_exact(tiny: Checkpoint, tmp_path: Path, image: Image.Image) -> N
     tokens = reference.tokens(features)
     with closing(open_bundle(tmp_path / "f32")) as runtime:
         assert cosine(runtime.features(pixels), features) > 0.999999
-        assert np.abs(runtime.logits(prompt, tokens) - reference.logits(prompt, tokens)).max() < 1e-4
+        assert np.abs(runtime.logits(prompt, [tokens]) - reference.logits(prompt, [tokens])).max() < 1e-4
 
 
 def test_one_answer_at_a_time(runtime: Joined, reference: ReferenceRuntime) -> None:
-    prompt, tokens = ask(reference, "A?", 4), np.zeros((1, 4, 256), np.float32)
-    first = runtime.generate(prompt, tokens, 5)
+    prompt, tokens = ask(reference, "A?", 4), np.zeros((4, 256), np.float32)
+    first = runtime.generate(prompt, [tokens], 5)
     next(first)
-    runtime.logits(prompt, tokens)
+    runtime.logits(prompt, [tokens])
     with pytest.raises(VlmExportError, match="cache of this answer is gone"):
         next(first)
 

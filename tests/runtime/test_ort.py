@@ -41,10 +41,10 @@ def test_float_stages(name: str, onnx_bundle: Bundles, reference: ReferenceRunti
     np.testing.assert_allclose(runtime.tokens(features), tokens, atol=1e-4)
     prompt = ask(reference, "what is polite?")
     assert ask(runtime, "what is polite?") == prompt
-    np.testing.assert_allclose(runtime.logits(prompt, tokens), reference.logits(prompt, tokens), atol=1e-3)
+    np.testing.assert_allclose(runtime.logits(prompt, [tokens]), reference.logits(prompt, [tokens]), atol=1e-3)
     for side in (runtime, reference):
         assert_rows_are_those_that_are_asked_for(side, prompt, tokens)
-    got, want = list(runtime.generate(prompt, tokens, 12)), list(reference.generate(prompt, tokens, 12))
+    got, want = list(runtime.generate(prompt, [tokens], 12)), list(reference.generate(prompt, [tokens], 12))
     assert [token.id for token in got] == [token.id for token in want]
     np.testing.assert_allclose([t.margin for t in got], [t.margin for t in want], atol=1e-3)
     ids = with_image(prompt)
@@ -58,8 +58,8 @@ def test_chained_tokens_come_from_the_whole_graph(onnx_bundle: Bundles) -> None:
     first, second = (runtime.features(runtime.pixels(picture(number))) for number in (9, 11))
     for number, features in ((9, first), (11, replace(second)), (9, replace(first))):
         whole = runtime.seeing._graphs.run("vision_encoder", runtime.pixels(picture(number)).arrays)["image_features"]
-        np.testing.assert_array_equal(runtime.tokens(features)[0], whole)
-        np.testing.assert_allclose(runtime.tokens(replace(features, tokens=None))[0], whole, atol=1e-4)
+        np.testing.assert_array_equal(runtime.tokens(features), whole)
+        np.testing.assert_allclose(runtime.tokens(replace(features, tokens=None)), whole, atol=1e-4)
 
 
 def test_int8_stages(onnx_bundle: Bundles, reference: ReferenceRuntime) -> None:
@@ -81,10 +81,10 @@ def test_decoding_with_fused_attention_is_what_one_pass_gives(onnx_bundle: Bundl
     tokens = runtime.tokens(runtime.features(runtime.pixels(picture(3))))
     prompt = ask(runtime, "what is polite?")
     for length in (9, 5):
-        ids = [token.id for token in runtime.generate(prompt, tokens, length)]
+        ids = [token.id for token in runtime.generate(prompt, [tokens], length)]
         assert len(ids) == length
         whole = prompt.answered(ids[:-1])
-        assert runtime.logits(whole, tokens)[0, -length:].argmax(-1).tolist() == ids
+        assert runtime.logits(whole, [tokens])[0, -length:].argmax(-1).tolist() == ids
 
 
 def test_a_bundle_for_another_machine_says_so(onnx_bundle: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,11 @@ from vlmexport.demo.paint import paint
 from vlmexport.pipeline import export
 from vlmexport.processing.images import read_image
 from vlmexport.processing.messages import Message, asked
-from vlmexport.processing.prompt import in_a_row
+from vlmexport.processing.prompt import Seen
 from vlmexport.processing.square import shown
 from vlmexport.recipe import resolve
 from vlmexport.runtime.open import open_runtime
-from vlmexport.runtime.stages import F32
+from vlmexport.runtime.stages import F32, see
 from vlmexport.serve.server import open_server
 from vlmexport.source.locate import open_model
 
@@ -150,7 +150,7 @@ def test_the_same_tokens_as_run(page: Page, demo: Path, tmp_path: Path) -> None:
             tokens = runtime.tokens(runtime.features(runtime.pixels(image)))
             asked = [sample.question for sample in samples if sample.image_id == name] or ["Describe the picture."]
             for question in asked:
-                expected = [token.id for token in runtime.generate(prompts.ask(runtime, question), tokens, 64)]
+                expected = [token.id for token in runtime.generate(prompts.ask(runtime, question), [tokens], 64)]
                 begin(page)
                 assert ask(page, question) == (runtime.decode(expected), expected)
                 answers.add(runtime.decode(expected))
@@ -163,14 +163,14 @@ QUESTIONS = ("Describe the picture.", "How many objects are there?", "What is on
 def assert_conversation(page: Page, bundle: Path, turns: list[tuple[list[Path], str]]) -> None:
     """Ask each question with its new pictures: the answers are those of ONNX Runtime to the conversation so far."""
     messages: list[Message] = []
-    tokens: list[F32] = []
+    seen: list[Seen[F32]] = []
     with closing(open_runtime(bundle)) as runtime:
         for files, question in turns:
             for file in files:
                 show(page, file)
-                tokens.append(runtime.tokens(runtime.features(runtime.pixels(read_image(file)))))
+                seen.append(see(runtime, read_image(file)))
             messages += asked(question, len(files))
-            prompt = runtime.prompt(messages, in_a_row(tokens))
+            prompt, tokens = runtime.prompt(messages, [one.grids for one in seen]), [one.tokens for one in seen]
             expected = [token.id for token in runtime.generate(prompt, tokens, 64)]
             assert ask(page, question) == (runtime.decode(expected), expected)
             expect(page.locator("article").last.locator("img")).to_have_count(len(files))

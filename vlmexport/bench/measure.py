@@ -15,11 +15,11 @@ from vlmexport.bench.energy import open_meter
 from vlmexport.bench.halves import decoder_alone, vision_alone
 from vlmexport.errors import UsageError
 from vlmexport.processing.messages import asked
-from vlmexport.processing.prompt import in_a_row
+from vlmexport.processing.prompt import Seen
 from vlmexport.runtime.engines import find_engine
 from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
 from vlmexport.runtime.open import open_runtime
-from vlmexport.runtime.stages import F32, Runtime, Seeing
+from vlmexport.runtime.stages import F32, Runtime, see
 
 WARM_ANSWERS = 3
 
@@ -97,24 +97,24 @@ class _Answer:
 
 def _answer(runtime: Runtime, request: Request) -> _Answer:
     marks, decoder = [time.perf_counter()], []
-    tokens = [_see(runtime, request)]
+    seen = see(runtime, request.image)
     marks.append(time.perf_counter())
-    prompt = runtime.prompt(asked(request.question), in_a_row(tokens))
-    for token in runtime.generate(prompt, tokens, request.new_tokens, ignore_eos=True):
+    prompt = runtime.prompt(asked(request.question), [seen.grids])
+    for token in runtime.generate(prompt, [seen.tokens], request.new_tokens, ignore_eos=True):
         marks.append(time.perf_counter())
         decoder.append(token.seconds or 0.0)
     image, first, *later = (after - before for before, after in pairwise(marks))
     return _Answer(image, first, later, decoder, len(prompt.ids))
 
 
-def vision_peak(bundle: Path, manifest: Manifest, request: Request) -> tuple[int | None, F32]:
-    """Peak bytes of tower and projector at work on one image, and the visual tokens."""
+def vision_peak(bundle: Path, manifest: Manifest, request: Request) -> tuple[int | None, Seen[F32]]:
+    """Peak bytes of tower and projector at work on one image, and what they saw."""
     with vision_alone(bundle, manifest) as (vision, worker):
-        tokens = _see(vision, request)
-        return worker.peak_bytes(), tokens
+        seen = see(vision, request.image)
+        return worker.peak_bytes(), seen
 
 
-def decoder_peak(bundle: Path, manifest: Manifest, request: Request, tokens: F32) -> int | None:
+def decoder_peak(bundle: Path, manifest: Manifest, request: Request, seen: Seen[F32]) -> int | None:
     """Peak bytes of the decoder at work on one answer.
 
     Raises:
@@ -122,17 +122,13 @@ def decoder_peak(bundle: Path, manifest: Manifest, request: Request, tokens: F32
     """
     context = manifest.source.spec.language.max_positions
     with decoder_alone(bundle, manifest) as (decoder, worker):
-        prompt = decoder.prompt(asked(request.question), in_a_row([tokens]))
+        prompt = decoder.prompt(asked(request.question), [seen.grids])
         room = prompt.room(context, f"{bundle}: the prompt")
         if not decoder.classes and request.new_tokens > room:
             length = len(prompt.ids) + request.new_tokens
             raise UsageError(
                 f"{bundle}: prompt and answer are {length} tokens, its context is {context}", "ask for fewer tokens"
             )
-        for _ in decoder.generate(prompt, [tokens], request.new_tokens, ignore_eos=True):
+        for _ in decoder.generate(prompt, [seen.tokens], request.new_tokens, ignore_eos=True):
             pass
         return worker.peak_bytes()
-
-
-def _see(vision: Seeing, request: Request) -> F32:
-    return vision.tokens(vision.features(vision.pixels(request.image)))

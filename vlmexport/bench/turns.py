@@ -76,8 +76,8 @@ def halves(bundle: Path, manifest: Manifest, request: Request) -> list[Component
         UsageError: the prompt and its answer are longer than the model's context.
         VlmExportError: the bundle cannot be run.
     """
-    vision, tokens = measure.vision_peak(bundle, manifest, request)
-    decoder = measure.decoder_peak(bundle, manifest, request, tokens)
+    vision, seen = measure.vision_peak(bundle, manifest, request)
+    decoder = measure.decoder_peak(bundle, manifest, request, seen)
     peaks = {"vision": vision, "decoder": decoder}
     return [
         Component(

@@ -21,7 +21,7 @@ from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM, plugins
-from vlmexport.processing.prompt import in_a_row
+from vlmexport.processing.prompt import Seen
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 
 SHARD = 8
@@ -78,13 +78,13 @@ def collect_shard(
     """
     with Recorder(vlm, always_float(vlm)) as recorder, torch.inference_mode():
         decodes = "language" in vlm.components
-        tokens = []
+        seen = []
         for sample in samples:
-            tokens.append([vlm.tokens(vlm.features(vlm.pixels(one.image()))) for one in sample.alone()])
+            seen.append([vlm.see(one.image()) for one in sample.alone()])
             if not decodes:
                 advance()
         if decodes:
-            _decode(vlm, prompts, samples, tokens, recorder)
+            _decode(vlm, prompts, samples, seen, recorder)
             for _ in samples:
                 advance()
     return Statistics(dict(sorted(recorder.layers.items())), tuple(sample.id for sample in samples))
@@ -116,19 +116,20 @@ def _decode(
     vlm: VLM,
     prompts: CheckpointPrompts,
     samples: Sequence[Sample],
-    tokens: list[list[torch.Tensor]],
+    seen: list[list[Seen[torch.Tensor]]],
     recorder: Recorder,
 ) -> None:
     """Run the sequences, as many together as ``AT_ONCE`` holds."""
     sequences = []
-    for sample, visual in zip(samples, tokens, strict=True):
-        prompt = prompts.prompt(sample.messages, in_a_row(visual))
+    for sample, images in zip(samples, seen, strict=True):
+        prompt = prompts.prompt(sample.messages, [image.grids for image in images])
         is_given = vlm.spec.language.generates and sample.answer is not None
         room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         ids = prompts.answer(sample.answer or "") if is_given else []
         ids = ids[: room - 1]  # a position each
         prompt = prompt.answered(ids)
-        embeds, is_image = vlm.prompt_embeds(prompt, visual)[0], torch.from_numpy(prompt.is_image)
+        embeds = vlm.prompt_embeds(prompt, [image.tokens for image in images])[0]
+        is_image = torch.from_numpy(prompt.is_image)
         sequences.append(_Sequence(embeds, is_image, len(ids) if is_given else None))
     for batch in _batches(vlm.spec.language, sequences):
         _run(vlm, batch, recorder)

@@ -23,7 +23,6 @@ from vlmexport.calibrate.collect import longest_answer
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import F64
 from vlmexport.model import VLM
-from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 
 SENSITIVE = 24
@@ -140,8 +139,8 @@ def sequence(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Sequence:
     """A sample as the decoder reads it: prompt, image, and its own answer or, where it has none, the model's. A
     classifier reads no answer."""
     with torch.no_grad():
-        tokens = [vlm.tokens(vlm.features(vlm.pixels(one.image()))) for one in sample.alone()]
-        prompt = prompts.prompt(sample.messages, in_a_row(tokens))
+        seen = [vlm.see(one.image()) for one in sample.alone()]
+        prompt, tokens = prompts.prompt(sample.messages, [one.grids for one in seen]), [one.tokens for one in seen]
         embeds = vlm.prompt_embeds(prompt, tokens)
         room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         if not vlm.spec.language.generates:

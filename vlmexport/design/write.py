@@ -150,7 +150,7 @@ def _part(state: State, component: str) -> State:
 
 
 def _pictures(vlm: VLM, trained: bool, random: torch.Generator) -> torch.Tensor:
-    """f32 [images, 3, height, width]: of the calibration set for an encoder that has seen some, else noise."""
+    """f32 [views, 3, height, width]: of the calibration set for an encoder that has seen some, else noise."""
     import torch
 
     if trained:

@@ -98,14 +98,13 @@ class TokensLoss:
 
     def __init__(self, vlm: VLM, _: CheckpointPrompts, samples: Sequence[Sample]) -> None:
         self._vlm = vlm
-        images = {one.image_id: one for sample in samples for one in sample.alone()}
-        self._pixels = [vlm.pixels(sample.image()) for sample in images.values()]
+        self._images = {one.image_id: one for sample in samples for one in sample.alone()}
         self._expected = list(self._run())
 
     def _run(self) -> Iterator[F32]:
-        for pixels in self._pixels:
+        for sample in self._images.values():
             with torch.inference_mode():
-                tokens = self._vlm.tokens(self._vlm.features(pixels)).numpy()
+                tokens = self._vlm.see(sample.image()).tokens.numpy()
             yield tokens
 
     def metrics(self) -> dict[str, float]:

@@ -27,7 +27,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-        """f32 [images, n, width] and [images, m, source] → [images, n, width]."""
+        """f32 [views, n, width] and [views, m, source] → [views, n, width]."""
         q, k, v = (self._split(y) for y in (self.q_proj(x), self.k_proj(source), self.v_proj(source)))
         weights = functional.softmax(q @ k.transpose(-1, -2) * self.scale, -1)
         output: torch.Tensor = self.out_proj((weights @ v).transpose(1, 2).flatten(2))

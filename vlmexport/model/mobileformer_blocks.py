@@ -67,12 +67,12 @@ class _DynamicRelu(nn.Module):
 
 
 def _heads(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """f32 [images, n, width] → [images, heads, n, width of a head]."""
+    """f32 [views, n, width] → [views, heads, n, width of a head]."""
     return torch.unflatten(x, 2, (heads, -1)).transpose(1, 2)
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """f32 [images, heads, n, width] over [images, heads, m, width] → [images, n, heads · width]."""
+    """f32 [views, heads, n, width] over [views, heads, m, width] → [views, n, heads · width]."""
     weights = functional.softmax(query @ key.transpose(-1, -2) * key.shape[-1] ** -0.5, -1)
     return (weights @ value).transpose(1, 2).flatten(2)
 
@@ -198,7 +198,7 @@ class _Halving(_Bridged):
 
 
 def make(width: int, block: Block, token_width: int, groups: int) -> nn.Module:
-    """A block for maps of ``width`` channels: f32 [images, channels, height, width] and [images, tokens, token width]
+    """A block for maps of ``width`` channels: f32 [views, channels, height, width] and [views, tokens, token width]
     → both anew."""
     if not block.second:
         return _First(width, block, groups)

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from importlib import import_module
-from math import isqrt
 from pkgutil import iter_modules
 from types import ModuleType
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -140,7 +139,7 @@ def check_positions(spec: Spec) -> None:
     Raises:
         Unsupported: nothing could be asked about the image.
     """
-    visual, language = projector(spec.projector).num_tokens(spec.projector), spec.language
+    visual, language = num_tokens(spec.projector), spec.language
     if not language.rope_theta and visual >= language.max_positions:
         raise Unsupported(
             f"{visual} visual tokens leave no room for a question in the {language.max_positions} positions of a "
@@ -171,10 +170,14 @@ def projector(spec: ProjectorSpec) -> ProjectorPlugin:
 
 
 def token_grid(spec: ProjectorSpec) -> Grid:
-    """Rows and columns of the visual tokens of one view; one row where they are no square (Q-Former, a class token)."""
-    count = projector(spec).num_tokens(spec)
-    side = isqrt(count)
-    return (side, side) if side**2 == count else (1, count)
+    """Rows and columns of the visual tokens of one view."""
+    return projector(spec).token_grid(spec)
+
+
+def num_tokens(spec: ProjectorSpec) -> int:
+    """Visual tokens of one view."""
+    rows, columns = token_grid(spec)
+    return rows * columns
 
 
 def check_encoder(checkpoint: Checkpoint) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from vlmexport.checkpoint.spec import Colour, LanguageSpec, ProjectorSpec, VisionSpec
+from vlmexport.processing.prompt import Grid
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,7 @@ class VisionPlugin(Protocol):
         """The module; parameters on the meta device or not, buffers filled."""
 
     def features(self, module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) -> torch.Tensor:
-        """f32 [images, 3, height, width] → [images, patches, vision width]."""
+        """f32 [views, 3, height, width] → [views, patches, vision width]; all views have one size."""
 
 
 class ProjectorPlugin(Protocol):
@@ -101,10 +102,10 @@ class ProjectorPlugin(Protocol):
     """A kind that this file answers to, for the conformance tests."""
 
     def build(self, spec: ProjectorSpec) -> nn.Module:
-        """The module, parameters on the meta device: [images, patches, in] → [images, visual tokens, out]."""
+        """The module, parameters on the meta device: [views, patches, in] → [views, visual tokens, out]."""
 
-    def num_tokens(self, spec: ProjectorSpec) -> int:
-        """Visual tokens for one image."""
+    def token_grid(self, spec: ProjectorSpec) -> Grid:
+        """Rows and columns of the visual tokens of one view; one row where they have no place in the picture."""
 
     def shapes(self, spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
         """Published name → shape of every tensor."""

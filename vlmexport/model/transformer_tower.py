@@ -61,10 +61,10 @@ class TransformerTower:
         """Hidden states of the selected layer; layers after it are not computed.
 
         Args:
-            pixel_values: f32 [images, 3, height, width].
+            pixel_values: f32 [views, 3, height, width].
 
         Returns:
-            f32 [images, patches, vision width]; one more for the class token, first, with ``cls_patch``.
+            f32 [views, patches, vision width]; one more for the class token, first, with ``cls_patch``.
 
         Raises:
             Unsupported: features that this kind does not have.

@@ -15,8 +15,8 @@ from transformers import DynamicCache, PreTrainedModel
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.model import plugins
 from vlmexport.model.weights import available_memory, fill
-from vlmexport.processing.image import pixel_values
-from vlmexport.processing.prompt import Prompt
+from vlmexport.processing.image import ProcessedImage, process
+from vlmexport.processing.prompt import Prompt, Seen
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 from vlmexport.source.shapes import check_language, check_shapes
 from vlmexport.threads import operator_threads
@@ -41,17 +41,28 @@ class VLM(nn.Module):
             part = getattr(spec, component)
             setattr(self, component, getattr(plugins, component)(part).build(part))
 
+    def processed(self, image: Image.Image) -> ProcessedImage:
+        """RGB image → its views."""
+        return process(image, self.spec.image_processor, plugins.token_grid(self.spec.projector))
+
     def pixels(self, image: Image.Image) -> torch.Tensor:
-        """RGB image → f32 [1, 3, height, width]."""
-        return torch.from_numpy(pixel_values(image, self.spec.image_processor))
+        """RGB image → f32 [views, 3, height, width]."""
+        return torch.from_numpy(self.processed(image).pixel_values)
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """f32 [images, 3, height, width] → f32 [images, patches, vision width]."""
+        """f32 [views, 3, height, width] → f32 [views, patches, vision width]."""
         return plugins.vision(self.spec.vision).features(self.vision, pixels, self.spec.vision)
 
     def tokens(self, features: torch.Tensor) -> torch.Tensor:
-        """f32 [images, patches, vision width] → f32 [images, visual tokens, hidden]."""
+        """f32 [views, patches, vision width] → f32 [views, visual tokens, hidden]."""
         return cast(torch.Tensor, self.projector(features))
+
+    def see(self, image: Image.Image) -> Seen[torch.Tensor]:
+        """RGB image → the visual tokens of all its views. Memory does not grow with their number."""
+        found = self.processed(image)
+        views = [torch.from_numpy(part.pixel_values) for part in found.slices()]
+        tokens = [self.tokens(self.features(part)).flatten(0, 1) for part in views]
+        return Seen(torch.cat(tokens), found.grids)
 
     def embed(self, ids: tuple[int, ...] | list[int]) -> torch.Tensor:
         """Token ids → f32 [1, len(ids), hidden]."""

@@ -6,6 +6,7 @@ and ``shown``, which part of a picture the views are of. NumPy and Pillow alone:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -22,6 +23,7 @@ from vlmexport.processing.prompt import Grid, Grids
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 PIXELS = "pixel_values"
+VIEWS_AT_ONCE = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +31,7 @@ class ProcessedImage:
     """What the pixels stage makes of one picture.
 
     ``arrays`` have the names of transformers: ``pixel_values`` f32 [views, 3, height, width], and what else the encoder
-    is told. ``grids`` are the rows and columns of visual tokens of each view.
+    is told, view by view. ``grids`` are the rows and columns of visual tokens of each view.
     """
 
     arrays: dict[str, Array]
@@ -44,6 +46,15 @@ class ProcessedImage:
     def num_tokens(self) -> int:
         """Visual tokens of all views."""
         return sum(rows * columns for rows, columns in self.grids)
+
+    def slices(self) -> Iterator[ProcessedImage]:
+        """The same, a few views at a time: what an encoder computes at once, so that memory does not grow with them."""
+        if len(self.grids) <= VIEWS_AT_ONCE:
+            yield self
+            return
+        for start in range(0, len(self.grids), VIEWS_AT_ONCE):
+            part = slice(start, start + VIEWS_AT_ONCE)
+            yield ProcessedImage({name: array[part] for name, array in self.arrays.items()}, self.grids[part])
 
     def with_pixels(self, values: F32) -> ProcessedImage:
         """The same views, their pixels made by somebody else."""

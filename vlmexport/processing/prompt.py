@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,21 @@ Grid = tuple[int, int]
 
 Grids = tuple[Grid, ...]
 """Of all views of one image, in the order of its features."""
+
+Array = TypeVar("Array")
+
+
+@dataclass(frozen=True, eq=False)
+class Seen(Generic[Array]):
+    """What a language model is given of one image.
+
+    Attributes:
+        tokens: [visual tokens of all views, hidden] of NumPy or torch, in the order of the prompt's spans.
+        grids: how they lie.
+    """
+
+    tokens: Array
+    grids: Grids
 
 
 @dataclass(frozen=True)
@@ -92,12 +107,12 @@ class Prompt:
 
         Args:
             tokens: an array [visual tokens, hidden] for each image, of NumPy or torch: those of all its views, in the
-                order of the spans. Further axes before these must be of size 1.
+                order of the spans.
 
         Raises:
             VlmExportError: an image has another number of visual tokens than placeholders.
         """
-        images = [rows.reshape(-1, rows.shape[-1]) for rows in tokens]
+        images = list(tokens)
         used = [0] * len(images)
         lengths = [0] * len(images)
         for span in self.spans:
@@ -140,11 +155,6 @@ class Prompt:
                 "ask a shorter question",
             )
         return context - length + 1
-
-
-def in_a_row(tokens: Iterable[Any]) -> list[Grids]:
-    """Grids of images of whose visual tokens [visual tokens, hidden] nothing more is known: one view each, one row."""
-    return [((1, int(rows.shape[-2])),) for rows in tokens]
 
 
 def joined(text: str, chunks: Sequence[Sequence[int]], images: Sequence[Grids]) -> Prompt:

@@ -64,7 +64,6 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
             "dtypes": sorted({tensor.dtype for tensor in tensors}),
         }
     plugins.check_parts(checkpoint)
-    projector = plugins.projector(spec.projector)
     holds = {"onnx": "yes", "gguf": "yes"}
     try:
         projector_of(spec)
@@ -81,7 +80,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
         "tokenizer": checkpoint.tokenizer.kind,
         "weight_files": list(checkpoint.weight_files),
         "components": components,
-        "visual_tokens": projector.num_tokens(spec.projector),
+        "visual_tokens": plugins.num_tokens(spec.projector),
         "formats": holds,
         "spec": asdict(spec),
     }

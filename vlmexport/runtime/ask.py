@@ -9,9 +9,8 @@ from vlmexport.artifact.bundle.staging import MANIFEST
 from vlmexport.console import QUIET, Console
 from vlmexport.processing.images import read_image
 from vlmexport.processing.messages import asked
-from vlmexport.processing.prompt import in_a_row
 from vlmexport.runtime.open import open_runtime
-from vlmexport.runtime.stages import Runtime
+from vlmexport.runtime.stages import Runtime, see
 
 
 def ask(
@@ -41,8 +40,9 @@ def ask(
     is_bundle = (Path(model) / MANIFEST).is_file()
     runtime = open_runtime(Path(model)) if is_bundle else _float_model(model, vision_tower, console)
     try:
-        tokens = [runtime.tokens(runtime.features(runtime.pixels(picture))) for picture in pictures]
-        prompt = runtime.prompt(asked(question, len(tokens)), in_a_row(tokens))
+        seen = [see(runtime, picture) for picture in pictures]
+        prompt = runtime.prompt(asked(question, len(seen)), [one.grids for one in seen])
+        tokens = [one.tokens for one in seen]
         ids: list[int] = []
         shown = ""
         for token in runtime.generate(prompt, tokens, max_new_tokens):

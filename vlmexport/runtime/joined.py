@@ -37,7 +37,7 @@ class Joined:
         return self.seeing.features(image)
 
     def tokens(self, features: Features) -> F32:
-        """[1, visual tokens, hidden]."""
+        """[visual tokens, hidden]."""
         return self.seeing.tokens(features)
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:

@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from vlmexport.model import load
-from vlmexport.model.plugins import token_grid
-from vlmexport.processing.image import ProcessedImage, process
+from vlmexport.processing.image import ProcessedImage
 from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Grids, Prompt
 from vlmexport.runtime.stages import F32, Features, Token
@@ -35,18 +34,19 @@ class ReferenceRuntime:
 
     def pixels(self, image: Image.Image) -> ProcessedImage:
         """RGB image → its views."""
-        return process(image, self._checkpoint.spec.image_processor, token_grid(self._checkpoint.spec.projector))
+        return self._vlm.processed(image)
 
     @torch.inference_mode()
     def features(self, image: ProcessedImage) -> Features:
         """What the encoder makes of each view."""
-        return Features.of(self._vlm.features(torch.from_numpy(image.pixel_values)).contiguous().numpy())
+        parts = [self._vlm.features(torch.from_numpy(part.pixel_values)) for part in image.slices()]
+        return Features(tuple(view.contiguous().numpy() for part in parts for view in part))
 
     @torch.inference_mode()
     def tokens(self, features: Features) -> F32:
-        """[1, visual tokens, hidden]."""
-        made = [self._vlm.tokens(torch.from_numpy(view[None])) for view in features.views]
-        return torch.cat(made, 1).contiguous().numpy()
+        """[visual tokens, hidden]."""
+        made = [self._vlm.tokens(torch.from_numpy(view)[None])[0] for view in features.views]
+        return torch.cat(made).numpy()
 
     def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
         """Token ids of a conversation."""

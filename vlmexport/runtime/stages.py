@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from vlmexport.processing.prompt import Seen
+
 if TYPE_CHECKING:  # runtimes run in workers, which start faster without torch
     from PIL import Image
 
@@ -35,17 +37,12 @@ class Features:
 
     Attributes:
         views: [patches, vision width] of each view, which need not have as many patches.
-        tokens: [1, visual tokens, hidden] of all views, where these features are from inside of a graph that goes on to
+        tokens: [visual tokens, hidden] of all views, where these features are from inside of a graph that goes on to
             them: what users run is that graph, and no projector by itself.
     """
 
     views: tuple[F32, ...]
     tokens: F32 | None = None
-
-    @classmethod
-    def of(cls, views: F32) -> Features:
-        """Of views that have as many patches: [views, patches, vision width]."""
-        return cls(tuple(views))
 
     @property
     def rows(self) -> F32:
@@ -72,7 +69,7 @@ class Seeing(Protocol):
         """What the encoder makes of each view."""
 
     def tokens(self, features: Features) -> F32:
-        """[1, visual tokens of all views, hidden], in the order of the views."""
+        """[visual tokens of all views, hidden], in the order of the views."""
 
     def close(self) -> None:
         """Release the runtime (sessions, subprocesses)."""
@@ -129,6 +126,12 @@ class Decoding(Protocol):
 
 class Runtime(Seeing, Decoding, Protocol):
     """Runs the five stages of one bundle (or of the float model)."""
+
+
+def see(runtime: Seeing, image: Image.Image) -> Seen[F32]:
+    """The first three stages of an RGB image."""
+    pixels = runtime.pixels(image)
+    return Seen(runtime.tokens(runtime.features(pixels)), pixels.grids)
 
 
 @runtime_checkable

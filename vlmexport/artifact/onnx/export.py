@@ -52,9 +52,8 @@ def export_onnx(
             checkpoint, settings, graphs, image_token, measured.int8, folder, console, _rounding(recipe, measured)
         )
         layout = client_files.Layout(
-            checkpoint.spec, image_token, plugins.projector(checkpoint.spec.projector).num_tokens(
-                checkpoint.spec.projector), _special(checkpoint), written.suffixes, written.external,
-            has_positions=not settings.fused_decoder,
+            checkpoint.spec, image_token, plugins.num_tokens(checkpoint.spec.projector), _special(checkpoint),
+            written.suffixes, written.external, has_positions=not settings.fused_decoder,
         )  # fmt: skip
         for name, document in client_files.files(layout).items():
             _write(folder / name, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

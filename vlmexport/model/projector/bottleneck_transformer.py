@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.model.squares import unchanged
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PATTERN = r"bottleneck_transformer([1-9]\d*)?"
 EXAMPLE = "bottleneck_transformer64"
+token_grid = unchanged
 _WIDTH, _LAYERS, _HEADS, _INNER = 512, 2, 8, 2048
 
 
@@ -73,11 +75,6 @@ def build(spec: ProjectorSpec) -> nn.Module:
         Unsupported: the width is no multiple of the heads.
     """
     return _module(spec)
-
-
-def num_tokens(spec: ProjectorSpec) -> int:
-    """One visual token for each patch."""
-    return spec.in_tokens
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
-from vlmexport.model.squares import half_grid, joined, quarter
+from vlmexport.model.squares import halved, joined
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 EXAMPLE = "concat_mlp"
-num_tokens = quarter
+token_grid = halved
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -30,7 +30,7 @@ def build(spec: ProjectorSpec) -> nn.Module:
     import torch
     from torch import nn
 
-    half = half_grid(spec)
+    grid = halved(spec)
 
     class ConcatMlp(nn.Module):
         def __init__(self) -> None:
@@ -38,7 +38,7 @@ def build(spec: ProjectorSpec) -> nn.Module:
             self.proj = nn.Linear(4 * spec.in_features, spec.out_features)
 
         def forward(self, features: torch.Tensor) -> torch.Tensor:
-            tokens: torch.Tensor = self.proj(joined(features, half))
+            tokens: torch.Tensor = self.proj(joined(features, grid))
             return tokens
 
     with torch.device("meta"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.processing.prompt import Grid
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +66,7 @@ def _inverted_residual(channels: int, stride: int) -> nn.Module:
 
 
 def _module(spec: ProjectorSpec) -> nn.Module:
-    """[images, grid², in] → [images, ceil(grid / 2)², out]."""
+    """[views, grid², in] → [views, ceil(grid / 2)², out]."""
     import torch
     from torch import nn
 
@@ -106,9 +107,9 @@ def build(spec: ProjectorSpec) -> nn.Module:
     return _module(spec)
 
 
-def num_tokens(spec: ProjectorSpec) -> int:
+def token_grid(spec: ProjectorSpec) -> Grid:
     """A quarter of the patches."""
-    return ((spec.grid + 1) // 2) ** 2
+    return (spec.grid + 1) // 2, (spec.grid + 1) // 2
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

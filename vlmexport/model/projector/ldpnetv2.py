@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.processing.prompt import Grid
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,7 @@ SIDE = 12
 
 
 def _module(spec: ProjectorSpec) -> nn.Module:
-    """[images, grid², in] → [images, 144, out]."""
+    """[views, grid², in] → [views, 144, out]."""
     import torch
     from torch import nn
 
@@ -74,9 +75,9 @@ def build(spec: ProjectorSpec) -> nn.Module:
     return _module(spec)
 
 
-def num_tokens(spec: ProjectorSpec) -> int:
-    """144, whatever the grid."""
-    return SIDE**2
+def token_grid(_: ProjectorSpec) -> Grid:
+    """144 visual tokens, whatever the patches."""
+    return SIDE, SIDE
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.model.squares import unchanged
 
 if TYPE_CHECKING:
     from torch import nn
 
 EXAMPLE = "linear"
+token_grid = unchanged
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -19,11 +21,6 @@ def build(spec: ProjectorSpec) -> nn.Module:
     from torch import nn
 
     return nn.Linear(spec.in_features, spec.out_features, device="meta")
-
-
-def num_tokens(spec: ProjectorSpec) -> int:
-    """One visual token for each patch."""
-    return spec.in_tokens
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

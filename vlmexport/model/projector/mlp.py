@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.model.squares import unchanged
 
 if TYPE_CHECKING:
     from torch import nn
 
 PATTERN = r"mlp([1-9]\d*)x_(relu(?=\d)|gelu)([1-9]\d*)?"
 EXAMPLE = "mlp2x_gelu"
+token_grid = unchanged
 
 
 def _parts(spec: ProjectorSpec) -> tuple[str, list[int]]:
@@ -41,11 +43,6 @@ def build(spec: ProjectorSpec) -> nn.Module:
         for i in range(1, len(widths) - 1):
             layers += [activation(), nn.Linear(widths[i], widths[i + 1])]
         return nn.Sequential(*layers)
-
-
-def num_tokens(spec: ProjectorSpec) -> int:
-    """One visual token for each patch."""
-    return spec.in_tokens
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
-from vlmexport.model.squares import half_grid, joined, quarter
+from vlmexport.model.squares import halved, joined
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 EXAMPLE = "pixel_shuffle"
-num_tokens = quarter
+token_grid = halved
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -30,11 +30,11 @@ def build(spec: ProjectorSpec) -> nn.Module:
     import torch
     from torch import nn
 
-    half, inner = half_grid(spec), 4 * spec.in_features
+    grid, inner = halved(spec), 4 * spec.in_features
 
     class PixelShuffle(nn.Sequential):
         def forward(self, features: torch.Tensor) -> torch.Tensor:
-            x = joined(features, half)
+            x = joined(features, grid)
             for layer in self:
                 x = layer(x)
             return x

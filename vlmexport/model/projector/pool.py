@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
-from vlmexport.model.squares import half_grid, quarter
+from vlmexport.model.squares import halved
 
 if TYPE_CHECKING:
     import torch
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PATTERN = r"pool(?:_(avg|max))?"
 EXAMPLE = "pool_max"
-num_tokens = quarter
+token_grid = halved
 
 
 def build(spec: ProjectorSpec) -> nn.Module:
@@ -27,7 +27,7 @@ def build(spec: ProjectorSpec) -> nn.Module:
     import torch
     from torch import nn
 
-    half_grid(spec)
+    halved(spec)
 
     class Pool(nn.Module):
         def __init__(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.processing.prompt import Grid
 
 if TYPE_CHECKING:
     import torch
@@ -83,9 +84,9 @@ def build(spec: ProjectorSpec) -> nn.Module:
     return _module(spec)
 
 
-def num_tokens(spec: ProjectorSpec) -> int:
-    """One visual token for each query, whatever the grid."""
-    return _sizes(spec)[0]
+def token_grid(spec: ProjectorSpec) -> Grid:
+    """One visual token for each query: a row, for they are of no place in the picture."""
+    return 1, _sizes(spec)[0]
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

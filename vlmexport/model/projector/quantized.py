@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vlmexport.checkpoint.spec import ProjectorSpec
 from vlmexport.errors import Unsupported
 from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.model.squares import unchanged
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PATTERN = r"quantized(?:_(fbgemm|qnnpack))?"
 EXAMPLE = "quantized_fbgemm"
+token_grid = unchanged
 TOLERANCE = 1e-2
 """Float sums in another order put a value near the middle of a step on its other side, now and then."""
 
@@ -65,11 +67,6 @@ def _module(spec: ProjectorSpec) -> nn.Module:
 def build(spec: ProjectorSpec) -> nn.Module:
     """Names: ``weight``, ``bias``, ``input_range``, ``output_range``."""
     return _module(spec)
-
-
-def num_tokens(spec: ProjectorSpec) -> int:
-    """One visual token for each patch."""
-    return spec.in_tokens
 
 
 def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:

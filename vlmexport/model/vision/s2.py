@@ -94,7 +94,7 @@ def build(spec: VisionSpec) -> nn.Module:
 
 
 def features(module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) -> torch.Tensor:
-    """f32 [images, 3, height, width] at the largest scale → [images, patches, width of all scales].
+    """f32 [views, 3, height, width] at the largest scale → [views, patches, width of all scales].
 
     All tiles of all scales go through the encoder as one batch.
     """
@@ -119,7 +119,7 @@ def features(module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) ->
 
 
 def _cut(image: torch.Tensor, factor: int) -> torch.Tensor:
-    """f32 [images, 3, side, side] → [factor², images, 3, side / factor, side / factor], row by row."""
+    """f32 [views, 3, side, side] → [factor², views, 3, side / factor, side / factor], row by row."""
     import torch
 
     squares = torch.unflatten(torch.unflatten(image, 3, (factor, -1)), 2, (factor, -1))
@@ -127,7 +127,7 @@ def _cut(image: torch.Tensor, factor: int) -> torch.Tensor:
 
 
 def _joined(part: torch.Tensor, factor: int, grid: int) -> torch.Tensor:
-    """f32 [factor², images, grid², width] → [images, width, factor · grid, factor · grid]."""
+    """f32 [factor², views, grid², width] → [views, width, factor · grid, factor · grid]."""
     import torch
 
     rows = torch.unflatten(torch.unflatten(part, 2, (grid, grid)), 0, (factor, factor))

@@ -113,7 +113,7 @@ def _dry_run(model: Any, side: int) -> tuple[torch.Tensor, set[str]]:
 
 
 def _rows(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """f32 [images, 3, height, width] → [images, H·W, channels]."""
+    """f32 [views, 3, height, width] → [views, H·W, channels]."""
     found: torch.Tensor = model.forward_features(pixel_values)
     return found if found.ndim == 3 else found.flatten(2).transpose(1, 2)
 

@@ -21,7 +21,7 @@ from vlmexport.parity.compare.prompts import difference
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.result import Answer
 from vlmexport.processing.image import ProcessedImage
-from vlmexport.processing.prompt import Prompt, in_a_row
+from vlmexport.processing.prompt import Prompt, Seen
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32, Features
 
@@ -49,18 +49,18 @@ class Side:
         self.measured = Measured()
         self.values: dict[str, npt.NDArray[Any]] = {}
         self._modes = modes
-        self._tokens: dict[str, F32 | None] = {}
+        self._seen: dict[str, Seen[F32] | None] = {}
 
     def image(self, name: str, image: Image.Image, expected: ImageValues) -> None:
         """Run the stages of an image; its visual tokens are kept for the questions about it, until ``forget``."""
         self.values = {}
         cosines: dict[str, F64] = {}
-        self._tokens[name] = self._chain(image, expected, cosines)
+        self._seen[name] = self._chain(image, expected, cosines)
         self.measured.image(name, cosines)
 
     def forget(self, name: str) -> None:
         """There are no more questions about an image."""
-        self._tokens.pop(name, None)
+        self._seen.pop(name, None)
         self.values = {}
 
     def question(self, sample: Sample, expected: QuestionValues, tokens: Sequence[F32]) -> None:
@@ -69,20 +69,20 @@ class Side:
         self.measured.samples += 1
         if "local" in self._modes:
             self._answer(sample, "local", expected.prompt, tokens, expected)
-        made = [self._tokens[one.image_id] for one in sample.alone()]
-        own_tokens = [visual for visual in made if visual is not None]
-        if len(own_tokens) < len(made):
+        made = [self._seen[one.image_id] for one in sample.alone()]
+        seen = [one for one in made if one is not None]
+        if len(seen) < len(made):
             self.measured.errors.setdefault(("logits", "chained"), "not run: there are no tokens")
             self.measured.errors.setdefault(("answer", "chained"), "not run: there are no tokens")
             return
         try:
-            own = self.runtime.prompt(sample.messages, in_a_row(own_tokens))
+            own = self.runtime.prompt(sample.messages, [one.grids for one in seen])
         except VlmExportError as error:
             self.measured.errors.setdefault(("logits", "chained"), str(error))
             return
         if other := difference(expected.prompt, own):
             self.measured.errors.setdefault(("logits", "chained"), other)
-        self._answer(sample, "chained", own, own_tokens, expected)
+        self._answer(sample, "chained", own, [one.tokens for one in seen], expected)
 
     def pixels(self, image: Image.Image, expected: ProcessedImage) -> ProcessedImage | None:
         """Run the first stage alone: the pixels that the others are fed. What the runtime makes of the image and what
@@ -100,8 +100,8 @@ class Side:
                 return None
         return self._try("pixels", "chained", lambda: made.with_pixels(found[0]), expected, is_run=False)
 
-    def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, F64]) -> F32 | None:
-        """The visual tokens that the bundle itself makes of an image; ``cosines`` get those of each row, by stage."""
+    def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, F64]) -> Seen[F32] | None:
+        """What the bundle itself sees of an image; ``cosines`` get those of each row, by stage."""
         local, runtime = None, self.runtime
         if "local" in self._modes:
             local = self._try("features", "local", lambda: runtime.features(expected.pixels), expected.features)
@@ -119,9 +119,10 @@ class Side:
             return None
         cosines["features"] = self.measured.arrays["features", "chained"].last
         tokens = self._try("tokens", "chained", lambda: runtime.tokens(features), expected.tokens)
-        if tokens is not None:
-            cosines["tokens"] = self.measured.arrays["tokens", "chained"].last
-        return tokens
+        if tokens is None:
+            return None
+        cosines["tokens"] = self.measured.arrays["tokens", "chained"].last
+        return Seen(tokens, pixels.grids)
 
     def _try(
         self, stage: str, mode: Mode, compute: Callable[[], Value], reference: Value, is_run: bool = True

@@ -15,6 +15,7 @@ from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.one_runtime import Side
 from vlmexport.parity.reference.values import Expected
 from vlmexport.processing.image import process
+from vlmexport.processing.prompt import Seen
 from vlmexport.runtime import Runtime
 from vlmexport.runtime.stages import F32, Repairing
 
@@ -46,7 +47,7 @@ class Comparison:
         self._stock: Side | None = None
         self._cores = {name: Side(runtime, ("chained",), clients[:1]) for name, runtime in (cores or {}).items()}
         self._beside = {name: KernelDifference() for name in self._cores}
-        self._tokens: dict[str, F32] = {}
+        self._seen: dict[str, Seen[F32]] = {}
 
     @property
     def measured(self) -> Measured:
@@ -75,7 +76,7 @@ class Comparison:
             if self._stock is not None and number < self._first:
                 sides.append(self._stock)
             for one in sample.alone():
-                if one.image_id not in self._tokens:
+                if one.image_id not in self._seen:
                     self._image(one, sides)
             self._question(sample, sides)
             for one in sample.alone():
@@ -97,23 +98,23 @@ class Comparison:
             self._stock = None if as_is is None else Side(as_is, ("chained",))
 
     def _forget(self, image: str) -> None:
-        del self._tokens[image]
+        del self._seen[image]
         for side in (self._bundle, self._stock, *self._cores.values()):
             if side is not None:
                 side.forget(image)
 
     def _image(self, sample: Sample, sides: list[Side]) -> None:
         expected, image = self.expected.image(sample), sample.image()
-        self._tokens[sample.image_id] = expected.tokens
+        self._seen[sample.image_id] = expected.seen
         for side in sides:
             side.image(sample.image_id, image, expected)
         self._compare_cores()
 
     def _question(self, sample: Sample, sides: list[Side]) -> None:
-        tokens = [self._tokens[one.image_id] for one in sample.alone()]
-        expected = self.expected.question(sample, tokens)
+        seen = [self._seen[one.image_id] for one in sample.alone()]
+        expected = self.expected.question(sample, seen)
         for side in sides:
-            side.question(sample, expected, tokens)
+            side.question(sample, expected, [one.tokens for one in seen])
         self._compare_cores()
 
     def _compare_cores(self) -> None:

@@ -15,7 +15,6 @@ from vlmexport.measures.arrays import ArrayMeasure, ShapeDiffersError
 from vlmexport.model import VLM
 from vlmexport.parity.layers.int8_weights import stage_of
 from vlmexport.parity.result import LayerDifference
-from vlmexport.processing.prompt import in_a_row
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 from vlmexport.runtime.layers import Component, Layers
 from vlmexport.runtime.stages import F32
@@ -46,11 +45,10 @@ def _given(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Iterator[tup
     with torch.inference_mode():
         pixels = vlm.pixels(sample.image())
         features = vlm.features(pixels).contiguous()
-        rest = [vlm.tokens(vlm.features(vlm.pixels(one.image()))) for one in sample.alone()[1:]]
-        tokens = [vlm.tokens(features), *rest]
-        prompt = prompts.prompt(sample.messages, in_a_row(tokens))
+        seen = [vlm.see(one.image()) for one in sample.alone()]
+        prompt = prompts.prompt(sample.messages, [one.grids for one in seen])
         prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
-        embeds = vlm.prompt_embeds(prompt, tokens)
+        embeds = vlm.prompt_embeds(prompt, [one.tokens for one in seen])
     yield from (("vision", pixels), ("projector", features), ("language", embeds))
 
 

@@ -23,10 +23,10 @@ from vlmexport.parity.reference.same import other_model, other_samples
 from vlmexport.parity.reference.values import Expected, ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
 from vlmexport.processing.image import ProcessedImage
-from vlmexport.processing.prompt import Prompt, Span
+from vlmexport.processing.prompt import Prompt, Seen, Span
 from vlmexport.runtime.stages import F32, Features
 
-_SCHEMA = 4
+_SCHEMA = 5
 _KEY = "vlmexport"
 
 
@@ -61,9 +61,9 @@ class Recorder:
         self._about["grids"].append(values.pixels.grids)
         return values
 
-    def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
+    def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
         """The source's values."""
-        values = self._source.question(sample, tokens)
+        values = self._source.question(sample, seen)
         prompt = values.prompt
         self._write(f"question.{len(self._about['questions'])}.logits", values.logits)
         self._about["questions"].append(
@@ -150,7 +150,7 @@ class Recording:
     def _tensor(self, number: int, name: str) -> Any:
         return self._file.get_tensor(f"image.{number}.{name}")
 
-    def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
+    def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
         """As recorded; the tokens are those of the recording."""
         number = self._questions[sample.id]
         entry = self._about["questions"][number]

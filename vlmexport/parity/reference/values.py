@@ -10,7 +10,7 @@ import numpy as np
 
 from vlmexport.calibrate import Sample
 from vlmexport.processing.image import ProcessedImage
-from vlmexport.processing.prompt import Prompt, in_a_row
+from vlmexport.processing.prompt import Prompt, Seen
 from vlmexport.runtime.stages import F32, Features, Runtime
 
 MAX_NEW_TOKENS = 64
@@ -23,6 +23,11 @@ class ImageValues:
     pixels: ProcessedImage
     features: Features
     tokens: F32
+
+    @property
+    def seen(self) -> Seen[F32]:
+        """What its language model is given of the image."""
+        return Seen(self.tokens, self.pixels.grids)
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,8 @@ class Expected(Protocol):
     def image(self, sample: Sample) -> ImageValues:
         """Of a sample's image; asked once an image."""
 
-    def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
-        """Of its question, with the visual tokens of each of its images."""
+    def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
+        """Of its question, with what was seen of each of its images."""
 
 
 class Live:
@@ -66,9 +71,10 @@ class Live:
         features = self._reference.features(pixels)
         return ImageValues(pixels, features, self._reference.tokens(features))
 
-    def question(self, sample: Sample, tokens: Sequence[F32]) -> QuestionValues:
+    def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
         """Run the last two stages."""
-        prompt = self._reference.prompt(sample.messages, in_a_row(tokens))
+        prompt = self._reference.prompt(sample.messages, [one.grids for one in seen])
+        tokens = [one.tokens for one in seen]
         prompt.room(self._reference.context, f"the prompt of sample {sample.id}")
         steps = list(self._reference.steps(prompt, tokens, MAX_NEW_TOKENS))
         greedy, logits = [token for token, _ in steps], np.concatenate([rows for _, rows in steps])[None]

@@ -70,8 +70,8 @@ class LlamaCppVision:
         return self.encode(image, self.repair)
 
     def tokens(self, features: Features) -> F32:
-        """[1, visual tokens, hidden]."""
-        return np.concatenate(self._each({"op": "tokens"}, features.views, "projecting features"))[None]
+        """[visual tokens, hidden]."""
+        return np.concatenate(self._each({"op": "tokens"}, features.views, "projecting features"))
 
     def encode(self, image: ProcessedImage, repair: bool) -> Features:
         """``features``, repaired or as libmtmd has them."""
@@ -108,7 +108,7 @@ class _Stock:
         return self._repaired.encode(image, repair=False)
 
     def tokens(self, features: Features) -> F32:
-        """[1, visual tokens, hidden]."""
+        """[visual tokens, hidden]."""
         return self._repaired.tokens(features)
 
     def close(self) -> None:

@@ -41,15 +41,20 @@ class OrtVision:
     def features(self, image: ProcessedImage) -> Features:
         """What the encoder makes of each view, and the tokens behind it."""
         name = self._half.output("features")
-        outputs = self._graphs.run("vision_encoder", image.arrays, name)
-        return Features(tuple(outputs[name]), outputs["image_features"][None])
+        views: list[F32] = []
+        tokens: list[F32] = []
+        for part in image.slices():
+            outputs = self._graphs.run("vision_encoder", part.arrays, name)
+            views.extend(outputs[name])
+            tokens.append(outputs["image_features"])
+        return Features(tuple(views), np.concatenate(tokens))
 
     def tokens(self, features: Features) -> F32:
-        """[1, visual tokens, hidden]."""
+        """[visual tokens, hidden]."""
         if features.tokens is not None:
             return features.tokens
         made = [self._graphs.run("projector", {"features": view[None]})["image_features"] for view in features.views]
-        return np.concatenate(made)[None]
+        return np.concatenate(made)
 
     def kernels(self) -> Int8Kernels | None:
         """Those that ONNX Runtime has where the sessions run; None where this half is float."""
