@@ -34,9 +34,11 @@ _TEXT = {
 WIDE = {
     "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 4,
     "num_key_value_heads": 2, "vocab_size": 448, "max_position_embeddings": 2048, "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "initializer_range": 0.1,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "initializer_range": 1 / 16,
 }  # fmt: skip
-"""Rows that every format can hold; more rows of the embedding than tokens, as published."""
+"""Rows that every format can hold; more rows of the embedding than tokens, as published. A product of 256 columns has
+unit gain, as in the other tiny checkpoints: at 0.1 attention is so sharp that four bits cost 0.12 nats, by ONNX
+Runtime's and llama.cpp's own quantizers as well."""
 
 TEMPLATE = (
     "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
