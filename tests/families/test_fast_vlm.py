@@ -23,6 +23,7 @@ from tests.onnx_bundles import picture
 from tests.prompts import texts, with_image
 from tests.vocabularies import byte_level
 from vlmexport.checkpoint.spec import Spec
+from vlmexport.design import Design, create
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families import fast_vlm, llava_qwen2
 from vlmexport.families.reading.published import Published
@@ -294,6 +295,29 @@ def test_prompt_ids_are_those_of_chunks_in_apples_layout(question: str, saved: S
         asked(question.replace("<|im_end|>", "end")), [((4, 4),)]
     )
     assert list(texts(prompt)) == [tuple(tokenizer.encode(text).ids) for text in (before, after)]
+
+
+@pytest.mark.parametrize("layout", ["hf", "apple"])
+def test_a_design_takes_the_template_with_the_language_model(layout: str, saved: Saved, tmp_path: Path) -> None:
+    """Prompts of ``vlmexport new --from`` are those of the origin, with no token before the first."""
+    create(Design(projector="pool_avg", origin=str(saved[0] / layout)), tmp_path / "design")
+    source, made = open_checkpoint(saved[0] / layout), open_checkpoint(tmp_path / "design")
+    assert made.spec.chat_template == source.spec.chat_template
+    assert (made.spec.bos_token_id, made.spec.stop_token_ids) == (None, source.spec.stop_token_ids)
+    assert made.spec.image_processor == source.spec.image_processor
+    for question in QUESTIONS:
+        prompts = [one.prompts.prompt(asked(question), [((4, 4),)]) for one in (source, made)]
+        assert prompts[0] == prompts[1]
+    create(Design(language="llama:tiny", projector="linear", origin=str(saved[0] / layout)), tmp_path / "other")
+    assert open_checkpoint(tmp_path / "other").spec.chat_template == ""
+
+
+def test_a_template_that_is_no_text_is_refused(saved: Saved, tmp_path: Path) -> None:
+    create(Design(projector="pool_avg", origin=str(saved[0] / "hf")), tmp_path / "design")
+    config = json.loads((tmp_path / "design" / "config.json").read_text())
+    (tmp_path / "design" / "config.json").write_text(json.dumps(config | {"chat_template": 3}))
+    with pytest.raises(CheckpointError, match="chat_template is no text"):
+        open_checkpoint(tmp_path / "design")
 
 
 def test_a_question_ends_no_turn(saved: Saved) -> None:

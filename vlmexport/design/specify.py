@@ -76,9 +76,10 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
     bos: int | None
     bos, eos, pad = _IDS
     stops: tuple[int, ...] = ()
+    template = ""
     if origin is not None and not design.named("language"):
         bos, eos, pad = origin.spec.bos_token_id, origin.spec.eos_token_id, origin.spec.pad_token_id
-        stops = origin.spec.stop_token_ids
+        stops, template = origin.spec.stop_token_ids, origin.spec.chat_template
     spec = Spec(
         name=name,
         layout="design",
@@ -92,6 +93,7 @@ def specify(design: Design, name: str = "design", origin: Checkpoint | None = No
         stop_token_ids=stops,
         pad_token_id=pad,
         torch_dtype=origin.spec.torch_dtype if origin else DTYPE,
+        chat_template=template,
     )
     plugins.check_positions(spec)
     return spec

@@ -66,12 +66,22 @@ def spec(published: Published) -> Spec:
         projector=ProjectorSpec(config["projector"], encoder.hidden_size, language.hidden_size, encoder.num_patches),
         language=language,
         prompt=PromptSpec(),
-        bos_token_id=token_id(text, "bos_token_id", 1, file),
+        bos_token_id=None if text.get("bos_token_id", 1) is None else token_id(text, "bos_token_id", 1, file),
         eos_token_id=token_id(text, "eos_token_id", 2, file),
         stop_token_ids=stop_ids(text, published),
         pad_token_id=pad_id(text),
         torch_dtype=stored_type(text),
+        chat_template=_template(config, file),
     )
+
+
+def _template(config: dict[str, Any], path: Path) -> str:
+    """The language model's own chat template; empty where it has none. What the tokenizer's files say is not read:
+    the layout that it was taken from may not read it either."""
+    found = config.get("chat_template", "")
+    if not isinstance(found, str):
+        raise CheckpointError(f"{path}: chat_template is no text", _CURE)
+    return found
 
 
 def _seeing(vision: dict[str, Any], path: Path) -> tuple[VisionSpec, ImageProcessorSpec]:
@@ -113,6 +123,7 @@ def config(spec: Spec) -> dict[str, Any]:
             "bos_token_id": spec.bos_token_id, "eos_token_id": _eos(spec), "pad_token_id": spec.pad_token_id,
             "torch_dtype": spec.torch_dtype,
         },
+        **({"chat_template": spec.chat_template} if spec.chat_template else {}),
     }  # fmt: skip
 
 
