@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 FIXTURES = (
     "tests.onnx_bundles",
+    "tests.fast_vlm_bundles",
     "tests.processors",
     "tests.transformers_js",
     "tests.tracing",
