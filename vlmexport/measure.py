@@ -66,7 +66,7 @@ def measure(
     hessians = _hessians(checkpoint, recipe, scratch, console) if recipe.uses_gptq else None
     int8 = None
     if recipe.int8_components and graph is not None and statistics is not None:
-        int8 = _int8(checkpoint, recipe, statistics, graph)
+        int8 = _int8(checkpoint, recipe, statistics, graph, console)
     return Measured(statistics if recipe.needs_statistics else None, sensitivity, hessians, int8)
 
 
@@ -102,13 +102,15 @@ def _hessians(checkpoint: Checkpoint, recipe: Recipe, folder: Path, console: Con
         return measure_hessians(load(checkpoint), checkpoint.prompts, samples, folder, weight, advance)
 
 
-def _int8(checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics, graph: Callable[[str], ir.Model]) -> Int8:
+def _int8(
+    checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics, graph: Callable[[str], ir.Model], console: Console
+) -> Int8:
     """Decisions about each part; layers that int8 does not serve are sent back, as far as the recipe measures them."""
     from vlmexport.model import plugins
     from vlmexport.quantize.int8 import Int8
 
     int8 = Int8(recipe.onnx, statistics, plugins.float_layers(checkpoint.spec.vision))
-    fallback = _fallback(checkpoint, recipe)
+    fallback = _fallback(checkpoint, recipe, console)
     for part in recipe.int8_components:
         int8.decisions[part] = decisions = int8.decide(graph(part))
         if fallback is not None and part != "projector":  # the tower's graph holds it too
@@ -116,7 +118,7 @@ def _int8(checkpoint: Checkpoint, recipe: Recipe, statistics: Statistics, graph:
     return int8
 
 
-def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
+def _fallback(checkpoint: Checkpoint, recipe: Recipe, console: Console) -> Fallback | None:
     """None also where the decoder is one that calibration does not hold in memory either."""
     from vlmexport.calibrate import calibration_samples
     from vlmexport.calibrate.collect import LARGE
@@ -130,5 +132,5 @@ def _fallback(checkpoint: Checkpoint, recipe: Recipe) -> Fallback | None:
     samples = calibration_samples(recipe.calibration.samples)
     return Fallback(
         lambda: (load(checkpoint, components=needed, resident=True), checkpoint.prompts),
-        samples, recipe.gates,
+        samples, recipe.gates, console,
     )  # fmt: skip

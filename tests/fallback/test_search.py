@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from vlmexport.calibrate import Sample, calibration_samples
 from vlmexport.calibrate.collect import collect
+from vlmexport.console import Advance, Console, Unit
+from vlmexport.fallback import search
 from vlmexport.fallback.search import Fallback
 from vlmexport.fallback.simulated import int8_layers
 from vlmexport.model import VLM, load
@@ -58,6 +63,44 @@ def test_a_ruined_layer_goes_back_alone(component: str, opened: Opened) -> None:
     assert list(sent_back) == [RUINED[component]]
     assert "measured" in sent_back[RUINED[component]]
     assert max(fallback.losses, key=lambda path: fallback.losses[path]) == RUINED[component]
+
+
+class Told(Console):
+    """Notes what is said: the steps that were announced, and how many were done."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.announced: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+
+    @contextmanager
+    def progress(self, label: str, total: int, unit: Unit = "steps", done: int = 0) -> Iterator[Advance]:
+        def advance(amount: int = 1, /) -> None:
+            self.done[label] += amount
+
+        self.announced[label], self.done[label] = total, done
+        yield advance
+
+
+@pytest.mark.slow
+def test_a_large_model_is_ranked_on_few_samples_and_judged_on_all(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred groups of layers on two dozen samples would be hours of work; and every step of it is announced."""
+    vlm, tokenizer, samples, choices = opened
+    mine, told = of("vision.encoder.layers.1", choices), Told()
+    wide = mine[RUINED["vision"]].span
+    mine[RUINED["vision"]] = Choice(Range(500 * wide.low, 500 * wide.high), None, 1, 0.0, SCHEME)
+    monkeypatch.setattr(search, "RANKING", 1)
+    sent_back = Fallback(lambda: (vlm, tokenizer), samples, GATES, told)(Decisions(mine))
+    assert list(sent_back) == [RUINED["vision"]]
+    assert len(mine) == 6
+    finding = "finding the fewest of them"
+    assert told.announced == {
+        "measuring tokens in float": 6, "measuring tokens in int8": 6, "ranking 6 groups of layers": 6 * search.FEWEST,
+        finding: 3 * 6,
+    }  # fmt: skip
+    assert told.done == told.announced | {finding: 2 * 6}  # halves of six are found in two steps or three
 
 
 def test_the_model_is_as_it_was_afterwards(opened: Opened) -> None:

@@ -1,18 +1,24 @@
 """Float fallback by measurement: the fewest layers that must stay in float for the recipe's gates to hold.
 
 Where all layers in int8 pass, none. Else groups of layers that read one value are ranked by the loss that each causes
-alone, visual tokens' NMSE or the answer's KL divergence, and as many of the worst as it takes go back to float.
+alone, visual tokens' NMSE or the answer's KL divergence, and as many of the worst as it takes go back to float. A large
+model is ranked on few of the samples: a hundred groups on all of them would take hours. What is sent back is judged on
+all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.sensitivity import Sequence as Decoded
 from vlmexport.calibrate.sensitivity import sequence
+from vlmexport.console import QUIET, Advance, Console, no_advance
 from vlmexport.fallback.simulated import int8_layers
 from vlmexport.measures.arrays import F32, ArrayMeasure
 from vlmexport.measures.gates import holds
@@ -25,7 +31,15 @@ from vlmexport.recipe import Gates
 SAMPLES = 24
 """Calibration samples that are run; the verdict of ``check`` is on others."""
 
-Advance = Callable[[], None]
+RANKING = 2 * 10**14
+"""Operations of products that a ranking may take, half an hour of two cores; but on at least ``FEWEST`` samples."""
+
+FEWEST = 2
+
+Input = TypeVar("Input")
+Groups = Sequence[Sequence[str]]
+Metrics = Callable[[Groups, Advance, int | None], dict[str, float]]
+"""Of the stage with some groups in int8, on the first samples, on all where the number is None."""
 
 
 class Fallback:
@@ -33,7 +47,6 @@ class Fallback:
 
     Args:
         open_model: the float model and what makes its prompts; called when something is to be measured.
-        advance: called once for every pass over the samples.
     """
 
     def __init__(
@@ -41,10 +54,10 @@ class Fallback:
         open_model: Callable[[], tuple[VLM, CheckpointPrompts]],
         samples: Sequence[Sample],
         gates: Gates,
-        advance: Advance = lambda: None,
+        console: Console = QUIET,
     ) -> None:
         self._open, self._samples, self._gates = open_model, samples[:SAMPLES], gates
-        self._advance = advance
+        self._console = console
         self._model: tuple[VLM, CheckpointPrompts] | None = None
         self.losses: dict[str, float] = {}
         """Loss that a group causes alone, by its first layer's path; of graphs where some stayed in float."""
@@ -56,25 +69,35 @@ class Fallback:
             return {}
         stage = LogitsLoss if members[0][0].startswith("language.") else TokensLoss
         vlm, prompts = self._opened()
-        measured = stage(vlm, prompts, self._samples)
+        with self._console.progress(f"measuring {stage.name} in float", len(self._samples)) as advance:
+            measured = stage(vlm, prompts, self._samples, advance)
 
-        def loss(groups: Sequence[Sequence[str]]) -> tuple[float, bool]:
-            """With the groups in int8, and whether the gates hold."""
+        def metrics(groups: Groups, advance: Advance, count: int | None = None) -> dict[str, float]:
+            """With the groups in int8, on the first samples."""
             with int8_layers(vlm, decisions.choices, [path for group in groups for path in group]):
-                metrics = measured.metrics()
-            self._advance()
-            return metrics[stage.loss], holds(self._gates, stage.name, metrics)
+                return measured.metrics(advance, count)
 
-        if loss(members)[1]:
-            return {}
-        alone = {group[0]: loss([group])[0] for group in members}
+        with self._console.progress(f"measuring {stage.name} in int8", measured.count) as advance:
+            if holds(self._gates, stage.name, metrics(members, advance)):
+                return {}
+        return self._fewest(members, measured, metrics)
+
+    def _fewest(self, members: Groups, measured: Loss[Any], metrics: Metrics) -> dict[str, str]:
+        """Layers of the groups that must stay in float, the worst first, and why."""
+        on = min(measured.count, max(FEWEST, RANKING // (len(members) * measured.operations())))
+        self._console.note(f"int8 misses the recipe's gates for {measured.name}: looking for layers to leave in float")
+        with self._console.progress(f"ranking {len(members)} groups of layers", len(members) * on) as advance:
+            alone = {group[0]: metrics([group], advance, on)[measured.loss] for group in members}
         self.losses |= alone
         ranked = sorted(members, key=lambda group: -alone[group[0]])
         few, many = 0, len(ranked)  # so many in float fail, and serve
-        while many - few > 1:
-            middle = (few + many) // 2
-            few, many = (few, middle) if loss(ranked[middle:])[1] else (middle, many)
-        why = "measured: int8 alone costs {:.2g} " + stage.loss
+        tries = (many - 1).bit_length()
+        with self._console.progress("finding the fewest of them", tries * measured.count) as advance:
+            while many - few > 1:
+                middle = (few + many) // 2
+                serves = holds(self._gates, measured.name, metrics(ranked[middle:], advance, None))
+                few, many = (few, middle) if serves else (middle, many)
+        why = "measured: int8 alone costs {:.2g} " + measured.loss
         return {path: why.format(alone[group[0]]) for group in ranked[:many] for path in group}
 
     def _opened(self) -> tuple[VLM, CheckpointPrompts]:
@@ -91,49 +114,97 @@ def groups(decisions: Decisions) -> list[list[str]]:
     return [group for group in found if group] + [[path] for path in decisions.choices if path not in together]
 
 
-class TokensLoss:
+class Loss(ABC, Generic[Input]):
+    """What int8 costs at one stage, over inputs that the float model has run.
+
+    Args:
+        inputs: one by one, as they are made.
+        advance: called once for every input.
+    """
+
+    name: ClassVar[str]
+    loss: ClassVar[str]
+    """The stage, and the metric that ranks layers."""
+
+    def __init__(self, vlm: VLM, inputs: Iterable[Input], advance: Advance) -> None:
+        self._vlm = vlm
+        self._inputs: list[Input] = []
+        self._expected: list[F32] = []
+        for one in inputs:
+            self._inputs.append(one)
+            self._expected.append(self._run(one))
+            advance()
+
+    @abstractmethod
+    def _outputs(self, one: Input) -> torch.Tensor:
+        """The stage of one input."""
+
+    @abstractmethod
+    def _compare(self, pairs: Iterable[tuple[F32, F32]]) -> dict[str, float]:
+        """What is expected, and what was found."""
+
+    @property
+    def count(self) -> int:
+        """Inputs there are."""
+        return len(self._inputs)
+
+    def metrics(self, advance: Advance = no_advance, count: int | None = None) -> dict[str, float]:
+        """Of the first inputs, of all where it is None, against the float model."""
+        return self._compare(self._pairs(self.count if count is None else count, advance))
+
+    def operations(self) -> int:
+        """Of the products that the first input takes."""
+        with FlopCounterMode(display=False) as counter:
+            self._run(self._inputs[0])
+        return int(counter.get_total_flops())
+
+    def _pairs(self, count: int, advance: Advance) -> Iterator[tuple[F32, F32]]:
+        for one, expected in zip(self._inputs[:count], self._expected, strict=False):
+            yield expected, self._run(one)
+            advance()
+
+    def _run(self, one: Input) -> F32:
+        with torch.inference_mode():
+            found: F32 = self._outputs(one).numpy()
+        return found
+
+
+class TokensLoss(Loss[Sample]):
     """Visual tokens of the samples' images."""
 
     name, loss = "tokens", "nmse"
 
-    def __init__(self, vlm: VLM, _: CheckpointPrompts, samples: Sequence[Sample]) -> None:
-        self._vlm = vlm
-        self._images = {one.image_id: one for sample in samples for one in sample.alone()}
-        self._expected = list(self._run())
+    def __init__(
+        self, vlm: VLM, _: CheckpointPrompts, samples: Sequence[Sample], advance: Advance = no_advance
+    ) -> None:
+        images = {one.image_id: one for sample in samples for one in sample.alone()}
+        super().__init__(vlm, images.values(), advance)
 
-    def _run(self) -> Iterator[F32]:
-        for sample in self._images.values():
-            with torch.inference_mode():
-                tokens = self._vlm.see(sample.image()).tokens.numpy()
-            yield tokens
+    def _outputs(self, one: Sample) -> torch.Tensor:
+        return self._vlm.see(one.image()).tokens
 
-    def metrics(self) -> dict[str, float]:
-        """Against the float model."""
+    def _compare(self, pairs: Iterable[tuple[F32, F32]]) -> dict[str, float]:
         measure = ArrayMeasure()
-        for expected, found in zip(self._expected, self._run(), strict=True):
+        for expected, found in pairs:
             measure.add(expected, found)
         return measure.metrics()
 
 
-class LogitsLoss:
+class LogitsLoss(Loss[Decoded]):
     """Logits where the samples' answers are decided, after the float model's visual tokens."""
 
     name, loss = "logits", "kld"
 
-    def __init__(self, vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample]) -> None:
-        self._vlm = vlm
-        self._sequences: list[Decoded] = [sequence(vlm, prompts, sample) for sample in samples]
-        self._expected = list(self._run())
+    def __init__(
+        self, vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample], advance: Advance = no_advance
+    ) -> None:
+        super().__init__(vlm, (sequence(vlm, prompts, sample) for sample in samples), advance)
 
-    def _run(self) -> Iterator[F32]:
-        for one in self._sequences:
-            with torch.inference_mode():
-                logits = self._vlm.logits(one.embeds, one.decided).numpy()
-            yield logits
+    def _outputs(self, one: Decoded) -> torch.Tensor:
+        return self._vlm.logits(one.embeds, one.decided)
 
-    def metrics(self) -> dict[str, float]:
-        """Against the float model."""
+    def _compare(self, pairs: Iterable[tuple[F32, F32]]) -> dict[str, float]:
         measure = LogitsMeasure()
-        for expected, found in zip(self._expected, self._run(), strict=True):
+        for expected, found in pairs:
             measure.add(expected, found, [int(token) for token in expected[0].argmax(-1)])
         return measure.metrics()
