@@ -59,13 +59,13 @@ def _transformed(placed: Placed) -> Image.Image:
     tile = sprite(placed.class_id).resize((side, side), Image.Resampling.BICUBIC)
     tile = tile.rotate(placed.angle, Image.Resampling.BILINEAR, expand=True)
     pixels = np.asarray(tile, np.float32)
-    colours = pixels[:, :, :3] @ _hue_rotation(placed.hue)
+    colours = pixels[:, :, :3] @ hue_rotation(placed.hue)
     colours = (colours - 128) * (1 + placed.contrast) + 128 * (1 + placed.brightness)
     out = np.concatenate([np.clip(colours, 0, 255), pixels[:, :, 3:]], axis=2)
     return Image.fromarray(np.rint(out).astype(np.uint8))
 
 
-def _hue_rotation(angle: float) -> Floats:
+def hue_rotation(angle: float) -> Floats:
     """The 3×3 matrix that turns RGB about the gray axis by `angle` radians (row vectors)."""
     c, s = math.cos(angle), math.sin(angle)
     third, root = (1 - c) / 3, s / math.sqrt(3)
