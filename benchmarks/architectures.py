@@ -25,18 +25,18 @@ import torch
 from onnxruntime import InferenceSession
 
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
-from vlmexport.artifact.onnx.graphs import write_vision
 from vlmexport.artifact.onnx.passes.clean import save
+from vlmexport.artifact.onnx.seeing import OnnxSeeing
 from vlmexport.artifact.onnx.session import open_session, run
 from vlmexport.artifact.onnx.trace.components import trace_projector
 from vlmexport.calibrate import calibration_samples, collect
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.statistics import Statistics
-from vlmexport.console import QUIET
+from vlmexport.console import no_advance
 from vlmexport.costs.operations import count
 from vlmexport.design import Design, create, specify
 from vlmexport.errors import Unsupported
-from vlmexport.measure import measure
+from vlmexport.measure import Measured, measure
 from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.model import load
 from vlmexport.model.sketch import sketch
@@ -85,7 +85,8 @@ def encoder(name: str) -> Row:
             aside.mkdir()
             graphs = FloatGraphs(checkpoint, chosen, aside)
             int8 = measure(checkpoint, chosen, aside, graphs.model, statistics=statistics).int8
-            files = write_vision(checkpoint, chosen.onnx, graphs, int8, place, QUIET).files
+            half = OnnxSeeing(checkpoint, chosen.onnx, graphs)
+            files = half.write(Measured(int8=int8), place, lambda role: no_advance).half.files
             sessions[precision] = open_session(place / files["vision_encoder"])
             sizes[precision] = sum(path.stat().st_size for path in (place / "onnx").iterdir())
         pixels = [vlm.pixels(sample.image()).numpy() for sample in samples[IMAGES:]]

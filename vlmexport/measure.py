@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.console import QUIET, Console
 from vlmexport.recipe import Recipe
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
@@ -68,6 +69,17 @@ def measure(
     if recipe.int8_components and graph is not None and statistics is not None:
         int8 = _int8(checkpoint, recipe, statistics, graph, console)
     return Measured(statistics if recipe.needs_statistics else None, sensitivity, hessians, int8)
+
+
+def bytes_aside(checkpoint: Checkpoint, recipe: Recipe) -> int:
+    """Bytes that ``measure`` writes to its scratch folder."""
+    return hessian_bytes(checkpoint.spec.language) if recipe.uses_gptq else 0
+
+
+def hessian_bytes(spec: LanguageSpec) -> int:
+    """Bytes of the files that ``calibrate.hessians`` writes, to a percent: a layer has four inputs of linear layers."""
+    columns = (spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
+    return spec.num_layers * sum(4 * size * size for size in columns)
 
 
 def calibrated(

@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.bundle.staging import refuse_destination, scratch, staged
+from vlmexport.artifact.write import Writer
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import UsageError
 from vlmexport.files import whole
@@ -76,39 +77,14 @@ def export_checkpoint(
         MissingDependency: a package that writes the format is not installed.
     """
     refuse_destination(destination, force)
-    needed = _bytes_needed(checkpoint, recipe)
-    with staged(destination, force, needed) as folder:
-        aside = scratch(folder)
-        if recipe.format == "gguf" and recipe.gguf.vision == "mmproj":
-            from vlmexport.artifact.gguf.export import export_gguf
-
-            measured = measure(checkpoint, recipe, aside, console=console, dask=dask, statistics=statistics)
-            return export_gguf(checkpoint, recipe, measured, folder, console)
-        from vlmexport.artifact.onnx.float_graphs import FloatGraphs
-
-        if recipe.format == "onnx":
-            from vlmexport.artifact.onnx.export import export_onnx as write
-        else:
-            from vlmexport.artifact.hybrid import export_hybrid as write
-        graphs = FloatGraphs(checkpoint, recipe, aside)
-        measured = measure(checkpoint, recipe, aside, graphs.model, console=console, dask=dask, statistics=statistics)
-        return write(checkpoint, recipe, graphs, measured, folder, console)
-
-
-def _bytes_needed(checkpoint: Checkpoint, recipe: Recipe) -> int:
-    """Bytes that are written on the way to a bundle. What cannot work is refused here, before anything long begins."""
-    if recipe.format == "onnx":
-        from vlmexport.artifact.onnx.export import bytes_needed
-
-        return bytes_needed(checkpoint, recipe)
-    from vlmexport.artifact.gguf import export as gguf
-
-    gguf.refuse_gguf(checkpoint, recipe)
-    if recipe.gguf.vision == "mmproj":
-        return gguf.bytes_needed(checkpoint, recipe)
-    from vlmexport.artifact import hybrid
-
-    return hybrid.bytes_needed(checkpoint, recipe)
+    aside = scratch(destination)
+    writer = Writer(checkpoint, recipe, aside)
+    writer.refuse()
+    with staged(destination, force, writer.bytes_needed) as folder:
+        measured = measure(
+            checkpoint, recipe, aside, writer.graph, console=console, dask=dask, statistics=statistics
+        )  # fmt: skip
+        return writer.write(measured, folder, console)
 
 
 def open_whole(model: str, vision_tower: str | None = None, console: Console = QUIET) -> Checkpoint:

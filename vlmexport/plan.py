@@ -9,9 +9,11 @@ from typing import Any
 
 from vlmexport.artifact.bundle.halves import LABELS
 from vlmexport.artifact.onnx.passes.repeat_layers import TRACED
-from vlmexport.artifact.onnx.sizes import extras, hessian_bytes, sizes, used_tower, vision_sizes
+from vlmexport.artifact.onnx.sizes import extras, used_tower
+from vlmexport.artifact.write import Writer
 from vlmexport.errors import Unsupported
 from vlmexport.flags import gguf_recipe, gguf_type
+from vlmexport.measure import hessian_bytes
 from vlmexport.model import plugins
 from vlmexport.recipe import Recipe, resolve, shipped
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
@@ -118,30 +120,24 @@ def _weights(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], float]:
-    from vlmexport.artifact.gguf import decoder, export, mmproj
-
-    export.refuse_gguf(checkpoint, recipe)
-    settings, weights = recipe.gguf, _weights(checkpoint)
-    files = decoder.planned(checkpoint, recipe)
-    total = {name: file.size for name, file in files.items()}
-    if settings.budget:  # it is spent but for a part of the smallest step
-        language = files[decoder.LANGUAGE]
-        room = decoder.budget_bytes(checkpoint, recipe, language)
-        total[decoder.LANGUAGE] = len(language.header) + room
-    parts = [Part(decoder.LANGUAGE, total.pop(decoder.LANGUAGE), weights["language"])]
+    """A budget is spent but for a part of the smallest step."""
+    writer = Writer(checkpoint, recipe)
+    writer.refuse()
+    weights, total = _weights(checkpoint), writer.sizes
+    parts = [Part("language", total.pop("language"), weights["language"])]
     stands_for, peak = weights["vision"] + weights["projector"], float(GGUF_PEAK)
-    if settings.vision == "mmproj":
-        parts.append(Part(LABELS[decoder.MMPROJ], mmproj.file(checkpoint, settings.mmproj_type).size, stands_for))
+    if recipe.gguf.vision == "mmproj":
+        parts.append(Part(LABELS["mmproj"], total.pop("mmproj"), stands_for))
     else:
-        graphs = vision_sizes(checkpoint, recipe.onnx)
-        parts += [Part(name, size, stands_for if name == "vision_encoder" else 0) for name, size in graphs.items()]
+        parts.append(Part("vision_encoder", total.pop("vision_encoder"), stands_for))
+        parts.append(Part("projector", total.pop("projector"), 0))
         peak = _LIBRARIES + _IN_FLIGHT + _SKETCH_COPIES * _sketch(checkpoint, recipe)
     parts += [Part(LABELS[role], size, 0) for role, size in total.items()]
     return tuple(parts), peak
 
 
 def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> tuple[tuple[Part, ...], float]:
-    weights, graphs = _weights(checkpoint), sizes(checkpoint, recipe.onnx)
+    weights, graphs = _weights(checkpoint), Writer(checkpoint, recipe).sizes
     table = plugins.token_table(checkpoint).numel
     stands_for = {
         "vision_encoder": weights["vision"] + weights["projector"], "embed_tokens": table,

@@ -16,7 +16,7 @@ import torch
 from vlmexport.artifact.bundle.halves import LLAMA_CPP, ONNXRUNTIME, GraphReport
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.gguf import imatrix_reader
-from vlmexport.artifact.gguf.decoder import IMATRIX
+from vlmexport.artifact.gguf.decoding import IMATRIX
 from vlmexport.artifact.gguf.file import library
 from vlmexport.artifact.gguf.language import gguf_name
 from vlmexport.checkpoint.spec import LanguageSpec

@@ -194,7 +194,7 @@ def test_onnx_gets_the_checkpoints_own_file(checkpoint: Checkpoint, tmp_path: Pa
     for text in vocabulary.TEXTS:
         assert found.encode(text) == checkpoint.tokenizer.encode(text)
     for special in ({}, {"bos_token": "<|im_start|>"}):
-        settings = client_files.tokenizer(client_files.Layout(checkpoint.spec, image, 144, special, {}, {}))
+        settings = client_files.tokenizer(client_files.Layout(checkpoint.spec, image, 144, special))
         assert settings["add_bos_token"] == bool(special)
     write_byte_level(checkpoint.path, special=(*CHATML, "<image>"))
     again = open_checkpoint(checkpoint.path)

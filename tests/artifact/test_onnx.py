@@ -14,7 +14,6 @@ from tests.onnx_bundles import Bundles, recipe
 from tests.quantize.graphs import fused
 from vlmexport.artifact.bundle.contents import verify
 from vlmexport.artifact.bundle.manifest import read_manifest
-from vlmexport.artifact.onnx.graphs import Written
 from vlmexport.errors import UsageError
 from vlmexport.pipeline import export_checkpoint
 from vlmexport.source.checkpoint import Checkpoint
@@ -108,12 +107,6 @@ def test_the_same_input_gives_the_same_bytes(onnx_bundle: Bundles) -> None:
     assert first == second
     for name in ("vlmexport.json", "config.json"):  # the order of their keys too
         assert (onnx_bundle("int8") / name).read_bytes() == (onnx_bundle("again") / name).read_bytes()
-
-
-def test_which_thread_was_first_does_not_show() -> None:
-    written = Written(files={"vision_encoder": "v", "embed_tokens": "e"}, hashes={"b": "1", "a": "2"}).in_order()
-    assert list(written.files) == ["embed_tokens", "vision_encoder"]
-    assert list(written.hashes) == ["a", "b"]
 
 
 def test_nothing_tells_where_it_was_made(onnx_bundle: Bundles) -> None:

@@ -44,7 +44,7 @@ def spec_of(aspect: Aspect) -> ImageProcessorSpec:
 def write(folder: Path, aspect: Aspect) -> Path:
     """The documents of a bundle that make its pixels."""
     spec = replace(tiny_spec("ldpnetv2"), image_processor=spec_of(aspect))
-    layout = client_files.Layout(spec, 1000, 144, {}, {}, {})
+    layout = client_files.Layout(spec, 1000, 144, {})
     folder.mkdir()
     (folder / "preprocessor_config.json").write_text(json.dumps(client_files.preprocessor(spec)))
     (folder / "processor_config.json").write_text(json.dumps(client_files.processor(layout)))

@@ -250,7 +250,7 @@ def levels(page: Page, file: Path, config: dict[str, Any]) -> np.ndarray:
 
 def told(spec: Spec) -> dict[str, Any]:
     """A bundle's ``processor_config.json``."""
-    return processor(Layout(spec, image_token=0, image_tokens=144, special={}, suffixes={}, external={}))
+    return processor(Layout(spec, image_token=0, image_tokens=144, special={}))
 
 
 @pytest.mark.parametrize("aspect_ratio", ["pad", "crop"])

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from vlmexport.artifact.gguf.decoder import LANGUAGE
 from vlmexport.costs.operations import Operations, count
 from vlmexport.costs.phones import Phone, Range
 from vlmexport.plan import Plan, plan
@@ -98,9 +97,9 @@ def _times(checkpoint: Checkpoint, recipe: Recipe, planned: Plan, counted: Opera
 
 def _read_by_token(checkpoint: Checkpoint, planned: Plan) -> int:
     """Bytes of the decoder's weights, all but the embedding: of that, a token reads one row."""
-    part = next(part for part in planned.parts if part.name in ("decoder_model_merged", LANGUAGE))
+    part = next(part for part in planned.parts if part.name in ("decoder_model_merged", "language"))
     language = checkpoint.spec.language
-    if part.name != LANGUAGE:  # an ONNX decoder is a graph without the embedding
+    if part.name != "language":  # an ONNX decoder is a graph without the embedding
         return part.bytes
     table = 0 if language.tie_word_embeddings else language.vocab_size * language.hidden_size
     return round(part.bytes * (1 - table / part.weights))

@@ -44,6 +44,7 @@ def staged(destination: Path, force: bool, needed: int = 0, mark: str = MANIFEST
         _refuse_full_disk(destination, needed)
         new = root / _NEW
         new.mkdir()
+        (root / _SCRATCH).mkdir()
         try:
             yield new
         except OSError as error:
@@ -55,16 +56,10 @@ def staged(destination: Path, force: bool, needed: int = 0, mark: str = MANIFEST
         replace(new, destination)
 
 
-def scratch(staged: Path) -> Path:
-    """A folder beside a staged bundle, for what is needed only while it is made. It goes when the bundle is complete,
-    and what a killed run left in it goes with the rest.
-
-    Args:
-        staged: what ``staged`` gave.
-    """
-    folder = staged.with_name(_SCRATCH)
-    folder.mkdir(exist_ok=True)
-    return folder
+def scratch(destination: Path) -> Path:
+    """The folder for what is needed only while a bundle is made. It is there within ``staged``, goes when the bundle is
+    complete, and what a killed run left in it goes with the rest."""
+    return _root(destination) / _SCRATCH
 
 
 def refuse_destination(destination: Path, force: bool, mark: str = MANIFEST) -> None:

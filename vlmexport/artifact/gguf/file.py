@@ -93,6 +93,11 @@ class GgufFile:
         return digest.hexdigest()
 
 
+def unlike(file: GgufFile, default: str) -> dict[str, str]:
+    """Tensor → type, where it is not the default."""
+    return {entry.name: entry.type for entry in file.tensors if entry.type != default}
+
+
 def library() -> Any:
     """The ``gguf`` package.
 

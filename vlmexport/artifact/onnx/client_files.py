@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any
 
 from vlmexport.artifact.bundle.halves import Role
+from vlmexport.artifact.onnx import tokenizer_file
+from vlmexport.artifact.onnx.names import external_data, graph_path, precision_of
 from vlmexport.checkpoint.spec import Spec, VisionSpec
 from vlmexport.errors import Unsupported
 from vlmexport.families import design
 from vlmexport.model import plugins
+from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
+from vlmexport.recipe import Onnx
+from vlmexport.source.checkpoint import Checkpoint
 
 _LANCZOS = 1
 """PIL's number. transformers.js under Node resizes without antialiasing at 3; at 1 it comes near PIL's bicubic."""
 
 _MAX_NEW_TOKENS = 256
+_PREPROCESSOR = "preprocessor_config.json"
+_TYPES = {"int4": "q4"}
+"""What transformers.js calls a precision, where it is another name."""
 _CLIENT_GRAPHS: tuple[Role, ...] = ("vision_encoder", "embed_tokens", "decoder_model_merged")
 
 
@@ -23,24 +33,63 @@ _CLIENT_GRAPHS: tuple[Role, ...] = ("vision_encoder", "embed_tokens", "decoder_m
 class Layout:
     """What the files need to know beside the Spec.
 
-    ``suffixes``: graph → its file's suffix (``_int8``); ``external``: graph file → number of external data files;
-    ``has_positions``: whether the decoder takes ``position_ids``.
+    ``external``: graph file → number of external data files.
     """
 
     spec: Spec
     image_token: int
     image_tokens: int
     special: dict[str, str]
-    suffixes: dict[Role, str]
-    external: dict[str, int]
-    has_positions: bool = True
+    settings: Onnx = field(default_factory=Onnx)
+    external: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, settings: Onnx, written: Iterable[str]) -> Layout:
+        """That of a bundle; ``written`` are its files with weights."""
+        spec = checkpoint.spec
+        image_token, tokens = tokenizer_file.image_token_id(checkpoint), plugins.num_tokens(spec.projector)
+        return cls(spec, image_token, tokens, _special(checkpoint), settings, external_data(written))
+
+
+def documents(checkpoint: Checkpoint, settings: Onnx, written: Iterable[str]) -> dict[str, str]:
+    """File name → content, for a bundle of graphs alone.
+
+    Args:
+        written: paths of its files with weights.
+
+    Raises:
+        Unsupported: the clients' files cannot hold the model.
+    """
+    return {name: _text(document) for name, document in files(Layout.of(checkpoint, settings, written)).items()}
+
+
+def of_pictures(checkpoint: Checkpoint) -> dict[str, str]:
+    """The same where another engine decodes: what makes pixels."""
+    return {_PREPROCESSOR: _text(preprocessor(checkpoint.spec))}
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def _special(checkpoint: Checkpoint) -> dict[str, str]:
+    """Name in ``tokenizer_config.json`` → text of a token."""
+    tokenizer, spec = checkpoint.tokenizer, checkpoint.spec
+    texts = tokenizer.texts()
+    ids: dict[str, int | None] = {"eos_token": spec.eos_token_id, "pad_token": spec.pad_token_id}
+    if tokenizer.bos_token_id is not None:
+        ids = {"bos_token": spec.bos_token_id, **ids}
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        ids["unk_token"] = tokenizer.unknown_token_id
+    found = {name: texts[i] for name, i in ids.items() if i in texts}
+    return {"pad_token": found["eos_token"], **found}
 
 
 def files(layout: Layout) -> dict[str, dict[str, Any]]:
     """File name → JSON document. Transformers.js and onnxruntime-genai generate text: a classifier goes without what is
     theirs alone."""
     found = {
-        "preprocessor_config.json": preprocessor(layout.spec),
+        _PREPROCESSOR: preprocessor(layout.spec),
         "processor_config.json": processor(layout),
         "tokenizer_config.json": tokenizer(layout),
     }
@@ -66,8 +115,8 @@ def classifier(layout: Layout) -> dict[str, Any]:
 def config(layout: Layout) -> dict[str, Any]:
     """A LLaVA; the decoder's sizes, and which precision transformers.js takes of each graph."""
     spec, language, vision = layout.spec, layout.spec.language, layout.spec.vision
-    names = {"": "fp32", "_fp16": "fp16", "_int8": "int8", "_q4": "q4"}
-    client: dict[str, Any] = {"dtype": {graph: names[layout.suffixes[graph]] for graph in _CLIENT_GRAPHS}}
+    precisions = {graph: precision_of(graph, layout.settings) for graph in _CLIENT_GRAPHS}
+    client: dict[str, Any] = {"dtype": {graph: _TYPES.get(name, name) for graph, name in precisions.items()}}
     if layout.external:
         client["use_external_data_format"] = layout.external
     return {
@@ -200,13 +249,12 @@ def tokenizer(layout: Layout) -> dict[str, Any]:
 def genai(layout: Layout) -> dict[str, Any]:
     """onnxruntime-genai, which knows this chain of graphs under the name of Phi-3 vision."""
     spec, language = layout.spec, layout.spec.language
-    suffixes = layout.suffixes
     options = {"session_options": {"log_id": "onnxruntime-genai", "provider_options": []}}
     decoder_in = {
         "inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask",
         "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value",
     }  # fmt: skip
-    if layout.has_positions:
+    if not layout.settings.fused_decoder:
         decoder_in["position_ids"] = "position_ids"
     decoder_out = {
         "logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"
@@ -221,7 +269,7 @@ def genai(layout: Layout) -> dict[str, Any]:
             "context_length": language.max_positions,
             "vocab_size": language.vocab_size,
             "vision": {
-                "filename": f"onnx/vision_encoder{suffixes['vision_encoder']}.onnx",
+                "filename": graph_path("vision_encoder", layout.settings.vision),
                 "inputs": {"pixel_values": "pixel_values"}, "outputs": {"image_features": "image_features"}, **options,
             },
             "embedding": {
@@ -230,7 +278,7 @@ def genai(layout: Layout) -> dict[str, Any]:
                 "outputs": {"inputs_embeds": "inputs_embeds"}, **options,
             },
             "decoder": {
-                "filename": f"decoder{suffixes['decoder']}.onnx",
+                "filename": graph_path("decoder", layout.settings.decoder),
                 "head_size": language.head_dim, "hidden_size": language.hidden_size,
                 "num_attention_heads": language.num_heads, "num_key_value_heads": language.num_kv_heads,
                 "num_hidden_layers": language.num_layers, "inputs": decoder_in, "outputs": decoder_out, **options,

@@ -7,6 +7,7 @@ written.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 import onnx_ir as ir
@@ -30,16 +31,25 @@ class FloatGraphs:
 
     Args:
         scratch: a folder for graphs of the sketch with their weights; it must last as long as this object is used.
+            None where nothing is traced.
     """
 
-    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, scratch: Path) -> None:
+    def __init__(self, checkpoint: Checkpoint, recipe: Recipe, scratch: Path | None) -> None:
         self._checkpoint, self._settings, self._scratch = checkpoint, recipe.onnx, scratch
         vision_only = recipe.format == "gguf" or recipe.onnx.fused_decoder
         self._components = COMPONENTS[:2] if vision_only else COMPONENTS
-        self._kept = Traces(cut(checkpoint.spec, repeat_layers.TRACED), recipe.onnx.simplify)
         self._traced: dict[str, tuple[Traced, Path, bytes]] = {}
         self._parts: dict[str, Part] = {}
         self._complete: set[str] = set()
+
+    @property
+    def generates(self) -> bool:
+        """Whether the language model generates text."""
+        return self._checkpoint.spec.language.generates
+
+    @cached_property
+    def _kept(self) -> Traces:
+        return Traces(cut(self._checkpoint.spec, repeat_layers.TRACED), self._settings.simplify)
 
     def trace(self) -> None:
         """Find the parts in the cache, and trace the others; nothing where that was done."""
@@ -56,6 +66,7 @@ class FloatGraphs:
         self._parts = {name: part or unpack(self._traced[name][2]) for name, part in found.items()}
 
     def _trace(self, part: str) -> tuple[Traced, Path, bytes]:
+        assert self._scratch is not None
         traced, report = trace.PARTS[part](self._sketch), None
         if self._settings.simplify:
             traced, report = simplify(traced, self._scratch, self._stack(part))
@@ -70,17 +81,20 @@ class FloatGraphs:
         total = {"vision": spec.vision.used_layers, "language": spec.language.num_layers}.get(part, 0)
         return prefix(spec, part) if total > repeat_layers.TRACED else None
 
-    def compare(self) -> None:
-        """The graphs that were traced now with what they were traced from; then they are kept.
+    def compare(self, name: str) -> None:
+        """A graph that was traced now with what it was traced from; then it is kept.
 
         Raises:
-            ParityFailed: a traced graph is not the float model.
+            ParityFailed: it is not the float model.
         """
-        for name, (traced, path, packed) in self._traced.items():
-            verify.check(traced, path)
-            if name == "language":
-                verify.check_cache(self._sketch, path)
-            self._kept.keep(name, packed)
+        self.trace()
+        if name not in self._traced:
+            return
+        traced, path, packed = self._traced[name]
+        verify.check(traced, path)
+        if name == "language":
+            verify.check_cache(self._sketch, path)
+        self._kept.keep(name, packed)
 
     def part(self, name: str) -> Part:
         """A part with all layers and the checkpoint's weights; the same object at each call.
@@ -93,7 +107,7 @@ class FloatGraphs:
         found, spec = self._parts[name], self._checkpoint.spec
         if name not in self._complete:
             self._complete.add(name)
-            if name == "language" and spec.language.generates:  # a sketch has few tokens, and all classes
+            if name == "language" and self.generates:  # a sketch has few tokens, and all classes
                 trace.name_logits(found.model, spec.language.vocab_size)
             attach_weights.attach(found.model, found.transposed, self._checkpoint)
             if count := self._layers(name):

@@ -9,7 +9,6 @@ from math import prod
 from vlmexport.artifact.bundle.halves import Role
 from vlmexport.artifact.onnx.passes.clean import EXTERNAL_FROM
 from vlmexport.artifact.onnx.tokenizer_file import content, image_token_id
-from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.model import plugins
 from vlmexport.recipe import Onnx
@@ -26,8 +25,8 @@ _SETTINGS = 10_000
 """Bytes of the clients' configuration files and the manifest."""
 
 
-def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
-    """Graph → bytes of its weights, external data included. Reads no weights.
+def decoder_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
+    """Graph of the decoding half → bytes of its weights, external data included. Reads no weights.
 
     Int8 takes every product to be quantized; what calibration keeps in float comes on top.
 
@@ -47,8 +46,7 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
         positions = sum(_FLOAT * language[name].numel for name in tables[1:])
         language_bytes = _graph(decoder, settings.decoder) + positions
     nodes = spec.language.num_layers * _NODES[settings.decoder]
-    found = vision_sizes(checkpoint, settings)
-    found["embed_tokens"] = embeddings
+    found: dict[Role, int] = {"embed_tokens": embeddings}
     if spec.language.generates:
         found |= {"embedding": embeddings if embeddings < EXTERNAL_FROM else 0, "decoder": nodes}
     found["decoder_model_merged"] = language_bytes + nodes
@@ -56,7 +54,7 @@ def sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
 
 
 def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
-    """The same of tower and projector alone."""
+    """The same of the seeing half."""
     tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
     spec = checkpoint.spec.vision
     stack = plugins.vision(spec).layers(spec) is not None
@@ -119,9 +117,3 @@ def _fused(tensors: Iterable[tuple[str, LazyTensor]], checkpoint: Checkpoint, se
         count = -(-tensor.columns // settings.block)
         total += tensor.shape[0] * count * (settings.block * bits // 8 + _SCALE)
     return total
-
-
-def hessian_bytes(spec: LanguageSpec) -> int:
-    """Bytes of the files that ``calibrate.hessians`` writes, to a percent: a layer has four inputs of linear layers."""
-    columns = (spec.hidden_size, spec.num_heads * spec.head_dim, spec.hidden_size, spec.intermediate_size)
-    return spec.num_layers * sum(4 * size * size for size in columns)

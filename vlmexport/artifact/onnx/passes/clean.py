@@ -123,7 +123,7 @@ def _write(model: ir.Model, path: Path) -> None:
     except ir.serde.SerdeError as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, VlmExportError):
-            cause = cause.__cause__
+            cause = cause.__cause__ or cause.__context__  # its message reads the weight again, and fails over it
         raise cause or error from error
 
 

@@ -1,0 +1,64 @@
+"""The seeing half of a GGUF bundle: an mmproj, for llama.cpp's libmtmd."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmexport.artifact.bundle.halves import LLAMA_CPP, Role, SeeingHalf
+from vlmexport.artifact.bundle.writing import Progress, Written
+from vlmexport.artifact.gguf import mmproj
+from vlmexport.artifact.gguf.file import unlike
+from vlmexport.checkpoint.spec import ImageProcessorSpec
+from vlmexport.console import Console
+from vlmexport.measure import Measured
+from vlmexport.recipe import Gguf
+from vlmexport.source.checkpoint import Checkpoint
+
+_CLASS_TOKEN = (
+    "stock libmtmd computes this tower wrong (llama.cpp #25814); vlmexport repairs that when it runs the bundle, other "
+    "programs need the patch of docs/llama-cpp.md, or a hybrid (--vision onnx) in place of this bundle"
+)
+_PADDING = (122, 116, 104)
+_OTHER_COLOUR = f"libmtmd pads with {_PADDING}, CLIP's mean, this model was trained with another: wide images differ"
+_NOT_PADDED = "libmtmd pads images to a square, this model was trained on centre crops: wide images differ"
+
+
+class GgufSeeing:
+    """``mmproj-<name>-<TYPE>.gguf``.
+
+    Raises:
+        Unsupported: libmtmd cannot hold tower or projector, or would compute them wrongly. A hybrid can.
+        MissingDependency: gguf or llama-cpp-python is not installed.
+    """
+
+    tools = ("gguf", "numpy")
+
+    def __init__(self, checkpoint: Checkpoint, settings: Gguf) -> None:
+        self._type = settings.mmproj_type
+        self._file = mmproj.file(checkpoint, self._type)
+        self.notes = [_CLASS_TOKEN, *_pictures(checkpoint.spec.image_processor)]
+
+    @property
+    def sizes(self) -> dict[Role, int]:
+        """Exact."""
+        return {"mmproj": self._file.size}
+
+    def refuse(self) -> None:
+        """Making it did."""
+
+    def settle(self, measured: Measured, console: Console) -> None:
+        """Nothing hangs on measurements."""
+
+    def write(self, measured: Measured, folder: Path, progress: Progress) -> Written[SeeingHalf]:
+        """The file, and what the manifest says of it."""
+        name = self._file.name
+        digest = self._file.write(folder, progress("mmproj"))
+        half = SeeingHalf(engine=LLAMA_CPP, precision=self._type, files={"mmproj": name})
+        return Written(half, {name: "mmproj"}, {name: digest}, unlike(self._file, self._type))
+
+
+def _pictures(pixels: ImageProcessorSpec) -> list[str]:
+    """Where libmtmd makes other pixels."""
+    if not pixels.do_pad:
+        return [_NOT_PADDED]
+    return [] if pixels.background == _PADDING else [_OTHER_COLOUR]
