@@ -13,7 +13,7 @@ from tests.onnx_bundles import sample
 from vlmexport.calibrate import Sample
 from vlmexport.measures.arrays import ArrayMeasure, Thinned
 from vlmexport.parity.compare import one_runtime
-from vlmexport.parity.compare.measured import SHOWN, Measured
+from vlmexport.parity.compare.measured import SHOWN, Measured, Rows
 from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.reference import values as expected
 from vlmexport.parity.reference.values import Live
@@ -80,16 +80,16 @@ def test_rows_beyond_many_are_thinned_out(monkeypatch: pytest.MonkeyPatch) -> No
 def test_rows_are_kept_of_the_worst_image_and_of_some_others() -> None:
     measured, losses = Measured(), np.random.default_rng(0).random(3 * SHOWN)
     for i, loss in enumerate(losses):
-        measured.image(f"{i}", {"features": np.full(4, 1 - loss)})
+        measured.image(f"{i}", Rows({"features": [np.full(4, 1 - loss)]}, ((2, 2),)))
     assert len(measured.images) == len(losses)
-    shown = [name for name, rows in measured.images.items() if rows]
+    shown = [name for name, rows in measured.images.items() if rows.cosines]
     assert len(shown) == SHOWN
     assert f"{losses.argmax()}" in shown
     halves = [Measured(), Measured()]
     for i, loss in enumerate(losses):
-        halves[i % 2].image(f"{i}", {"features": np.full(4, 1 - loss)})
+        halves[i % 2].image(f"{i}", Rows({"features": [np.full(4, 1 - loss)]}, ((2, 2),)))
     both = halves[0] + halves[1]
-    shown = [name for name, rows in both.images.items() if rows]
+    shown = [name for name, rows in both.images.items() if rows.cosines]
     assert len(shown) == SHOWN
     assert f"{losses.argmax()}" in shown
 

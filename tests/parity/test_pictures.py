@@ -12,26 +12,67 @@ from PIL import Image
 from tests.checkpoints import tiny_spec
 from tests.onnx_bundles import picture
 from vlmexport.calibrate import Sample
-from vlmexport.parity.compare.measured import Measured
-from vlmexport.parity.pictures import pictures
+from vlmexport.checkpoint.spec import ImageProcessorSpec
+from vlmexport.parity.compare.measured import Measured, Rows
+from vlmexport.parity.pictures import lie, pictures
+from vlmexport.processing.prompt import Grid
 
 SPEC = tiny_spec("ldpnetv2").image_processor
 
 
 def test_worst_and_median() -> None:
     images = {
-        f"{i}": {"features": np.full(4, 0.1), "tokens": np.array([loss, 1.0])} for i, loss in enumerate((0.9, 0.2, 0.8))
+        f"{i}": Rows({"features": [np.full(16, 0.1)], "tokens": [np.array([loss, 1.0, 1.0, 1.0])]}, ((2, 2),))
+        for i, loss in enumerate((0.9, 0.2, 0.8))
     }
     shown = picture(0, (336, 336))
     samples = [Sample(name, name, "?", lambda: shown) for name in images]
     worst, median = pictures(Measured(images=images), samples, SPEC)
-    assert (worst.image, worst.rank, worst.cosines) == ("1", "worst", {"features": [0.1] * 4, "tokens": [0.2, 1.0]})
+    (view,) = worst.views
+    assert (worst.image, worst.rank) == ("1", "worst")
+    assert view.cosines == {"features": [0.1] * 16, "tokens": [0.2, 1.0, 1.0, 1.0]}
+    assert (view.box, view.grids) == ((0, 0, 224, 224), {"features": (4, 4), "tokens": (2, 2)})
     assert (median.image, median.rank) == ("2", "median")
     with Image.open(io.BytesIO(base64.b64decode(worst.jpeg))) as small:
-        assert small.size == (224, 224)
+        assert small.size == worst.size == (224, 224)
     assert shown.size == (336, 336)
 
 
-@pytest.mark.parametrize("images", [{}, {"0": {}}])
-def test_none_where_no_stage_ran(images: dict[str, dict[str, np.ndarray]]) -> None:
+def test_views_lie_where_they_show_the_picture() -> None:
+    """The tiles side by side in a picture of another shape, whose longest side is drawn as 224 pixels; the whole over
+    all of it."""
+    spec, count = ImageProcessorSpec.tiles(128, 64), 3
+    rows = Rows({"tokens": [np.full(8, 0.5) for _ in range(count)]}, ((4, 2),) * count)
+    sample = Sample("0", "0", "?", lambda: picture(0, (600, 300)))
+    found, _ = pictures(Measured(images={"0": rows}), [sample], spec)
+    assert found.size == (224, 112)
+    assert [view.box for view in found.views] == [(0, 0, 112, 112), (112, 0, 224, 112), (0, 0, 224, 112)]
+    assert all(view.grids == {"tokens": (4, 2)} for view in found.views)
+
+
+@pytest.mark.parametrize("pads", [True, False])
+def test_padding_is_drawn_and_what_is_cut_off_is_not(pads: bool) -> None:
+    spec, rows = ImageProcessorSpec.square(64, pads), Rows({"tokens": [np.full(4, 0.5)]}, ((2, 2),))
+    sample = Sample("0", "0", "?", lambda: Image.new("RGB", (600, 300), "white"))
+    found, _ = pictures(Measured(images={"0": rows}), [sample], spec)
+    assert (found.size, found.views[0].box) == ((224, 224), (0, 0, 224, 224))
+    with Image.open(io.BytesIO(base64.b64decode(found.jpeg))) as drawn:
+        assert (drawn.getpixel((112, 5)) != (255, 255, 255)) == pads
+        assert drawn.getpixel((112, 112)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("count", "tokens", "grid"),
+    [
+        (576, (12, 12), (24, 24)), (169, (13, 13), (13, 13)), (625, (13, 13), (25, 25)), (32, (4, 2), (8, 4)),
+        (576, (1, 64), (24, 24)), (64, (1, 64), None), (577, (1, 577), None), (1, (1, 1), (1, 1)), (2, (12, 12), None),
+    ],
+)  # fmt: skip
+def test_where_rows_lie(count: int, tokens: Grid, grid: Grid | None) -> None:
+    """Patches of ldpnetv2, of an odd side, of a view that is no square; a Q-Former's; a class token among them."""
+    assert lie(count, tokens) == grid
+
+
+@pytest.mark.parametrize("images", [{}, {"0": Rows()}])
+def test_none_where_no_stage_ran(images: dict[str, Rows]) -> None:
     assert pictures(Measured(images=images), [], SPEC) == []

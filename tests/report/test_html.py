@@ -21,12 +21,16 @@ from vlmexport.artifact.bundle.halves import ONNXRUNTIME, Budget, DecodingHalf, 
 from vlmexport.artifact.bundle.manifest import File, Manifest
 from vlmexport.bench import Component
 from vlmexport.parity.baseline import compared
-from vlmexport.parity.result import Answer, BisectResult, LayerDifference, LayerLoss, ParityResult, Picture
+from vlmexport.parity.result import Answer, BisectResult, LayerDifference, LayerLoss, ParityResult, Picture, View
 from vlmexport.recipe import parse
 from vlmexport.report.html import html
 
 DECODER: Role = "decoder_model_merged"
 _VOID = {"meta", "img", "br"}
+WHOLE = View(
+    box=(0, 0, 64, 64), cosines={"features": [1.0] * 15 + [0.5], "tokens": [0.99] * 5}, grids={"features": (4, 4)}
+)
+"""One view; five tokens lie nowhere."""
 
 
 def manifest(budget: Budget | None = None) -> Manifest:
@@ -40,11 +44,11 @@ def manifest(budget: Budget | None = None) -> Manifest:
     return made("onnx", source, recipe=recipe, tools={"torch": "2.12.0"}, files=files, decoding=decoding)
 
 
-def picture() -> Picture:
+def picture(*views: View) -> Picture:
     content = io.BytesIO()
     Image.new("RGB", (64, 64), "teal").save(content, "JPEG")
-    cosines = {"features": [1.0] * 15 + [0.5], "tokens": [0.99] * 5}
-    return Picture(image="scene", rank="worst", cosines=cosines, jpeg=base64.b64encode(content.getvalue()).decode())
+    jpeg = base64.b64encode(content.getvalue()).decode()
+    return Picture(image="scene", rank="worst", views=list(views or [WHOLE]), jpeg=jpeg, size=(64, 64))
 
 
 def failing() -> ParityResult:
@@ -154,9 +158,22 @@ def test_answers_are_text_and_part_where_they_part() -> None:
 def test_patches() -> None:
     page = Page(html(failing(), manifest()))
     cells = [attributes for tag, attributes in page.tags if tag == "rect"]
-    assert [(cell["x"], cell["y"], cell.get("opacity")) for cell in cells] == [("3", "3", "0.9"), ("3", "3", None)]
+    places = [(cell["x"], cell["y"], cell["width"], cell["height"], cell.get("opacity")) for cell in cells]
+    assert places == [("48.0", "48.0", "16.0", "16.0", "0.9"), ("48.0", "48.0", "16.0", "16.0", None)]
     assert "worst 0.5 in row 4, column 4" in page.text
-    assert "of 5 tokens" not in page.text  # five tokens lie nowhere
+    assert "tokens : mean" not in page.text
+
+
+def test_patches_of_several_views() -> None:
+    """Two tiles are one map, the picture as a whole is another; each cell is where its view shows it."""
+    left = View(box=(0, 0, 32, 64), cosines={"tokens": [1.0, 0.9]}, grids={"tokens": (2, 1)})
+    right = View(box=(31.5, 0, 64, 64), cosines={"tokens": [1.0, 1.0, 0.8, 1.0]}, grids={"tokens": (2, 2)})
+    page = Page(html(result(False, pictures=[picture(left, right, WHOLE)]), manifest()))
+    cells = [attributes for tag, attributes in page.tags if tag == "rect" and attributes.get("class") != "worst"]
+    found = [tuple(float(cell[name]) for name in ("x", "y", "width", "height")) for cell in cells]
+    assert found == [(0, 32, 32, 32), (31.5, 32, 16.25, 32), (48, 48, 16, 16)]
+    assert "tokens , views 1–2: mean cosine 0.95, worst 0.8 in view 2, row 2, column 1" in page.text
+    assert "features , view 3: mean cosine 0.96875, worst 0.5 in view 3, row 4, column 4" in page.text
 
 
 def test_sizes_budget_and_versions() -> None:

@@ -46,13 +46,24 @@ class Answer(_Model):
     kld: float | None = None
 
 
+class View(_Model):
+    """A view of a picture: what it shows, and how well each patch and each visual token of it arrived, chained."""
+
+    box: tuple[float, float, float, float] = Field(description="Left, top, right and bottom, in pixels of the JPEG.")
+    cosines: dict[str, list[float]] = Field(description="Stage → cosine of each row.")
+    grids: dict[str, tuple[int, int]] = Field(
+        description="Stage → rows and columns in which these lie in the view; without a stage whose rows lie nowhere."
+    )
+
+
 class Picture(_Model):
-    """An image as the model sees it, and how well each patch and each visual token of it arrived, chained."""
+    """An image as the model sees it."""
 
     image: str
     rank: Literal["worst", "median"]
-    cosines: dict[str, list[float]] = Field(description="Stage → cosine of each row.")
+    views: list[View]
     jpeg: str = Field(description="Base64, a side of 224 pixels at most.")
+    size: tuple[int, int] = Field(description="Width and height of the JPEG.")
 
 
 class StockResult(_Model):

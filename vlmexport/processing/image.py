@@ -1,7 +1,7 @@
 """The pixels stage: a picture becomes the named arrays that a vision encoder takes, cut as its image processor says.
 
 A way of cutting is a file of this folder, named by ``ImageProcessorSpec.mode``. It has ``arrays``, which makes them,
-and ``shown``, which part of a picture the views are of. NumPy and Pillow alone: a bundle runs without torch.
+and ``boxes``, which part of a picture each view is of. NumPy and Pillow alone: a bundle runs without torch.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 PIXELS = "pixel_values"
 VIEWS_AT_ONCE = 4
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of a picture. What lies beyond its edges is padding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +74,8 @@ class Cutting(Protocol):
             UsageError: a picture that it cannot cut.
         """
 
-    def shown(self, image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
-        """The part of a picture that the views show, RGB, as large as one view."""
+    def boxes(self, size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
+        """Which part of a picture of this width and height each view shows, in the order of the views."""
 
 
 def cutting(spec: ImageProcessorSpec) -> Cutting:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import UsageError
+from vlmexport.processing.image import Box
 
 F32 = npt.NDArray[np.float32]
 _LARGEST = 1 << 28
@@ -22,6 +23,24 @@ def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArra
     return {"pixel_values": normalise(shown(image, spec), spec)}
 
 
+def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
+    """The square that is seen of a picture of this width and height: around it where it is padded, else in its middle.
+
+    Raises:
+        UsageError: a strip that would become too large before its middle is cut out.
+    """
+    left, top, (width, height) = 0.0, 0.0, size
+    if spec.do_pad:
+        left, top = -float((max(size) - width) // 2), -float((max(size) - height) // 2)
+        width = height = max(size)
+    if spec.do_center_crop:
+        resized = _resized((width, height), spec)
+        across, down = width / resized[0], height / resized[1]
+        left, top = left + (resized[0] - spec.side) // 2 * across, top + (resized[1] - spec.side) // 2 * down
+        return ((left, top, left + spec.side * across, top + spec.side * down),)
+    return ((left, top, left + width, top + height),)
+
+
 def shown(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
     """RGB picture of any size → what the encoder sees of it, of its size.
 
@@ -30,7 +49,7 @@ def shown(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
     """
     if spec.do_pad:
         image = padded(image, spec)
-    size = _resized(image, spec)
+    size = _resized(image.size, spec)
     image = image if image.size == size else image.resize(size, Image.Resampling(spec.resample))
     return _middle(image, spec.side) if spec.do_center_crop else image
 
@@ -66,19 +85,19 @@ def normalise(image: Image.Image, spec: ImageProcessorSpec) -> F32:
     return values
 
 
-def _resized(image: Image.Image, spec: ImageProcessorSpec) -> tuple[int, int]:
+def _resized(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[int, int]:
     """Width and height before anything is cut out."""
-    width, height = image.size
+    width, height = size
     short = spec.size.shortest_edge
     if short is None:
         return spec.side, spec.side
-    size = int(short * width / min(image.size)), int(short * height / min(image.size))
-    if size[0] * size[1] > _LARGEST:
+    resized = int(short * width / min(size)), int(short * height / min(size))
+    if resized[0] * resized[1] > _LARGEST:
         raise UsageError(
-            f"a picture of {width}x{height} would have {size[0]}x{size[1]} pixels before its middle is cut out",
+            f"a picture of {width}x{height} would have {resized[0]}x{resized[1]} pixels before its middle is cut out",
             "leave it out, or cut the strip yourself",
         )
-    return size
+    return resized
 
 
 def _middle(image: Image.Image, side: int) -> Image.Image:

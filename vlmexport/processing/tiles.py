@@ -20,12 +20,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlmexport.checkpoint.spec import ImageProcessorSpec
+from vlmexport.processing.image import Box
 from vlmexport.processing.square import normalise
 
 LARGEST = 4096
 """Pixels of the longest edge after the first step, at most; the class has it fixed."""
 
-Box = tuple[int, int, int, int]
+Cut = tuple[int, int, int, int]
 """Left, top, right, bottom."""
 
 
@@ -48,14 +49,14 @@ class Plan:
     columns: int
 
     @property
-    def tiles(self) -> tuple[Box, ...]:
+    def tiles(self) -> tuple[Cut, ...]:
         """Where the tiles are in the picture of the second size, row by row."""
         side = self.side
         corners = ((column * side, row * side) for row in range(self.rows) for column in range(self.columns))
         return tuple((left, top, left + side, top + side) for left, top in corners)
 
     @property
-    def views(self) -> tuple[Box, ...]:
+    def views(self) -> tuple[Cut, ...]:
         """The same of all views: the tiles, then the whole."""
         return (*self.tiles, (0, 0, *self.second))
 
@@ -87,10 +88,13 @@ def views(image: Image.Image, spec: ImageProcessorSpec) -> Iterator[Image.Image]
     yield whole.resize((cuts.side, cuts.side), resample)
 
 
-def shown(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
-    """RGB picture of any size → the view of the whole."""
-    *_, whole = views(image, spec)
-    return whole
+def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
+    """Which part of a picture of this width and height each view shows, in the order of the views."""
+    width, height = size
+    cuts = plan(height, width, spec)
+    across, down = width / cuts.second[0], height / cuts.second[1]
+    scaled = ((left * across, top * down, right * across, bottom * down) for left, top, right, bottom in cuts.views)
+    return tuple(scaled)
 
 
 def _enlarged(width: int, height: int, longest: int) -> tuple[int, int]:

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+
+import numpy as np
 
 from vlmexport.measures.arrays import F64, ArrayMeasure
 from vlmexport.measures.logits import LogitsMeasure
 from vlmexport.measures.stage_result import MODES, Mode, StageResult
 from vlmexport.parity.compare.tasks import answer_metrics
 from vlmexport.parity.result import Answer
+from vlmexport.processing.prompt import Grids
 
 _IMAGE_STAGES = ("pixels", "features", "tokens")
 SHOWN = 256
 """Images whose rows are kept: the worst, and enough of the first to find one in the middle."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How well the rows of an image arrived.
+
+    Attributes:
+        cosines: stage → view → cosine of each row.
+        grids: how the visual tokens of each view lie.
+    """
+
+    cosines: Mapping[str, Sequence[F64]] = field(default_factory=dict)
+    grids: Grids = ()
+
+    @property
+    def mean(self) -> float:
+        """Of the last stage that was run; there must be one."""
+        return float(np.concatenate([*self.cosines.values()][-1]).mean())
 
 
 @dataclass
@@ -22,7 +43,7 @@ class Measured:
     """Measures, answers and errors by stage and mode, over ``samples`` samples of ``images``.
 
     Attributes:
-        images: image → stage → cosine of each of its rows, chained; without rows where ``SHOWN`` others have them.
+        images: the rows of each image, chained; none where ``SHOWN`` others have theirs.
         seconds: of each run of a stage by itself.
         clients: of the pixels that each client makes, by its name.
     """
@@ -31,7 +52,7 @@ class Measured:
     logits: dict[Mode, LogitsMeasure] = field(default_factory=dict)
     answers: dict[Mode, list[Answer]] = field(default_factory=lambda: {mode: [] for mode in MODES})
     errors: dict[tuple[str, Mode], str] = field(default_factory=dict)
-    images: dict[str, dict[str, F64]] = field(default_factory=dict)
+    images: dict[str, Rows] = field(default_factory=dict)
     samples: int = 0
     seconds: dict[tuple[str, Mode], list[float]] = field(default_factory=dict)
     clients: dict[str, ArrayMeasure] = field(default_factory=dict)
@@ -60,18 +81,18 @@ class Measured:
         both._forget_rows()
         return both
 
-    def image(self, name: str, cosines: dict[str, F64]) -> None:
+    def image(self, name: str, rows: Rows) -> None:
         """Add an image that was run."""
-        self.images[name] = cosines
+        self.images[name] = rows
         self._forget_rows()
 
     def _forget_rows(self) -> None:
         """Of the latest images, but not of the worst: its tokens' mean cosine (else its features') is the least."""
-        known = {image: float([*rows.values()][-1].mean()) for image, rows in self.images.items() if rows}
+        known = {image: rows.mean for image, rows in self.images.items() if rows.cosines}
         if len(known) > SHOWN:
             worst = min(known, key=lambda image: known[image])
             for image in [image for image in known if image != worst][SHOWN - 1 :]:
-                self.images[image] = {}
+                self.images[image] = Rows()
 
     def in_order(self, ids: Sequence[str]) -> Measured:
         """With the answers in the order of the samples' ids."""

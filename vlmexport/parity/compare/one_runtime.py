@@ -16,7 +16,7 @@ from vlmexport.measures.arrays import F64, ArrayMeasure, ShapeDiffersError
 from vlmexport.measures.logits import LogitsMeasure, preference
 from vlmexport.measures.stage_result import MODES, Mode
 from vlmexport.parity.compare.clients import Client
-from vlmexport.parity.compare.measured import Measured
+from vlmexport.parity.compare.measured import Measured, Rows
 from vlmexport.parity.compare.prompts import difference
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, ImageValues, QuestionValues
 from vlmexport.parity.result import Answer
@@ -54,9 +54,9 @@ class Side:
     def image(self, name: str, image: Image.Image, expected: ImageValues) -> None:
         """Run the stages of an image; its visual tokens are kept for the questions about it, until ``forget``."""
         self.values = {}
-        cosines: dict[str, F64] = {}
+        cosines: dict[str, list[F64]] = {}
         self._seen[name] = self._chain(image, expected, cosines)
-        self.measured.image(name, cosines)
+        self.measured.image(name, Rows(cosines, expected.pixels.grids))
 
     def forget(self, name: str) -> None:
         """There are no more questions about an image."""
@@ -100,8 +100,8 @@ class Side:
                 return None
         return self._try("pixels", "chained", lambda: made.with_pixels(found[0]), expected, is_run=False)
 
-    def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, F64]) -> Seen[F32] | None:
-        """What the bundle itself sees of an image; ``cosines`` get those of each row, by stage."""
+    def _chain(self, image: Image.Image, expected: ImageValues, cosines: dict[str, list[F64]]) -> Seen[F32] | None:
+        """What the bundle itself sees of an image; ``cosines`` get those of each row, by stage and view."""
         local, runtime = None, self.runtime
         if "local" in self._modes:
             local = self._try("features", "local", lambda: runtime.features(expected.pixels), expected.features)
@@ -117,12 +117,16 @@ class Side:
             features = self._try("features", "chained", lambda: runtime.features(pixels), expected.features)
         if features is None:
             return None
-        cosines["features"] = self.measured.arrays["features", "chained"].last
+        cosines["features"] = self._by_view("features", [len(view) for view in features.views])
         tokens = self._try("tokens", "chained", lambda: runtime.tokens(features), expected.tokens)
         if tokens is None:
             return None
-        cosines["tokens"] = self.measured.arrays["tokens", "chained"].last
+        cosines["tokens"] = self._by_view("tokens", [rows * columns for rows, columns in pixels.grids])
         return Seen(tokens, pixels.grids)
+
+    def _by_view(self, stage: str, lengths: Sequence[int]) -> list[F64]:
+        """Cosines of what was measured last, view by view."""
+        return np.split(self.measured.arrays[stage, "chained"].last, np.cumsum(lengths)[:-1])
 
     def _try(
         self, stage: str, mode: Mode, compute: Callable[[], Value], reference: Value, is_run: bool = True
