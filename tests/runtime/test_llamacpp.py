@@ -20,6 +20,7 @@ from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
 from vlmexport.errors import CheckpointError, MissingDependency, UsageError, VlmExportError
 from vlmexport.model import plugins
+from vlmexport.prepare import prepare
 from vlmexport.processing.image import PIXELS, ProcessedImage, pixel_values
 from vlmexport.processing.square import as_square
 from vlmexport.runtime.joined import Joined, join
@@ -109,6 +110,17 @@ def test_pictures_that_are_not_square(
     assert view is not None
     if max(size) / min(size) > 1.1:
         assert np.abs(view.pixels(picture).pixel_values - expected).max() > 0.02
+
+
+def test_a_prepared_picture_is_taken_as_it_is(
+    bundle: Path, runtime: Joined, image: Image.Image, tmp_path: Path
+) -> None:
+    """Stock libmtmd has nothing to resize or to pad."""
+    image.resize((300, 900)).save(tmp_path / "photo.png")
+    (one,) = prepare(bundle, [tmp_path / "photo.png"], tmp_path / "out")
+    expected = pixel_values(Image.open(one.source), read_manifest(bundle).image_processor)
+    found = runtime.seeing.preprocess(Image.open(one.file), squares=False)
+    assert np.abs(found.pixel_values - expected).max() < 1e-6
 
 
 def test_of_square_pictures_nothing_runs_twice(

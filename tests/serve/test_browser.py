@@ -34,7 +34,7 @@ from vlmexport.pipeline import export
 from vlmexport.processing.images import read_image
 from vlmexport.processing.messages import Message, asked
 from vlmexport.processing.prompt import Seen
-from vlmexport.processing.square import shown
+from vlmexport.processing.square import prepared
 from vlmexport.recipe import resolve
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.stages import F32, see
@@ -264,7 +264,7 @@ def test_the_same_pixels_as_pil(size: tuple[int, int] | None, aspect_ratio: str,
         picture(7, size).save(file, exif=exif)
     spec = open_model("demo").spec
     spec = replace(spec, image_processor=spec.image_processor.with_padding(aspect_ratio == "pad"))
-    expected = np.asarray(shown(read_image(file), spec.image_processor))
+    expected = np.asarray(prepared(read_image(file), spec.image_processor))
     np.testing.assert_array_equal(levels(page, file, told(spec)), expected.ravel())
 
 
@@ -286,7 +286,7 @@ def test_what_is_transparent_is_white(page: Page, tmp_path: Path) -> None:
     pixels[..., 3] = np.where(pixels[..., 3] > 128, 255, 0)
     Image.fromarray(pixels).save(tmp_path / "picture.png")
     spec = open_model("demo").spec
-    expected = np.asarray(shown(read_image(tmp_path / "picture.png"), spec.image_processor))
+    expected = np.asarray(prepared(read_image(tmp_path / "picture.png"), spec.image_processor))
     np.testing.assert_array_equal(levels(page, tmp_path / "picture.png", told(spec)), expected.ravel())
 
 

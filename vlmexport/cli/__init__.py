@@ -29,7 +29,7 @@ app = typer.Typer(
 )
 for command in (
     models.inspect, models.plan, models.compare, models.new, models.onnx, models.gguf, models.calibrate, bundles.check,
-    bundles.run, bundles.serve, bundles.bench, models.recipes, kept.cache,
+    bundles.run, bundles.serve, bundles.prepare, bundles.bench, models.recipes, kept.cache,
 ):  # fmt: skip
     app.command()(command)
 

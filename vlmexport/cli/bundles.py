@@ -11,6 +11,7 @@ import typer
 from vlmexport.cli.options import (
     Client,
     Dask,
+    Force,
     Json,
     Machine,
     Quiet,
@@ -117,6 +118,34 @@ def run(
     console.result(
         "", {"answer": answer, "question": question, "images": [str(one) for one in image], "bundle": bundle}
     )
+
+
+def prepare(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.", show_default=False)],
+    pictures: Annotated[list[Path], typer.Argument(help="Picture files.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.", show_default=False)],
+    arrays: Annotated[
+        bool, typer.Option("--arrays", help="Write what the vision graph is given (.npz), in place of pictures.")
+    ] = False,
+    force: Force = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make pictures ready for other clients: upright, and resized and padded, or cut out, as the bundle's model has it.
+
+    Clients resize pictures in ways of their own, and show the model other pixels. A PNG from here has the size that
+    they resize to, so llama.cpp, transformers.js and onnxruntime-genai take its pixels as they are. For plain
+    ONNX Runtime, --arrays writes the inputs of the vision graph by name: `run(None, dict(numpy.load(FILE)))`.
+    """
+    from vlmexport.prepare import prepare as write
+
+    console, found = Console(as_json, quiet), []
+    for one in write(bundle, pictures, output, arrays=arrays, force=force):
+        found.append(one)
+        if not one.kept:
+            console.note(f"of {one.file} a client makes other views than of {one.source}: pass --arrays")
+    lines = "\n".join(f"{one.source} -> {one.file}" for one in found)
+    console.result(lines, [one.facts() for one in found])
 
 
 def bench(

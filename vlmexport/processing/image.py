@@ -1,7 +1,8 @@
 """The pixels stage: a picture becomes the named arrays that a vision encoder takes, cut as its image processor says.
 
 A way of cutting is a file of this folder, named by ``ImageProcessorSpec.mode``. It has ``arrays``, which makes them,
-and ``boxes``, which part of a picture each view is of. NumPy and Pillow alone: a bundle runs without torch.
+``boxes``, which part of a picture each view is of, and ``prepared``, the picture that is resized no further. NumPy and
+Pillow alone: a bundle runs without torch.
 """
 
 from __future__ import annotations
@@ -76,6 +77,9 @@ class Cutting(Protocol):
 
     def boxes(self, size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
         """Which part of a picture of this width and height each view shows, in the order of the views."""
+
+    def prepared(self, image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
+        """A picture of which a client cuts the same views, RGB, because nothing is left to resize."""
 
 
 def cutting(spec: ImageProcessorSpec) -> Cutting:

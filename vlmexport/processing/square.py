@@ -20,7 +20,7 @@ _LARGEST = 1 << 28
 
 def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArray[np.float32]]:
     """RGB picture of any size → ``pixel_values`` f32 [1, 3, height, width]."""
-    return {"pixel_values": normalise(shown(image, spec), spec)}
+    return {"pixel_values": normalise(prepared(image, spec), spec)}
 
 
 def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
@@ -41,8 +41,8 @@ def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
     return ((left, top, left + width, top + height),)
 
 
-def shown(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
-    """RGB picture of any size → what the encoder sees of it, of its size.
+def prepared(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
+    """RGB picture of any size → what the encoder sees of it, of its size, which clients leave as it is.
 
     Raises:
         UsageError: a strip that would become too large before its middle is cut out.
@@ -58,7 +58,7 @@ def as_square(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
     """RGB picture → the square that the encoder sees of it, as large as it is where it is padded."""
     if image.width == image.height:
         return image
-    return padded(image, spec) if spec.do_pad else shown(image, spec)
+    return padded(image, spec) if spec.do_pad else prepared(image, spec)
 
 
 def padded(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:

@@ -81,11 +81,19 @@ def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArra
 
 def views(image: Image.Image, spec: ImageProcessorSpec) -> Iterator[Image.Image]:
     """RGB picture of any size → its views, RGB."""
-    cuts, resample = plan(image.height, image.width, spec), Image.Resampling(spec.resample)
-    whole = image.resize(cuts.first, resample).resize(cuts.second, resample)
+    cuts, whole = plan(image.height, image.width, spec), prepared(image, spec)
     for box in cuts.tiles:
         yield whole.crop(box)
-    yield whole.resize((cuts.side, cuts.side), resample)
+    yield whole.resize((cuts.side, cuts.side), Image.Resampling(spec.resample))
+
+
+def prepared(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
+    """RGB picture of any size → the picture of the second size, which tiles are cut from.
+
+    Its own tiles are the same where it is as long as the longest edge: where that is a multiple of a tile.
+    """
+    cuts, resample = plan(image.height, image.width, spec), Image.Resampling(spec.resample)
+    return image.resize(cuts.first, resample).resize(cuts.second, resample)
 
 
 def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
