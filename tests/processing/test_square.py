@@ -21,7 +21,7 @@ from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import UsageError
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.images import read_image
-from vlmexport.processing.square import shown
+from vlmexport.processing.square import prepared
 
 Processor = CLIPImageProcessorPil | LlavaImageProcessorPil
 SIDE = 56
@@ -59,7 +59,7 @@ def levels(processor: Processor, image: Image.Image) -> np.ndarray:
 
 def check(image: Image.Image, pairs: list[tuple[Processor, ImageProcessorSpec]]) -> None:
     for processor, spec in pairs:
-        np.testing.assert_array_equal(np.asarray(shown(image, spec)), levels(processor, image))
+        np.testing.assert_array_equal(np.asarray(prepared(image, spec)), levels(processor, image))
         expected = np.asarray(processor(image, return_tensors="np")["pixel_values"])
         found = pixel_values(image, spec)
         assert found.dtype == np.float32
@@ -88,7 +88,7 @@ def test_fastvlm_at_its_own_size(pads: bool) -> None:
     spec = ImageProcessorSpec.square(1024, pads, image_mean=(0.0, 0.0, 0.0), image_std=(1.0, 1.0, 1.0))
     check(picture(0, (640, 480)), [(processor, spec)])
     assert spec.background == (0, 0, 0)
-    assert (np.asarray(shown(picture(0, (640, 480)), spec))[0] == 0).all() == pads
+    assert (np.asarray(prepared(picture(0, (640, 480)), spec))[0] == 0).all() == pads
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
@@ -100,7 +100,7 @@ def test_a_picture_that_was_held_otherwise(
     picture(3, (90, 40)).save(tmp_path / "held.png", exif=exif)
     processor, spec = pairs[1]
     expected = levels(processor, load_image(str(tmp_path / "held.png")))
-    np.testing.assert_array_equal(np.asarray(shown(read_image(tmp_path / "held.png"), spec)), expected)
+    np.testing.assert_array_equal(np.asarray(prepared(read_image(tmp_path / "held.png"), spec)), expected)
 
 
 @settings(max_examples=15, deadline=None)
@@ -117,14 +117,14 @@ def test_pixels_are_torchs_bit_for_bit(seed: int) -> None:
 def test_a_filter_is_pillows() -> None:
     image, spec = picture(0, (90, 70)), ImageProcessorSpec.square(SIDE, pads=False, resample=2)
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=SIDE, resample=2)
-    np.testing.assert_array_equal(np.asarray(shown(image, spec)), levels(processor, image))
-    assert not np.array_equal(shown(image, spec), shown(image, replace(spec, resample=3)))
+    np.testing.assert_array_equal(np.asarray(prepared(image, spec)), levels(processor, image))
+    assert not np.array_equal(prepared(image, spec), prepared(image, replace(spec, resample=3)))
 
 
 def test_a_strip_that_would_fill_the_memory_is_named() -> None:
     spec = ImageProcessorSpec.square(1024, pads=False)
     with pytest.raises(UsageError, match=r"a picture of 4000x1 would have 4096000x1024 pixels .*: leave it out"):
-        shown(Image.new("RGB", (4000, 1)), spec)
+        prepared(Image.new("RGB", (4000, 1)), spec)
 
 
 def test_one_view_and_its_visual_tokens() -> None:
