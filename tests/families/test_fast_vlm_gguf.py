@@ -20,7 +20,7 @@ from tests.prompts import ask
 from tests.test_cli import assert_one_line_error
 from vlmexport.artifact.bundle.halves import DECODER, VISION
 from vlmexport.artifact.bundle.manifest import read_manifest
-from vlmexport.artifact.gguf import decoder
+from vlmexport.artifact.gguf.decoding import GgufDecoding
 from vlmexport.artifact.gguf.imatrix_reader import read
 from vlmexport.calibrate import Statistics
 from vlmexport.console import QUIET
@@ -57,8 +57,10 @@ def source(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> 
 def written(checkpoint: Checkpoint, kind: str, statistics: Statistics | None, folder: Path) -> Path:
     """The language model's file of a type; with an importance matrix where there are statistics."""
     chosen = resolve("gguf-f32", {"gguf.type": kind, "gguf.imatrix": "auto" if statistics else "none"}, environ={})
-    for file in decoder.build(checkpoint, chosen, Measured(statistics=statistics), QUIET).files.values():
-        file.write(folder, lambda _: None)
+    measured = Measured(statistics=statistics)
+    decoder = GgufDecoding(checkpoint, chosen, 0)
+    decoder.settle(measured, QUIET)
+    decoder.write(measured, folder, lambda _: lambda _: None)
     return folder / f"hf-{kind.upper()}.gguf"
 
 

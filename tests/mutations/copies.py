@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from vlmexport.artifact.bundle.contents import sha256
 from vlmexport.artifact.bundle.halves import Role
-from vlmexport.artifact.bundle.manifest import File, Manifest, read_manifest
+from vlmexport.artifact.bundle.manifest import File, read_manifest
 from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.console import QUIET
@@ -108,17 +108,18 @@ class Mutant:
 
     def check(self, rehash: bool = True, **options: Any) -> ParityResult:
         """The verdict, once the manifest knows the files as they are."""
-        manifest = read_manifest(self.folder)
         if rehash:
-            self._rehash(manifest)
+            self.rehash()
         return check(self.folder, samples=self._samples, **{"replay": self._recording, **options})
 
     def first(self) -> dict[str, str]:
         """Stage → its first layer that diverges."""
-        checkpoint = open_model("demo")
-        return bisect(self.folder, read_manifest(self.folder), checkpoint, self._samples[0], QUIET).first
+        manifest = read_manifest(self.folder)
+        return bisect(self.folder, manifest, open_model(manifest.source.path), self._samples[0], QUIET).first
 
-    def _rehash(self, manifest: Manifest) -> None:
+    def rehash(self) -> None:
+        """Let the manifest know the files as they are."""
+        manifest = read_manifest(self.folder)
         files = [
             File(path=f.path, bytes=p.stat().st_size, sha256=sha256(p), role=f.role)
             for f, p in ((f, self.folder / f.path) for f in manifest.files)

@@ -1,13 +1,15 @@
-// Answers one question about one picture with an unmodified transformers.js: bundle, picture, question, tokens.
+// Answers one question about one picture with an unmodified transformers.js: bundle, picture, question, tokens, and the
+// class that opens the bundle.
 import path from 'node:path';
-import { AutoProcessor, LlavaForConditionalGeneration, RawImage, env } from '@huggingface/transformers';
+import * as transformers from '@huggingface/transformers';
 
-const [bundle, picture, question, count] = process.argv.slice(2);
+const [bundle, picture, question, count, kind = 'LlavaForConditionalGeneration'] = process.argv.slice(2);
+const { AutoProcessor, RawImage, env } = transformers;
 env.allowRemoteModels = false;
 env.localModelPath = path.dirname(bundle);
 const name = path.basename(bundle);
 const processor = await AutoProcessor.from_pretrained(name);
-const model = await LlavaForConditionalGeneration.from_pretrained(name);
+const model = await transformers[kind].from_pretrained(name);
 const content = [{ type: 'image' }, { type: 'text', text: question }];
 const text = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
 const inputs = await processor(await RawImage.read(picture), text);

@@ -121,11 +121,11 @@ def begin(page: Page) -> None:
         page.locator("#anew").click()
 
 
-def show(page: Page, file: Path) -> None:
+def show(page: Page, file: Path, visual: int = 144) -> None:
     """Give a picture, and wait until the model has seen it."""
     page.locator("#file").set_input_files(file)
     expect(page.locator("#status")).to_be_empty(timeout=PATIENCE)
-    expect(page.locator("#seen")).to_contain_text("144 visual tokens", timeout=PATIENCE)
+    expect(page.locator("#seen")).to_contain_text(f"{visual} visual tokens", timeout=PATIENCE)
 
 
 def ask(page: Page, question: str) -> tuple[str, list[int]]:
@@ -170,7 +170,7 @@ def assert_conversation(page: Page, bundle: Path, turns: list[tuple[list[Path], 
                 show(page, file)
                 seen.append(see(runtime, read_image(file)))
             messages += asked(question, len(files))
-            prompt, tokens = runtime.prompt(messages, [one.views for one in seen]), [one.tokens for one in seen]
+            prompt, tokens = runtime.prompt(messages, [one.grids for one in seen]), [one.tokens for one in seen]
             expected = [token.id for token in runtime.generate(prompt, tokens, 64)]
             assert ask(page, question) == (runtime.decode(expected), expected)
             expect(page.locator("article").last.locator("img")).to_have_count(len(files))

@@ -126,13 +126,13 @@ class Writer:
         """What the clients of graphs look for; llama.cpp finds all in its files."""
         if seeing.engine != ONNXRUNTIME:
             return
-        from vlmexport.artifact.onnx import documents
+        from vlmexport.artifact.onnx import client_files
 
         if decoding.engine == ONNXRUNTIME:
-            found = documents.documents(self._checkpoint, self._recipe.onnx, written)
+            documents = client_files.documents(self._checkpoint, self._recipe.onnx, written)
         else:
-            found = documents.of_pictures(self._checkpoint)
-        for name, text in found.items():
+            documents = client_files.of_pictures(self._checkpoint)
+        for name, text in documents.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
