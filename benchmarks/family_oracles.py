@@ -54,7 +54,7 @@ def beside_transformers(tiny: Tiny) -> Figures:
     processed = ours.pixels(image)
     pixels, features = processed.pixel_values, ours.features(processed)
     tokens = ours.tokens(features)
-    prompt = ours.prompt(asked(QUESTION), [processed.grids])
+    prompt = ours.prompt(asked(QUESTION), [processed.views])
     image_id = theirs.config.image_token_id
     ids = _expanded(prompt, image_id)
     with torch.inference_mode():
@@ -135,7 +135,7 @@ def clients(bundle: Path, scratch: Path) -> dict[str, Figures]:
         image = picture((side, side))
         processed = runtime.pixels(image)
         pixels, tokens = processed.pixel_values, runtime.tokens(runtime.features(processed))
-        prompt = runtime.prompt(asked(QUESTION), [processed.grids])
+        prompt = runtime.prompt(asked(QUESTION), [processed.views])
         greedy = _ids(runtime, prompt, tokens)
     image.save(scratch / "client.png")
     assert image_id is not None

@@ -32,7 +32,7 @@ from vlmexport.parity.reference import values
 from vlmexport.parity.reference.values import Live
 from vlmexport.pipeline import export
 from vlmexport.processing.messages import asked
-from vlmexport.processing.prompt import Prompt
+from vlmexport.processing.prompt import Prompt, Views
 from vlmexport.recipe import resolve
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -66,7 +66,7 @@ def samples(count: int, question: str) -> list[Sample]:
 
 def prompt_of(found: Checkpoint, question: str) -> Prompt:
     """About one image, whose patches are its visual tokens."""
-    return found.prompts.prompt(asked(question), [((1, found.spec.projector.in_tokens),)])
+    return found.prompts.prompt(asked(question), [Views(((1, found.spec.projector.in_tokens),))])
 
 
 def long_question(found: Checkpoint, positions: int) -> str:

@@ -94,11 +94,12 @@ def vision(name: str, work: Path) -> Times:
     if name == "libmtmd F16":
         from vlmexport.artifact.bundle.manifest import read_manifest
         from vlmexport.processing.image import PIXELS, ProcessedImage
+        from vlmexport.processing.prompt import Views
         from vlmexport.runtime.joined import join
         from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 
         runtime = join(LlamaCppHalves(work / "gguf", read_manifest(work / "gguf"), threads=THREADS))
-        image = ProcessedImage({PIXELS: pixels}, ((12, 12),))
+        image = ProcessedImage({PIXELS: pixels}, Views(((12, 12),)))
         return {"image": best(lambda: runtime.features(image))}
     from vlmexport.artifact.onnx.session import open_session
 

@@ -81,7 +81,7 @@ def measure(runtime: Joined, graphs: dict[str, Path], samples: list[Sample]) -> 
         seen = {name: run(session, {"pixel_values": pixels})["image_features"] for name, session in sessions.items()}
         for name, features in seen.items():
             tokens[name].add(seen["fp32"], features)
-            prompt = runtime.prompt(asked(sample.question), [processed.grids])
+            prompt = runtime.prompt(asked(sample.question), [processed.views])
             ids = [token.id for token in runtime.generate(prompt, [features], MAX_NEW_TOKENS)]
             answers[name].append(runtime.decode(ids))
     expected = [sample.answer for sample in samples]

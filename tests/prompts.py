@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from vlmexport.checkpoint.spec import PromptSpec
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.messages import asked
-from vlmexport.processing.prompt import Prompt, Span, joined
+from vlmexport.processing.prompt import Prompt, Span, Views, joined
 from vlmexport.processing.prompt_builder import PromptBuilder
 from vlmexport.processing.tokenizer import IMAGE_MARKER, Tokenizer
 from vlmexport.runtime.stages import Decoding
@@ -18,18 +18,18 @@ VISUAL = 144
 
 def ask(side: Decoding, question: str, visual: int = VISUAL) -> Prompt:
     """A runtime's prompt of a question about one image of so many visual tokens."""
-    return side.prompt(asked(question), [((1, visual),)])
+    return side.prompt(asked(question), [Views(((1, visual),))])
 
 
 def tokenized(tokenizer: Tokenizer, template: PromptSpec, question: str, visual: int = VISUAL) -> Prompt:
     """A tokenizer's, of the conversation ``v1``."""
     source = ChatTemplate(template.chat_template(), IMAGE_MARKER, "v1")
-    return PromptBuilder(source, tokenizer, None).prompt(asked(question), [((1, visual),)])
+    return PromptBuilder(source, tokenizer, None).prompt(asked(question), [Views(((1, visual),))])
 
 
 def around(before: Iterable[int], after: Iterable[int], visual: int = VISUAL, text: str = "") -> Prompt:
     """Ids before and after one image."""
-    return joined(text, [[*before], [*after]], [((1, visual),)])
+    return joined(text, [[*before], [*after]], [Views(((1, visual),))])
 
 
 def with_image(prompt: Prompt, *tokens: int) -> list[int]:

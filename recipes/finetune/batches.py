@@ -13,9 +13,10 @@ from lessons import Turns
 from vlmexport.errors import UsageError
 from vlmexport.model import VLM
 from vlmexport.processing import messages
+from vlmexport.processing.prompt import Views
 from vlmexport.source.checkpoint import Checkpoint
 
-_ONE_IMAGE = [((1, 1),)]  # how many visual tokens an image has does not matter here
+_ONE_IMAGE = [Views(((1, 1),))]  # how many visual tokens an image has does not matter here
 
 
 @dataclass(frozen=True)

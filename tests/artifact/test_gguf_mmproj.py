@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export, metadata, shapes, tensors, value_types
 from vlmexport.artifact.gguf import mmproj
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import Unsupported
+from vlmexport.families import Family
+from vlmexport.families.reading.bundles import Mmproj
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 BLOCK = ("attn_q", "attn_k", "attn_v", "attn_out", "ln1", "ln2", "ffn_up", "ffn_down")
@@ -160,3 +164,31 @@ def test_refuses_other_grids(kind: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / kind, tiny_spec(kind, image_size=168, num_layers=1)))
     with pytest.raises(Unsupported, match="24x24"):
         export(checkpoint, tmp_path / "out")
+
+
+def test_a_family_has_its_own_words(tiny: Checkpoint, tmp_path: Path) -> None:
+    """What it says stands over what its tower and its projector say; or it says why there is no mmproj."""
+    said = Mmproj(
+        {"clip.vision.image_size": ("u32", 384), "clip.vision.preproc_image_size": ("u32", 768)}, ("Beware.",)
+    )
+    family = SimpleNamespace(gguf=lambda spec: said)
+    found = export(replace(tiny, family=cast(Family, family)), tmp_path / "out", type="f16")
+    held = metadata(tmp_path / "out" / found.seeing.file("mmproj"))
+    assert (held["clip.vision.image_size"], held["clip.vision.preproc_image_size"]) == (384, 768)
+    assert held["clip.vision.patch_size"] == tiny.spec.vision.patch_size
+    assert "Beware." in found.notes
+
+    def refuses(spec: Spec) -> Mmproj:
+        raise Unsupported("libmtmd cuts other tiles", "export a hybrid")
+
+    with pytest.raises(Unsupported, match="cuts other tiles"):
+        export(replace(tiny, family=cast(Family, SimpleNamespace(gguf=refuses))), tmp_path / "none", type="f16")
+
+
+def test_no_tensor_is_left_out_without_a_word(tiny: Checkpoint) -> None:
+    vision = tiny.spec.vision
+    assert mmproj.tower_name("post_layernorm.weight", vision) is None
+    assert mmproj.tower_name(f"encoder.layers.{vision.used_layers}.mlp.fc1.weight", vision) is None
+    for name in ("embeddings.patch_embedding.bias", "encoder.layers.0.layer_scale1.weight"):
+        with pytest.raises(Unsupported, match=f"cannot hold the vision encoder's tensor {name}"):
+            mmproj.tower_name(name, vision)

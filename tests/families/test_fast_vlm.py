@@ -30,6 +30,7 @@ from vlmexport.families.reading.published import Published
 from vlmexport.model import VLM, load
 from vlmexport.model.plugins import check_parts
 from vlmexport.processing.messages import asked
+from vlmexport.processing.prompt import Views
 from vlmexport.source.checkpoint import open_checkpoint
 
 
@@ -281,7 +282,7 @@ def test_prompt_ids_are_those_of_the_processor(question: str, saved: Saved) -> N
     expected = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
     )["input_ids"][0]
-    prompt = open_checkpoint(root / "hf").prompts.prompt(asked(plain), [((4, 4),)])
+    prompt = open_checkpoint(root / "hf").prompts.prompt(asked(plain), [Views(((4, 4),))])
     assert with_image(prompt, *[383] * 16) == [int(i) for i in expected]
     assert prompt.text == system_prompt(plain)
 
@@ -292,7 +293,7 @@ def test_prompt_ids_are_those_of_chunks_in_apples_layout(question: str, saved: S
     tokenizer = byte_level()
     before, after = system_prompt(question.replace("<|im_end|>", "end")).split("<image>")
     prompt = open_checkpoint(saved[0] / "apple").prompts.prompt(
-        asked(question.replace("<|im_end|>", "end")), [((4, 4),)]
+        asked(question.replace("<|im_end|>", "end")), [Views(((4, 4),))]
     )
     assert list(texts(prompt)) == [tuple(tokenizer.encode(text).ids) for text in (before, after)]
 
@@ -325,7 +326,7 @@ def test_a_question_ends_no_turn(saved: Saved) -> None:
     for layout in ("hf", "apple"):
         checkpoint = open_checkpoint(saved[0] / layout)
         (end,) = {checkpoint.tokenizer.added["<|im_end|>"]}
-        ids = checkpoint.prompts.prompt(asked("a <|im_end|> b"), [((4, 4),)]).ids
+        ids = checkpoint.prompts.prompt(asked("a <|im_end|> b"), [Views(((4, 4),))]).ids
         assert ids.count(end) == 2
         assert checkpoint.prompts.end_of_turn == end
 
@@ -345,7 +346,7 @@ def test_greedy_ids_are_those_of_transformers(layout: str, saved: Saved) -> None
     vlm = load(checkpoint)
     pixels = vlm.pixels(picture(3))
     tokens = vlm.tokens(vlm.features(pixels))
-    prompt = checkpoint.prompts.prompt(asked(QUESTIONS[0]), [((4, 4),)])
+    prompt = checkpoint.prompts.prompt(asked(QUESTIONS[0]), [Views(((4, 4),))])
     ids = torch.tensor([with_image(prompt, *[383] * 16)])
     expected = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=12, do_sample=False

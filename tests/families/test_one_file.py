@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -60,13 +61,27 @@ def spec(published):
         pad_token_id=pad_id(text), torch_dtype=stored_type(text),
     )
 '''
+BUNDLES = """
+
+from vlmexport.errors import Unsupported
+from vlmexport.families.reading.bundles import OWN, Clients
 
 
-@pytest.fixture
-def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def clients(spec):
+    return Clients(copied=OWN, genai=None, changes={"preprocessor_config.json": {"do_convert_rgb": True}})
+
+
+def gguf(spec):
+    raise Unsupported("nobody has written it for libmtmd", "use --vision onnx")
+"""
+"""What it may say of its bundles."""
+
+
+@pytest.fixture(params=[FILE])
+def made_up(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The file in a folder of families."""
     (tmp_path / "families").mkdir()
-    (tmp_path / "families" / "made_up.py").write_text(FILE)
+    (tmp_path / "families" / "made_up.py").write_text(request.param)
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
     yield
     sys.modules.pop("vlmexport.families.made_up", None)
@@ -114,6 +129,36 @@ def test_one_file_adds_a_family(tmp_path: Path) -> None:
     result = check(bundle, samples=[sample(seed) for seed in range(20)])
     assert result.passed
     assert {stage.stage for stage in result.stages} == {"pixels", "features", "tokens", "logits", "answer"}
+
+
+@pytest.mark.usefixtures("made_up")
+@pytest.mark.parametrize("made_up", [FILE + BUNDLES], indirect=True)
+def test_its_file_says_what_its_bundles_carry(tmp_path: Path) -> None:
+    """The checkpoint's own documents, with what is transformers.js' own in its config; and no mmproj."""
+    path, spec = write(tmp_path)
+    own = {name: {"of": name} for name in ("processor_config.json", "special_tokens_map.json")}
+    own["tokenizer_config.json"] = {"tokenizer_class": "Own", "chat_template": "{{ messages }}"}
+    for name, document in own.items():
+        (path / name).write_text(json.dumps(document))
+    (path / "chat_template.jinja").write_text("{{ messages }}")
+    bundle = export(str(path), resolve("onnx-fp32", environ={}), tmp_path / "bundle")
+    held = {file.name: json.loads(file.read_text()) for file in bundle.glob("*.json")}
+    settings = held["config.json"].pop("transformers.js_config")
+    assert set(settings["dtype"].values()) == {"fp32"}
+    assert held["config.json"] == config(spec)
+    pixels = json.loads((path / "preprocessor_config.json").read_text())
+    assert held["preprocessor_config.json"] == pixels | {"do_convert_rgb": True}
+    assert {name: held[name] for name in own} == own
+    assert (bundle / "chat_template.jinja").read_text() == "{{ messages }}"
+    assert held["generation_config.json"]["eos_token_id"] == spec.eos_token_id  # it has none of its own
+    assert "genai_config.json" not in held
+    with pytest.raises(Unsupported, match="nobody has written it for libmtmd"):
+        export(str(path), resolve("gguf-f16", environ={}), tmp_path / "gguf")
+    hybrid = resolve("gguf-f16", {"gguf.vision": "onnx", "onnx.vision": "fp32"}, environ={})
+    export(str(path), hybrid, tmp_path / "hybrid")
+    assert (
+        json.loads((tmp_path / "hybrid" / "preprocessor_config.json").read_text()) == held["preprocessor_config.json"]
+    )
 
 
 def test_without_its_file_it_is_unknown(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_ids_and_logits_are_transformers(runtime: Runtime, folder: Path, picture
     text = process.apply_chat_template(documents, add_generation_prompt=True)
     given = process(text=text, images=pictures, return_tensors="pt")
     seen = [see(runtime, one) for one in pictures]
-    prompt, tokens = runtime.prompt(CONVERSATION, [one.grids for one in seen]), [one.tokens for one in seen]
+    prompt, tokens = runtime.prompt(CONVERSATION, [one.views for one in seen]), [one.tokens for one in seen]
     assert prompt.text == text
     assert with_image(prompt, *[IMAGE] * 144) == given["input_ids"][0].tolist()
     with torch.inference_mode():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.prompts import around
 from vlmexport.parity.compare.prompts import difference
-from vlmexport.processing.prompt import joined
+from vlmexport.processing.prompt import Views, joined
 
 RIGHT = around((1, 7, 8), (13, 9), 4, "USER: <image>\nWhat?")
 
@@ -38,6 +38,6 @@ def test_fewer_visual_tokens() -> None:
 
 
 def test_views_that_lie_otherwise() -> None:
-    found = joined(RIGHT.text, [(1, 7, 8), (13, 9)], [((2, 2),)])
+    found = joined(RIGHT.text, [(1, 7, 8), (13, 9)], [Views(((2, 2),))])
     assert found.ids == RIGHT.ids
     assert difference(RIGHT, found) == "the images of the prompt lie otherwise than in the float model's at token 3"

@@ -22,7 +22,7 @@ from vlmexport.parity.reference.recording import Recorder, Recording
 from vlmexport.parity.reference.values import ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
 from vlmexport.processing.image import PIXELS, ProcessedImage
-from vlmexport.processing.prompt import Seen
+from vlmexport.processing.prompt import Seen, Views
 from vlmexport.runtime.stages import F32, Features
 
 INPUTS = Inputs(
@@ -46,7 +46,7 @@ class Made:
     def image(self, sample: Sample) -> ImageValues:
         random = np.random.default_rng(len(sample.image_id))
         pixels, *views, tokens = (random.random((1, 4, 3 + i), np.float32) for i in range(4))
-        image = ProcessedImage({PIXELS: pixels}, ((2, 2), (1, 3)))
+        image = ProcessedImage({PIXELS: pixels}, Views(((2, 2), (1, 3)), (1, 1)))
         return ImageValues(image, Features((views[0][0], views[1][0, :3])), tokens[0])
 
     def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
@@ -70,7 +70,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     for number in (3, 0):
         found, expected = recording.image(sample(number)), made.image(sample(number))
         np.testing.assert_array_equal(found.pixels.pixel_values, expected.pixels.pixel_values)
-        assert found.pixels.grids == expected.pixels.grids
+        assert found.pixels.views == expected.pixels.views
         for ours, theirs in zip(found.features.views, expected.features.views, strict=True):
             np.testing.assert_array_equal(ours, theirs)
         np.testing.assert_array_equal(found.tokens, expected.tokens)

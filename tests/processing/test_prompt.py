@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmexport.errors import UsageError, VlmExportError
-from vlmexport.processing.prompt import PLACEHOLDER, Grids, Prompt, Span, joined
+from vlmexport.processing.prompt import PLACEHOLDER, Prompt, Span, Views, joined
 
 IDS = st.lists(st.integers(0, 9), max_size=6)
-GRIDS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3).map(tuple)
+GRIDS = st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3).map(tuple).map(Views)
 
 
 @st.composite
-def prompts(draw: st.DrawFn) -> tuple[Prompt, list[list[int]], list[Grids]]:
+def prompts(draw: st.DrawFn) -> tuple[Prompt, list[list[int]], list[Views]]:
     """A prompt, the chunks and the images that it is made of."""
     images = draw(st.lists(GRIDS, max_size=3))
     chunks = [draw(IDS) for _ in range(len(images) + 1)]
@@ -23,7 +23,7 @@ def prompts(draw: st.DrawFn) -> tuple[Prompt, list[list[int]], list[Grids]]:
 
 
 @given(made=prompts())
-def test_ids_cut_at_spans_are_the_ids(made: tuple[Prompt, list[list[int]], list[Grids]]) -> None:
+def test_ids_cut_at_spans_are_the_ids(made: tuple[Prompt, list[list[int]], list[Views]]) -> None:
     prompt, chunks, images = made
     parts = list(prompt.chunks())
     whole = [i for part in parts for i in ([PLACEHOLDER] * part.length if isinstance(part, Span) else part)]
@@ -31,13 +31,13 @@ def test_ids_cut_at_spans_are_the_ids(made: tuple[Prompt, list[list[int]], list[
     assert tuple(part for part in parts if isinstance(part, Span)) == prompt.spans
     assert [i for i in prompt.ids if i != PLACEHOLDER] == [i for chunk in chunks for i in chunk]
     assert [(span.image, span.view, span.grid) for span in prompt.spans] == [
-        (number, view, grid) for number, grids in enumerate(images) for view, grid in enumerate(grids)
+        (number, view, grid) for number, views in enumerate(images) for view, grid in enumerate(views.grids)
     ]
 
 
 @given(made=prompts(), answer=IDS)
 def test_placeholders_are_as_many_as_the_lengths_say(
-    made: tuple[Prompt, list[list[int]], list[Grids]], answer: list[int]
+    made: tuple[Prompt, list[list[int]], list[Views]], answer: list[int]
 ) -> None:
     prompt = made[0]
     for one in (prompt, prompt.answered(answer)):
@@ -47,10 +47,10 @@ def test_placeholders_are_as_many_as_the_lengths_say(
 
 
 @given(made=prompts())
-def test_visual_tokens_go_where_their_view_is(made: tuple[Prompt, list[list[int]], list[Grids]]) -> None:
+def test_visual_tokens_go_where_their_view_is(made: tuple[Prompt, list[list[int]], list[Views]]) -> None:
     """Each row tells its image and its place in it: put in, they stand in that order."""
     prompt, _, images = made
-    counts = [sum(rows * columns for rows, columns in grids) for grids in images]
+    counts = [views.num_tokens for views in images]
     tokens = [np.stack([np.full(count, number), np.arange(count)], 1) for number, count in enumerate(counts)]
     visual = prompt.visual(tokens)
     assert [len(rows) for rows in visual] == [span.length for span in prompt.spans]
@@ -62,7 +62,7 @@ def test_visual_tokens_go_where_their_view_is(made: tuple[Prompt, list[list[int]
 
 
 @given(made=prompts(), context=st.integers(1, 60))
-def test_room(made: tuple[Prompt, list[list[int]], list[Grids]], context: int) -> None:
+def test_room(made: tuple[Prompt, list[list[int]], list[Views]], context: int) -> None:
     prompt = made[0]
     if len(prompt.ids) <= context:
         assert len(prompt.ids) + prompt.room(context) == context + 1
@@ -74,6 +74,6 @@ def test_room(made: tuple[Prompt, list[list[int]], list[Grids]], context: int) -
 @pytest.mark.parametrize("counts", [[3, 4], [4], [4, 4, 4], [8], []])
 def test_other_visual_tokens_than_placeholders(counts: list[int]) -> None:
     """Too few, too many, or in total as many, of other images."""
-    prompt = joined("", [[1], [2], [3]], [((1, 4),)] * 2)
+    prompt = joined("", [[1], [2], [3]], [Views(((1, 4),))] * 2)
     with pytest.raises(VlmExportError, match="the prompt has 8 places for visual tokens"):
         prompt.visual([np.zeros((count, 2)) for count in counts])

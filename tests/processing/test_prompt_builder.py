@@ -13,6 +13,7 @@ from tests.runtime.mobilevlm_ids import SlowTokenizer
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.messages import Message, Picture, asked
+from vlmexport.processing.prompt import Views
 from vlmexport.processing.tokenizer import IMAGE_MARKER
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
@@ -32,8 +33,8 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return open_checkpoint(write_checkpoint(folder, spec, model_type="llava", architectures=["LlavaLlamaForCausalLM"]))
 
 
-def grids(messages: tuple[Message, ...]) -> list[tuple[tuple[int, int], ...]]:
-    return [((2, 2),)] * sum(part is Picture.NEXT for message in messages for part in message.content)
+def grids(messages: tuple[Message, ...]) -> list[Views]:
+    return [Views(((2, 2),))] * sum(part is Picture.NEXT for message in messages for part in message.content)
 
 
 def test_two_turns_are_mobilevlms(llava: Checkpoint) -> None:
@@ -78,11 +79,11 @@ def test_a_template_that_drops_the_question() -> None:
 def test_two_images(llava: Checkpoint, tiny: Checkpoint) -> None:
     """In the order of the conversation, for models that were trained so; others refuse in one line."""
     messages = (Message("user", (Picture.NEXT, Picture.NEXT, "which one?")),)
-    prompt = llava.prompts.prompt(messages, [((2, 2),), ((1, 3),)])
+    prompt = llava.prompts.prompt(messages, [Views(((2, 2),)), Views(((1, 3),))])
     assert "USER: <image>\n<image>\nwhich one? ASSISTANT:" in prompt.text
     assert [(span.image, span.length) for span in prompt.spans] == [(0, 4), (1, 3)]
     with pytest.raises(UsageError) as caught:
-        tiny.prompts.prompt(messages, [((2, 2),), ((1, 3),)])
+        tiny.prompts.prompt(messages, [Views(((2, 2),)), Views(((1, 3),))])
     assert str(caught.value) == (
         "the conversation has 2 images, and the model was trained with one image a prompt: "
         "ask about each of them by itself"

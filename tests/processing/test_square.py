@@ -21,6 +21,7 @@ from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import UsageError
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.images import read_image
+from vlmexport.processing.prompt import Views
 from vlmexport.processing.square import prepared
 
 Processor = CLIPImageProcessorPil | LlavaImageProcessorPil
@@ -130,7 +131,7 @@ def test_a_strip_that_would_fill_the_memory_is_named() -> None:
 def test_one_view_and_its_visual_tokens() -> None:
     image = process(picture(0, (90, 70)), ImageProcessorSpec.square(SIDE, pads=True), (4, 2))
     assert image.pixel_values.shape == (1, 3, SIDE, SIDE)
-    assert (image.grids, image.num_tokens) == (((4, 2),), 8)
+    assert (image.views, image.views.num_tokens) == (Views(((4, 2),)), 8)
 
 
 @pytest.mark.parametrize("name", ["CLIPImageProcessor", "LlavaImageProcessor"])

@@ -27,6 +27,7 @@ from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.images import read_image
+from vlmexport.processing.prompt import Views
 from vlmexport.processing.tiles import Plan, plan, views
 
 Processor = Idefics3ImageProcessorPil
@@ -175,7 +176,7 @@ def test_views_and_their_visual_tokens() -> None:
     spec = ImageProcessorSpec.tiles(256, 64)
     image = process(picture(0, (90, 40)), spec, (4, 2))
     assert image.pixel_values.shape == (9, 3, 64, 64)
-    assert (image.grids, image.num_tokens) == (((4, 2),) * 9, 72)
+    assert (image.views, image.views.num_tokens) == (Views(((4, 2),) * 9, (2, 4)), 72)
 
 
 @pytest.mark.parametrize("name", ["Idefics3ImageProcessor", "SmolVLMImageProcessor"])

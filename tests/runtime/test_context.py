@@ -22,7 +22,7 @@ from vlmexport.calibrate.sensitivity import sequence
 from vlmexport.errors import UsageError
 from vlmexport.model import load
 from vlmexport.parity.reference.values import Live
-from vlmexport.processing.prompt import Prompt, Seen
+from vlmexport.processing.prompt import Prompt, Seen, Views
 from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -31,7 +31,7 @@ from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 Q_PROJ = "language.model.layers.0.self_attn.q_proj"
 VISUAL, CONTEXT = 144, 2048
-SEEN = Seen(np.zeros((VISUAL, 256), np.float32), ((1, VISUAL),))
+SEEN = Seen(np.zeros((VISUAL, 256), np.float32), Views(((1, VISUAL),)))
 TOKENS = [SEEN.tokens]
 Open = Callable[[str], Runtime]
 

@@ -22,6 +22,7 @@ from vlmexport.errors import CheckpointError, MissingDependency, UsageError, Vlm
 from vlmexport.model import plugins
 from vlmexport.prepare import prepare
 from vlmexport.processing.image import PIXELS, ProcessedImage, pixel_values
+from vlmexport.processing.prompt import Views
 from vlmexport.processing.square import as_square
 from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.llamacpp import vision as llamacpp
@@ -145,7 +146,7 @@ def test_features_and_tokens(runtime: Joined, reference: ReferenceRuntime, image
 def test_stages_take_what_they_are_given(runtime: Joined, reference: ReferenceRuntime) -> None:
     """No stage looks at an earlier one's input: random pixels and random features go through."""
     rng = np.random.default_rng(1)
-    pixels = ProcessedImage({PIXELS: rng.standard_normal((2, 3, 336, 336), np.float32)}, ((1, 1),) * 2)
+    pixels = ProcessedImage({PIXELS: rng.standard_normal((2, 3, 336, 336), np.float32)}, Views(((1, 1),) * 2))
     features = Features(tuple(rng.standard_normal((2, 576, 64), np.float32)))
     assert cosine(runtime.features(pixels), reference.features(pixels)) > 0.9999
     assert cosine(runtime.tokens(features), reference.tokens(features)) > 0.9999
@@ -268,7 +269,7 @@ def test_an_assertion_in_ggml_is_an_error(tiny: Checkpoint, tmp_path: Path, monk
         closing(open_bundle(tmp_path / "bundle")) as runtime,
         pytest.raises(VlmExportError, match=r"died while encoding an image \(signal 6: ggml/src.*GGML_ASSERT"),
     ):
-        runtime.features(ProcessedImage({PIXELS: np.zeros((1, 3, 336, 336), np.float32)}, ((1, 1),)))
+        runtime.features(ProcessedImage({PIXELS: np.zeros((1, 3, 336, 336), np.float32)}, Views(((1, 1),))))
 
 
 @pytest.mark.parametrize(("name", "reason"), [("tiny-Q8_0.gguf", "llama.cpp"), ("mmproj-tiny-F16.gguf", "libmtmd")])

@@ -170,7 +170,7 @@ def assert_conversation(page: Page, bundle: Path, turns: list[tuple[list[Path], 
                 show(page, file)
                 seen.append(see(runtime, read_image(file)))
             messages += asked(question, len(files))
-            prompt, tokens = runtime.prompt(messages, [one.grids for one in seen]), [one.tokens for one in seen]
+            prompt, tokens = runtime.prompt(messages, [one.views for one in seen]), [one.tokens for one in seen]
             expected = [token.id for token in runtime.generate(prompt, tokens, 64)]
             assert ask(page, question) == (runtime.decode(expected), expected)
             expect(page.locator("article").last.locator("img")).to_have_count(len(files))

@@ -126,13 +126,13 @@ class Writer:
         """What the clients of graphs look for; llama.cpp finds all in its files."""
         if seeing.engine != ONNXRUNTIME:
             return
-        from vlmexport.artifact.onnx import client_files
+        from vlmexport.artifact.onnx import documents
 
         if decoding.engine == ONNXRUNTIME:
-            documents = client_files.documents(self._checkpoint, self._recipe.onnx, written)
+            found = documents.documents(self._checkpoint, self._recipe.onnx, written)
         else:
-            documents = client_files.of_pictures(self._checkpoint)
-        for name, text in documents.items():
+            found = documents.of_pictures(self._checkpoint)
+        for name, text in found.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -99,7 +99,7 @@ def _answer(runtime: Runtime, request: Request) -> _Answer:
     marks, decoder = [time.perf_counter()], []
     seen = see(runtime, request.image)
     marks.append(time.perf_counter())
-    prompt = runtime.prompt(asked(request.question), [seen.grids])
+    prompt = runtime.prompt(asked(request.question), [seen.views])
     for token in runtime.generate(prompt, [seen.tokens], request.new_tokens, ignore_eos=True):
         marks.append(time.perf_counter())
         decoder.append(token.seconds or 0.0)
@@ -122,7 +122,7 @@ def decoder_peak(bundle: Path, manifest: Manifest, request: Request, seen: Seen[
     """
     context = manifest.source.spec.language.max_positions
     with decoder_alone(bundle, manifest) as (decoder, worker):
-        prompt = decoder.prompt(asked(request.question), [seen.grids])
+        prompt = decoder.prompt(asked(request.question), [seen.views])
         room = prompt.room(context, f"{bundle}: the prompt")
         if not decoder.classes and request.new_tokens > room:
             length = len(prompt.ids) + request.new_tokens

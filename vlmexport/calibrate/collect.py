@@ -122,7 +122,7 @@ def _decode(
     """Run the sequences, as many together as ``AT_ONCE`` holds."""
     sequences = []
     for sample, images in zip(samples, seen, strict=True):
-        prompt = prompts.prompt(sample.messages, [image.grids for image in images])
+        prompt = prompts.prompt(sample.messages, [image.views for image in images])
         is_given = vlm.spec.language.generates and sample.answer is not None
         room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         ids = prompts.answer(sample.answer or "") if is_given else []

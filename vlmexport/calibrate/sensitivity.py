@@ -140,7 +140,7 @@ def sequence(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Sequence:
     classifier reads no answer."""
     with torch.no_grad():
         seen = [vlm.see(one.image()) for one in sample.alone()]
-        prompt, tokens = prompts.prompt(sample.messages, [one.grids for one in seen]), [one.tokens for one in seen]
+        prompt, tokens = prompts.prompt(sample.messages, [one.views for one in seen]), [one.tokens for one in seen]
         embeds = vlm.prompt_embeds(prompt, tokens)
         room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         if not vlm.spec.language.generates:

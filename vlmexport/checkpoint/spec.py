@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from math import isqrt
 from typing import Any, Literal
 
+from vlmexport.checkpoint.image_text import ImageText
 from vlmexport.checkpoint.rope import RopeScaling
 
 Colour = tuple[float, float, float]
@@ -248,6 +249,7 @@ class Spec:
     ``stop_token_ids``, each of which ends an answer. ``image_token_id`` is the id that the config gives ``<image>``;
     None where it gives none. ``chat_template`` is the checkpoint's own, in Jinja; empty where it has none.
     ``max_images`` is how many images the model was trained to see in one prompt; None where there is no limit.
+    ``image_text`` is what stands for an image in the text of a prompt; None where nothing does but its visual tokens.
     """
 
     name: str
@@ -265,6 +267,7 @@ class Spec:
     stop_token_ids: tuple[int, ...] = ()
     chat_template: str = ""
     max_images: int | None = 1
+    image_text: ImageText | None = None
 
     def __post_init__(self) -> None:
         """Where nothing more is said, as in manifests of earlier versions, one token ends an answer."""

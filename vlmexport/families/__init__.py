@@ -15,11 +15,17 @@ from typing import Any, Protocol, cast
 from vlmexport.checkpoint.documents import architectures
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import Unsupported
+from vlmexport.families.reading.bundles import Clients, Mmproj
 from vlmexport.families.reading.published import Published
 
 
 class Family(Protocol):
-    """A file of this folder."""
+    """A file of this folder.
+
+    It may also say what its bundles carry, where the defaults of ``reading/bundles.py`` do not do:
+    ``clients(spec) -> Clients`` and ``gguf(spec) -> Mmproj``. Either raises ``Unsupported`` where there is no such
+    bundle, and says why.
+    """
 
     ARCHITECTURES: tuple[str, ...]
     """The classes that its configs name; no other file has them."""
@@ -58,6 +64,26 @@ def names() -> list[str]:
 def family(name: str) -> Family:
     """The family of a file."""
     return cast(Family, import_module(f"{__name__}.{name}"))
+
+
+def clients(one: Family, spec: Spec) -> Clients:
+    """What its bundles of graphs carry for their clients.
+
+    Raises:
+        Unsupported: no client runs it.
+    """
+    found: Clients = getattr(one, "clients", lambda spec: Clients())(spec)
+    return found
+
+
+def gguf(one: Family, spec: Spec) -> Mmproj:
+    """What an mmproj of it says beside its tower and its projector.
+
+    Raises:
+        Unsupported: libmtmd cannot hold it, or would compute it wrongly.
+    """
+    found: Mmproj = getattr(one, "gguf", lambda spec: Mmproj())(spec)
+    return found
 
 
 def find(config: dict[str, Any], path: Path) -> Family:

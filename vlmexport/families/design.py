@@ -20,6 +20,7 @@ from vlmexport.checkpoint.spec import (
     VisionSpec,
 )
 from vlmexport.errors import CheckpointError
+from vlmexport.families.reading.bundles import Clients
 from vlmexport.families.reading.language import language as read_language
 from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type, token_id
 
@@ -82,6 +83,11 @@ def _template(config: dict[str, Any], path: Path) -> str:
     if not isinstance(found, str):
         raise CheckpointError(f"{path}: chat_template is no text", _CURE)
     return found
+
+
+def clients(spec: Spec) -> Clients:
+    """Of a classifier the design itself, under a type that no client takes for one of its own."""
+    return Clients() if spec.language.generates else Clients(config=config(spec))
 
 
 def _seeing(vision: dict[str, Any], path: Path) -> tuple[VisionSpec, ImageProcessorSpec]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from vlmexport.checkpoint.spec import LanguageSpec, ProjectorSpec, Spec, VisionSpec
 from vlmexport.errors import Unsupported
-from vlmexport.model.protocols import LanguagePlugin, ProjectorPlugin, VisionPlugin
+from vlmexport.model.protocols import HYBRID, GgufTower, LanguagePlugin, ProjectorPlugin, VisionPlugin
 from vlmexport.processing.prompt import Grid
 from vlmexport.source import shapes as expected
 from vlmexport.source.shapes import KNOWN_ENCODERS, KNOWN_LANGUAGES, check_shapes
@@ -56,6 +56,19 @@ def plugin(folder: str, kind: str) -> ModuleType:
 def vision(spec: VisionSpec) -> VisionPlugin:
     """The vision encoder's module."""
     return encoder(spec.kind)
+
+
+def gguf_tower(spec: VisionSpec) -> GgufTower:
+    """How an mmproj holds a vision encoder.
+
+    Raises:
+        Unsupported: libmtmd cannot hold it, or would compute it wrongly.
+    """
+    said = getattr(vision(spec), "gguf", None)
+    if said is None:
+        raise Unsupported(f"an mmproj of a {spec.kind!r} tower is not known", HYBRID)
+    found: GgufTower = said(spec)
+    return found
 
 
 def float_layers(spec: VisionSpec) -> dict[str, str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from vlmexport.checkpoint.spec import Colour, LanguageSpec, ProjectorSpec, VisionSpec
+from vlmexport.families.reading.bundles import Field
 from vlmexport.processing.prompt import Grid
 
 if TYPE_CHECKING:
@@ -14,6 +15,26 @@ if TYPE_CHECKING:
 
 HYBRID = "export a hybrid (--vision onnx): vision encoder and projector as ONNX, the decoder as GGUF"
 """What to do with a tower or a projector that libmtmd cannot hold."""
+
+
+@dataclass(frozen=True)
+class GgufTower:
+    """What a vision encoder's file says about its place in an mmproj."""
+
+    outside: dict[str, str]
+    """Canonical name → GGUF name of the tensors outside of the layers."""
+
+    inside: dict[str, str]
+    """Path of a module in a layer → its name in a block."""
+
+    f32: frozenset[str] = frozenset()
+    """GGUF names of the matrices that must stay F32."""
+
+    fields: dict[str, Field] = field(default_factory=dict)
+    """Metadata beyond the sizes that every tower has."""
+
+    notes: tuple[str, ...] = ()
+    """What stock libmtmd does with it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +50,9 @@ class GgufProjector:
 
     norm_eps: float | None = None
     """Epsilon of the projector's own norms, where it has some: libmtmd takes the tower's for them."""
+
+    fields: dict[str, Field] = field(default_factory=dict)
+    """Metadata beyond its type."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +80,8 @@ class GgufLanguage:
 class VisionPlugin(Protocol):
     """A file in ``model/vision``.
 
-    It may say ``FLOAT``: patterns of the layers that measurements keep out of int8, and why.
+    It may say ``FLOAT``: patterns of the layers that measurements keep out of int8, and why. Where an mmproj can hold
+    it, ``gguf(spec) -> GgufTower`` says how, and imports no torch.
     """
 
     EXAMPLE: str

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
-
-import torch
-from torch import nn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
 
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import Unsupported
 
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
 
 @dataclass(frozen=True)
 class TransformerTower:
-    """One kind of them: its classes, and what its kinds differ in.
+    """One kind of them: transformers' names of its classes, and what its kinds differ in. torch and transformers are
+    imported where it is built: a GGUF export asks a tower what it is, and has no use for them.
 
     ``class_token``: a learned token stands before the patches. ``norm_before``: name of the norm before the first
     layer, None where there is none. ``unused_tensors``: how the names begin of
     what features do not need. ``options``: of the config, beside the sizes.
     """
 
-    model: Callable[..., Any]
-    config: Callable[..., Any]
+    model: str
+    config: str
     unused_tensors: tuple[str, ...]
     class_token: bool = False
     norm_before: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def gguf_inside(self) -> dict[str, str]:
+        """Path of a module in a layer → its name in a block of an mmproj."""
+        return {
+            "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+            "self_attn.out_proj": "attn_out", "layer_norm1": "ln1", "layer_norm2": "ln2", "mlp.fc1": "ffn_up",
+            "mlp.fc2": "ffn_down",
+        }  # fmt: skip
 
     def layers(self, spec: VisionSpec) -> str:
         """``encoder.layers.``"""
@@ -39,7 +51,10 @@ class TransformerTower:
 
     def build(self, spec: VisionSpec) -> nn.Module:
         """The model with parameters on the meta device, positions filled."""
-        config = self.config(
+        import torch
+
+        transformers = import_module("transformers")
+        config = getattr(transformers, self.config)(
             hidden_size=spec.hidden_size,
             intermediate_size=spec.intermediate_size,
             num_hidden_layers=spec.num_layers,
@@ -52,10 +67,10 @@ class TransformerTower:
             **self.options,
         )
         with torch.device("meta"):
-            module = self.model(config)
+            module = getattr(transformers, self.model)(config)
         positions = torch.arange(spec.grid**2 + self.class_token)[None]
         module.embeddings.register_buffer("position_ids", positions, persistent=False)
-        return cast(nn.Module, module)
+        return cast("nn.Module", module)
 
     def features(self, module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) -> torch.Tensor:
         """Hidden states of the selected layer; layers after it are not computed.
@@ -81,4 +96,4 @@ class TransformerTower:
             output = layer(hidden, attention_mask=None)
             hidden = output[0] if isinstance(output, tuple) else output
         first = int(self.class_token and spec.select_feature == "patch")
-        return cast(torch.Tensor, hidden[:, first:] if first else hidden)
+        return cast("torch.Tensor", hidden[:, first:] if first else hidden)

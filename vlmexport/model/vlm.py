@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.model import plugins
 from vlmexport.model.weights import available_memory, fill
-from vlmexport.processing.image import ProcessedImage, process
+from vlmexport.processing.image import PIXELS, ProcessedImage, process
 from vlmexport.processing.prompt import Prompt, Seen
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 from vlmexport.source.shapes import check_language, check_shapes
@@ -60,9 +60,9 @@ class VLM(nn.Module):
     def see(self, image: Image.Image) -> Seen[torch.Tensor]:
         """RGB image → the visual tokens of all its views. Memory does not grow with their number."""
         found = self.processed(image)
-        views = [torch.from_numpy(part.pixel_values) for part in found.slices()]
+        views = [torch.from_numpy(part[PIXELS]) for part in found.slices()]
         tokens = [self.tokens(self.features(part)).flatten(0, 1) for part in views]
-        return Seen(torch.cat(tokens), found.grids)
+        return Seen(torch.cat(tokens), found.views)
 
     def embed(self, ids: tuple[int, ...] | list[int]) -> torch.Tensor:
         """Token ids → f32 [1, len(ids), hidden]."""

@@ -1,8 +1,8 @@
 """The pixels stage: a picture becomes the named arrays that a vision encoder takes, cut as its image processor says.
 
 A way of cutting is a file of this folder, named by ``ImageProcessorSpec.mode``. It has ``arrays``, which makes them,
-``boxes``, which part of a picture each view is of, and ``prepared``, the picture that is resized no further. NumPy and
-Pillow alone: a bundle runs without torch.
+``tiles``, how they lie, ``boxes``, which part of a picture each view is of, and ``prepared``, the picture that is
+resized no further. NumPy and Pillow alone: a bundle runs without torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import Unsupported
-from vlmexport.processing.prompt import Grid, Grids
+from vlmexport.processing.prompt import Grid, Views
 
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
@@ -35,30 +35,23 @@ class ProcessedImage:
     """What the pixels stage makes of one picture.
 
     ``arrays`` have the names of transformers: ``pixel_values`` f32 [views, 3, height, width], and what else the encoder
-    is told, view by view. ``grids`` are the rows and columns of visual tokens of each view.
+    is told, view by view. ``views`` say how its visual tokens lie.
     """
 
     arrays: dict[str, Array]
-    grids: Grids
+    views: Views
 
     @property
     def pixel_values(self) -> F32:
         """f32 [views, 3, height, width]."""
         return cast(F32, self.arrays[PIXELS])
 
-    @property
-    def num_tokens(self) -> int:
-        """Visual tokens of all views."""
-        return sum(rows * columns for rows, columns in self.grids)
-
-    def slices(self) -> Iterator[ProcessedImage]:
-        """The same, a few views at a time: what an encoder computes at once, so that memory does not grow with them."""
-        if len(self.grids) <= VIEWS_AT_ONCE:
-            yield self
-            return
-        for start in range(0, len(self.grids), VIEWS_AT_ONCE):
+    def slices(self) -> Iterator[dict[str, Array]]:
+        """The arrays, a few views at a time: what an encoder computes at once, so that memory does not grow with
+        them."""
+        for start in range(0, len(self.views.grids), VIEWS_AT_ONCE):
             part = slice(start, start + VIEWS_AT_ONCE)
-            yield ProcessedImage({name: array[part] for name, array in self.arrays.items()}, self.grids[part])
+            yield {name: array[part] for name, array in self.arrays.items()}
 
     def with_pixels(self, values: F32) -> ProcessedImage:
         """The same views, their pixels made by somebody else."""
@@ -80,6 +73,9 @@ class Cutting(Protocol):
 
     def prepared(self, image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:
         """A picture of which a client cuts the same views, RGB, because nothing is left to resize."""
+
+    def tiles(self, size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
+        """Rows and columns of the views that are tiles of a picture of this width and height; 0 and 0 if none is."""
 
 
 def cutting(spec: ImageProcessorSpec) -> Cutting:
@@ -105,8 +101,9 @@ def process(image: Image.Image, spec: ImageProcessorSpec, tokens: Grid) -> Proce
         UsageError: a picture that cannot be cut so.
         Unsupported: a way of cutting that is not known.
     """
-    arrays = cutting(spec).arrays(image, spec)
-    return ProcessedImage(arrays, (tokens,) * len(arrays[PIXELS]))
+    file = cutting(spec)
+    arrays = file.arrays(image, spec)
+    return ProcessedImage(arrays, Views((tokens,) * len(arrays[PIXELS]), file.tiles(image.size, spec)))
 
 
 def pixel_values(image: Image.Image, spec: ImageProcessorSpec) -> F32:

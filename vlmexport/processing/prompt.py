@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from vlmexport.errors import UsageError, VlmExportError
+from vlmexport.errors import CheckpointError, UsageError, VlmExportError
 
 PLACEHOLDER = -200
 """The id that stands for one visual token: LLaVA's ``IMAGE_TOKEN_INDEX``, which is no row of any embedding."""
@@ -23,17 +23,36 @@ Grids = tuple[Grid, ...]
 Array = TypeVar("Array")
 
 
+@dataclass(frozen=True)
+class Views:
+    """How the visual tokens of one image lie.
+
+    Attributes:
+        grids: of each view.
+        tiles: rows and columns of the views that are tiles, which stand row by row before the whole picture; 0 and 0
+            where none is a tile.
+    """
+
+    grids: Grids
+    tiles: Grid = (0, 0)
+
+    @property
+    def num_tokens(self) -> int:
+        """Visual tokens of all views."""
+        return sum(rows * columns for rows, columns in self.grids)
+
+
 @dataclass(frozen=True, eq=False)
 class Seen(Generic[Array]):
     """What a language model is given of one image.
 
     Attributes:
         tokens: [visual tokens of all views, hidden] of NumPy or torch, in the order of the prompt's spans.
-        grids: how they lie.
+        views: how they lie.
     """
 
     tokens: Array
-    grids: Grids
+    views: Views
 
 
 @dataclass(frozen=True)
@@ -157,13 +176,40 @@ class Prompt:
         return context - length + 1
 
 
-def joined(text: str, chunks: Sequence[Sequence[int]], images: Sequence[Grids]) -> Prompt:
+def joined(text: str, chunks: Sequence[Sequence[int]], images: Sequence[Views]) -> Prompt:
     """A prompt of chunks of ids with an image between each two of them."""
     ids: list[int] = []
     spans: list[Span] = []
-    for number, (chunk, grids) in enumerate(zip(chunks, [*images, ()], strict=True)):
+    for number, (chunk, views) in enumerate(zip(chunks, [*images, Views(())], strict=True)):
         ids += chunk
-        for view, (rows, columns) in enumerate(grids):
+        for view, (rows, columns) in enumerate(views.grids):
             spans.append(Span(len(ids), rows * columns, number, view, (rows, columns)))
             ids += [PLACEHOLDER] * (rows * columns)
     return Prompt(text, tuple(ids), tuple(spans))
+
+
+def located(text: str, ids: Sequence[int], image_token: int, images: Sequence[Views]) -> Prompt:
+    """A prompt of ids in which an image token stands for each visual token, view after view.
+
+    Raises:
+        CheckpointError: there are more of them or fewer, or other ids stand between those of one view.
+    """
+    places = [place for place, i in enumerate(ids) if i == image_token]
+    spans, taken = [], 0
+    for number, views in enumerate(images):
+        for view, (rows, columns) in enumerate(views.grids):
+            run = places[taken : taken + rows * columns]
+            taken += rows * columns
+            if run != list(range(run[0] if run else 0, (run[0] if run else 0) + rows * columns)):
+                raise _misplaced(len(places), images)
+            spans.append(Span(run[0], rows * columns, number, view, (rows, columns)))
+    if taken != len(places):
+        raise _misplaced(len(places), images)
+    return Prompt(text, tuple(PLACEHOLDER if i == image_token else i for i in ids), tuple(spans))
+
+
+def _misplaced(found: int, images: Sequence[Views]) -> CheckpointError:
+    return CheckpointError(
+        f"the prompt has {found} image tokens where the images have {sum(views.num_tokens for views in images)}",
+        "use a tokenizer and a chat template that were published together",
+    )

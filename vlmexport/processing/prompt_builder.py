@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
+from vlmexport.checkpoint.image_text import ImageText
 from vlmexport.checkpoint.spec import Spec
-from vlmexport.errors import UsageError
-from vlmexport.processing.chat_template import ChatTemplate
+from vlmexport.errors import CheckpointError, UsageError
+from vlmexport.processing.chat_template import ChatTemplate, Rendered
 from vlmexport.processing.messages import Messages, Picture
-from vlmexport.processing.prompt import Grids, Prompt, joined
+from vlmexport.processing.prompt import Prompt, Views, joined, located
 from vlmexport.processing.tokenizer import IMAGE_MARKER, Parts, Tokenizer
 
 
@@ -26,12 +27,17 @@ class PromptBuilder:
 
     Args:
         max_images: most images of one prompt; None where there is no limit.
+        image_text: what stands for an image where the text around it is tokenized with it, as one. None where an image
+            parts two texts that are tokenized each by itself.
     """
 
-    def __init__(self, template: ChatTemplate, tokenizer: Chunks, max_images: int | None) -> None:
+    def __init__(
+        self, template: ChatTemplate, tokenizer: Chunks, max_images: int | None, image_text: ImageText | None = None
+    ) -> None:
         self._template, self._tokenizer, self._max_images = template, tokenizer, max_images
+        self._image_text = image_text
 
-    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+    def prompt(self, messages: Messages, images: Sequence[Views]) -> Prompt:
         """The prompt of a conversation, up to where the answer begins.
 
         Args:
@@ -39,7 +45,8 @@ class PromptBuilder:
 
         Raises:
             UsageError: more images than the model was trained for, a text that names an image, or one that is no UTF-8.
-            CheckpointError: the template cannot be rendered, or leaves out an image or the question.
+            CheckpointError: the template cannot be rendered, or leaves out an image or the question; or the tokenizer
+                has no image token.
         """
         shown = sum(part is Picture.NEXT for message in messages for part in message.content)
         if self._max_images is not None and shown > self._max_images:
@@ -49,7 +56,18 @@ class PromptBuilder:
                 "ask about each of them by itself",
             )
         rendered = self._template.render(messages)
-        return joined(rendered.text, self._tokenizer.chunks(rendered.chunks), images)
+        if self._image_text is None:
+            return joined(rendered.text, self._tokenizer.chunks(rendered.chunks), images)
+        (ids,) = self._tokenizer.chunks([_whole(rendered, self._image_text, images)])
+        return located(rendered.text, ids, self._image_token, images)
+
+    @cached_property
+    def _image_token(self) -> int:
+        """The id that stands for a visual token in a text."""
+        _, ids = self._tokenizer.chunks([(), ((IMAGE_MARKER, True),)])
+        if len(ids) != 1:
+            raise CheckpointError(f"the tokenizer has no token {IMAGE_MARKER}", "use the published tokenizer files")
+        return ids[0]
 
 
 class CheckpointPrompts(PromptBuilder):
@@ -63,7 +81,7 @@ class CheckpointPrompts(PromptBuilder):
         texts = tokenizer.texts()
         bos = "" if spec.bos_token_id is None else texts.get(spec.bos_token_id, "")
         template = ChatTemplate(spec.template, IMAGE_MARKER, where, bos, texts.get(spec.eos_token_id, ""))
-        super().__init__(template, tokenizer, spec.max_images)
+        super().__init__(template, tokenizer, spec.max_images, spec.image_text)
         self.tokenizer, self._spec = tokenizer, spec
 
     def answer(self, text: str) -> list[int]:
@@ -75,3 +93,25 @@ class CheckpointPrompts(PromptBuilder):
         """The token that the template writes behind an answer; EOS where it writes none."""
         ids = self.tokenizer.encode(self._template.behind_an_answer(), special=True)
         return next((i for i in ids if i in self._spec.stop_token_ids), self._spec.eos_token_id)
+
+
+def _whole(rendered: Rendered, image_text: ImageText, images: Sequence[Views]) -> Parts:
+    """A prompt's text in parts, with what stands for the images between those around them."""
+    first, *others = rendered.chunks
+    parts = list(first)
+    for views, chunk in zip(images, others, strict=True):
+        parts += [(written(image_text, views), True), *chunk]
+    return parts
+
+
+def written(image_text: ImageText, views: Views) -> str:
+    """What stands for an image in a prompt, an image token for each visual token."""
+    rows, columns = views.tiles
+    tokens = [IMAGE_MARKER * (height * width) for height, width in views.grids]
+    text = ""
+    for place, tile in enumerate(tokens[: rows * columns]):
+        row, column = divmod(place, columns)
+        text += image_text.tile.replace("{row}", f"{row + 1}").replace("{column}", f"{column + 1}") + tile
+        text += image_text.row_end if column + 1 == columns else ""
+    (whole,) = tokens[rows * columns :]
+    return text + (image_text.whole if rows else image_text.alone) + whole + image_text.end

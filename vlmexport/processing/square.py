@@ -12,6 +12,7 @@ from PIL import Image
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import UsageError
 from vlmexport.processing.image import Box
+from vlmexport.processing.prompt import Grid
 
 F32 = npt.NDArray[np.float32]
 _LARGEST = 1 << 28
@@ -39,6 +40,11 @@ def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
         left, top = left + (resized[0] - spec.side) // 2 * across, top + (resized[1] - spec.side) // 2 * down
         return ((left, top, left + spec.side * across, top + spec.side * down),)
     return ((left, top, left + width, top + height),)
+
+
+def tiles(size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
+    """None: 0 and 0."""
+    return 0, 0
 
 
 def prepared(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:

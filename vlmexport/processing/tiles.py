@@ -21,6 +21,7 @@ from PIL import Image
 
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.processing.image import Box
+from vlmexport.processing.prompt import Grid
 from vlmexport.processing.square import normalise
 
 LARGEST = 4096
@@ -72,6 +73,12 @@ def plan(height: int, width: int, spec: ImageProcessorSpec) -> Plan:
     if second == (side, side):
         return Plan(first, second, side, 0, 0)
     return Plan(first, second, side, second[1] // side, second[0] // side)
+
+
+def tiles(size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
+    """Rows and columns of the tiles of a picture of this width and height; 0 and 0 where it is one view."""
+    cuts = plan(*size[::-1], spec)
+    return cuts.rows, cuts.columns
 
 
 def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArray[np.float32]]:

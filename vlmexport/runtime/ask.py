@@ -41,7 +41,7 @@ def ask(
     runtime = open_runtime(Path(model)) if is_bundle else _float_model(model, vision_tower, console)
     try:
         seen = [see(runtime, picture) for picture in pictures]
-        prompt = runtime.prompt(asked(question, len(seen)), [one.grids for one in seen])
+        prompt = runtime.prompt(asked(question, len(seen)), [one.views for one in seen])
         tokens = [one.tokens for one in seen]
         ids: list[int] = []
         shown = ""

@@ -9,7 +9,7 @@ from PIL import Image
 
 from vlmexport.processing.image import ProcessedImage
 from vlmexport.processing.messages import Messages
-from vlmexport.processing.prompt import Grids, Prompt
+from vlmexport.processing.prompt import Prompt, Views
 from vlmexport.runtime.engines import Halves
 from vlmexport.runtime.int8_kernels import Int8Kernels, kernels_of
 from vlmexport.runtime.stages import F32, Decoding, Features, RepairingSeeing, Seeing, Token
@@ -40,7 +40,7 @@ class Joined:
         """[visual tokens, hidden]."""
         return self.seeing.tokens(features)
 
-    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+    def prompt(self, messages: Messages, images: Sequence[Views]) -> Prompt:
         """Token ids of a conversation, by the bundle's own tokenizer and template."""
         return self.decoding.prompt(messages, images)
 

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from vlmexport.model import load
-from vlmexport.processing.image import ProcessedImage
+from vlmexport.processing.image import PIXELS, ProcessedImage
 from vlmexport.processing.messages import Messages
-from vlmexport.processing.prompt import Grids, Prompt
+from vlmexport.processing.prompt import Prompt, Views
 from vlmexport.runtime.stages import F32, Features, Token
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -39,7 +39,7 @@ class ReferenceRuntime:
     @torch.inference_mode()
     def features(self, image: ProcessedImage) -> Features:
         """What the encoder makes of each view."""
-        parts = [self._vlm.features(torch.from_numpy(part.pixel_values)) for part in image.slices()]
+        parts = [self._vlm.features(torch.from_numpy(part[PIXELS])) for part in image.slices()]
         return Features(tuple(view.contiguous().numpy() for part in parts for view in part))
 
     @torch.inference_mode()
@@ -48,7 +48,7 @@ class ReferenceRuntime:
         made = [self._vlm.tokens(torch.from_numpy(view)[None])[0] for view in features.views]
         return torch.cat(made).numpy()
 
-    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+    def prompt(self, messages: Messages, images: Sequence[Views]) -> Prompt:
         """Token ids of a conversation."""
         return self._checkpoint.prompts.prompt(messages, images)
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # runtimes run in workers, which start faster without torch
 
     from vlmexport.processing.image import ProcessedImage
     from vlmexport.processing.messages import Messages
-    from vlmexport.processing.prompt import Grids, Prompt
+    from vlmexport.processing.prompt import Prompt, Views
 
 F32 = npt.NDArray[np.float32]
 
@@ -89,7 +89,7 @@ class Decoding(Protocol):
     classes: tuple[str, ...]
     """What an answer is one of: its only token is then an index of it, and none ends it. Empty where it is text."""
 
-    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+    def prompt(self, messages: Messages, images: Sequence[Views]) -> Prompt:
         """Token ids of a conversation, by this bundle's own tokenizer and template.
 
         Args:
@@ -131,7 +131,7 @@ class Runtime(Seeing, Decoding, Protocol):
 def see(runtime: Seeing, image: Image.Image) -> Seen[F32]:
     """The first three stages of an RGB image."""
     pixels = runtime.pixels(image)
-    return Seen(runtime.tokens(runtime.features(pixels)), pixels.grids)
+    return Seen(runtime.tokens(runtime.features(pixels)), pixels.views)
 
 
 @runtime_checkable

@@ -50,6 +50,7 @@ class Checkpoint:
     path: Path
     origin: str
     spec: Spec
+    family: Family
     config: dict[str, Any]
     tensors: Sorted = field(repr=False)
     tower: Tower | None = None
@@ -141,7 +142,7 @@ def open_checkpoint(
         refuse_stale(path, tensors)
         raise
     spec = _with_head(spec, tensors["language"])
-    return Checkpoint(path, origin or str(path.resolve()), spec, config, tensors, tower)
+    return Checkpoint(path, origin or str(path.resolve()), spec, family, config, tensors, tower)
 
 
 def _with_head(spec: Spec, language: dict[str, LazyTensor]) -> Spec:

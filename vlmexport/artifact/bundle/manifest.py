@@ -23,6 +23,7 @@ from vlmexport.artifact.bundle.models import Part
 from vlmexport.artifact.bundle.source import Source
 from vlmexport.artifact.bundle.staging import MANIFEST
 from vlmexport.artifact.bundle.summary import ParitySummary
+from vlmexport.checkpoint.image_text import ImageText
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.model.plugins import token_grid
@@ -119,6 +120,11 @@ class Manifest(Part):
     def max_images(self) -> int | None:
         """Most images of one prompt; None where there is no limit."""
         return self.source.spec.max_images
+
+    @property
+    def image_text(self) -> ImageText | None:
+        """What stands for an image in the text of a prompt; None where nothing does but its visual tokens."""
+        return self.source.spec.image_text
 
 
 class _Version(BaseModel):

@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from vlmexport.artifact.bundle.models import Part
+from vlmexport.checkpoint.image_text import ImageText
 from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec, LanguageSpec, ProjectorSpec, Size, Spec, VisionSpec
 
 
@@ -100,6 +101,7 @@ class Model(Part):
     eos_token_id: int
     stop_token_ids: tuple[int, ...] = Field(description="Each of them ends an answer.")
     max_images: int | None = Field(None, description="Of one prompt; there is no limit where it is missing.")
+    image_text: ImageText | None = Field(None, description="What stands for an image in the text of a prompt.")
 
     @classmethod
     def of(cls, spec: Spec) -> Model:
@@ -112,6 +114,7 @@ class Model(Part):
             eos_token_id=spec.eos_token_id,
             stop_token_ids=spec.stop_token_ids,
             max_images=spec.max_images,
+            image_text=spec.image_text,
         )
 
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vlmexport.artifact.gguf.file import Field
 from vlmexport.errors import Unsupported
+from vlmexport.families.reading.bundles import Field
 from vlmexport.processing.fast_tokenizer import FastTokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5

@@ -16,13 +16,11 @@ import numpy as np
 from vlmexport.artifact.gguf.rows import ALIGNMENT, Entry
 from vlmexport.console import Advance, no_advance
 from vlmexport.errors import MissingDependency
+from vlmexport.families.reading.bundles import Field
 from vlmexport.quantize import ggml
 from vlmexport.quantize.ggml import INSTALL, TYPES
 from vlmexport.threads import cores
 from vlmexport.workers.in_order import in_order
-
-Field = tuple[str, Any]
-"""A metadata value with its type: ``u32``, ``f32``, ``bool``, ``str``, or an array such as ``i32[]``."""
 
 _VALUE_TYPES = {"u32": "UINT32", "i32": "INT32", "f32": "FLOAT32", "bool": "BOOL", "str": "STRING"}
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vlmexport.artifact.gguf.file import Field, GgufFile
+from vlmexport.artifact.gguf.file import GgufFile
 from vlmexport.artifact.gguf.rows import Entry
+from vlmexport.families.reading.bundles import Field
 from vlmexport.quantize.ggml import F32
 
 if TYPE_CHECKING:

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vlmexport.artifact.gguf import metadata, tokenizer
-from vlmexport.artifact.gguf.file import Field
 from vlmexport.artifact.gguf.imatrix import ImportanceMatrix
 from vlmexport.artifact.gguf.rows import Entry
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported, UsageError
+from vlmexport.families.reading.bundles import Field
 from vlmexport.model import plugins
 from vlmexport.quantize.gguf_mix import Mix, in_order, needs_importance, tensor_types
 from vlmexport.quantize.gguf_override import given_types

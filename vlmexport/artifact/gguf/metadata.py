@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlmexport.artifact.bundle.contents import tool_versions
-from vlmexport.artifact.gguf.file import Field
 from vlmexport.checkpoint.about import About, address
+from vlmexport.families.reading.bundles import Field
 
 if TYPE_CHECKING:
     from vlmexport.source.checkpoint import Checkpoint

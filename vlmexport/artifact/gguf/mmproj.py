@@ -1,7 +1,5 @@
-"""The mmproj: CLIP tower and projector as GGUF, for llama.cpp's libmtmd.
-
-Only the layers in use are written, and ``feature_layer`` names the last: libmtmd otherwise leaves one more out.
-``post_layernorm`` is left out because libmtmd would apply it.
+"""The mmproj: vision encoder and projector as GGUF, for llama.cpp's libmtmd. Their files in ``model`` say how each is
+held, the family's what else. Only the layers in use are written.
 """
 
 from __future__ import annotations
@@ -9,11 +7,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from vlmexport import families
 from vlmexport.artifact.gguf import metadata as gguf_about
-from vlmexport.artifact.gguf.file import Field, GgufFile
+from vlmexport.artifact.gguf.file import GgufFile
 from vlmexport.artifact.gguf.rows import Entry
 from vlmexport.checkpoint.spec import Spec, VisionSpec
 from vlmexport.errors import Unsupported
+from vlmexport.families.reading.bundles import Field
 from vlmexport.model import plugins
 from vlmexport.model.protocols import HYBRID, GgufProjector
 from vlmexport.quantize.ggml import TYPES
@@ -22,23 +22,6 @@ if TYPE_CHECKING:  # the probe writes an mmproj without a checkpoint
     from vlmexport.source.checkpoint import Checkpoint
 
 ARCHITECTURE = "clip"
-_OUTSIDE = {
-    "embeddings.class_embedding": "v.class_embd",
-    "embeddings.patch_embedding.weight": "v.patch_embd.weight",
-    "embeddings.position_embedding.weight": "v.position_embd.weight",
-    "pre_layrnorm.weight": "v.pre_ln.weight",
-    "pre_layrnorm.bias": "v.pre_ln.bias",
-}
-INSIDE = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.out_proj": "attn_out",
-    "layer_norm1": "ln1",
-    "layer_norm2": "ln2",
-    "mlp.fc1": "ffn_up",
-    "mlp.fc2": "ffn_down",
-}
 _ACTIVATIONS: dict[str, dict[str, Field]] = {
     "quick_gelu": {},
     "gelu": {"clip.use_gelu": ("bool", True)},
@@ -47,7 +30,6 @@ _ACTIVATIONS: dict[str, dict[str, Field]] = {
     "silu": {"clip.use_silu": ("bool", True)},
 }
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7}
-_ALWAYS_F32 = ("v.position_embd.weight", "v.class_embd")
 
 
 def projector_of(spec: Spec) -> GgufProjector:
@@ -57,17 +39,11 @@ def projector_of(spec: Spec) -> GgufProjector:
         Unsupported: libmtmd cannot hold tower or projector, or would compute them wrongly.
     """
     vision = spec.vision
-    if vision.kind != "clip":
-        raise Unsupported(f"an mmproj of a {vision.kind!r} tower is not known", HYBRID)
-    if vision.select_feature != "patch":
-        raise Unsupported(f"libmtmd leaves out the class token, mm_vision_select_feature is {vision.select_feature!r}",
-                          HYBRID)  # fmt: skip
+    plugins.gguf_tower(vision)
     if vision.hidden_act not in _ACTIVATIONS:
         raise Unsupported(f"libmtmd has no activation {vision.hidden_act!r}", HYBRID)
     if vision.intermediate_size == vision.hidden_size:
         raise Unsupported("libmtmd swaps the two layers of an MLP that is as wide as its tower", HYBRID)
-    if not 0 < vision.used_layers <= vision.num_layers:
-        raise Unsupported(f"libmtmd cannot stop at hidden state {vision.used_layers}", HYBRID)
     found = plugins.projector(spec.projector).gguf(spec.projector)
     if found.norm_eps not in (None, vision.layer_norm_eps):
         raise Unsupported(
@@ -78,24 +54,31 @@ def projector_of(spec: Spec) -> GgufProjector:
 
 
 def tower_name(name: str, vision: VisionSpec) -> str | None:
-    """The GGUF name of a tensor of ``CLIPVisionModel``; None where it is left out."""
-    match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", name)
-    if match:
-        if int(match[1]) >= vision.used_layers:
-            return None
-        return f"v.blk.{match[1]}.{INSIDE[match[2]]}.{match[3]}"
-    return _OUTSIDE.get(name)
+    """The GGUF name of a vision encoder's tensor; None where no feature depends on it.
+
+    Raises:
+        Unsupported: libmtmd has no such tensor.
+    """
+    plugin, held = plugins.vision(vision), plugins.gguf_tower(vision)
+    if name in held.outside:
+        return held.outside[name]
+    match = re.fullmatch(rf"{re.escape(plugin.layers(vision) or '')}(\d+)\.(.+)\.(weight|bias)", name)
+    if name.startswith(plugin.unused(vision)) or (match and int(match[1]) >= vision.used_layers):
+        return None
+    if match and match[2] in held.inside:
+        return f"v.blk.{match[1]}.{held.inside[match[2]]}.{match[3]}"
+    raise Unsupported(f"an mmproj cannot hold the vision encoder's tensor {name}", HYBRID)
 
 
 def fields(spec: Spec, type_name: str) -> dict[str, Field]:
     """Metadata of the mmproj."""
-    vision = spec.vision
+    vision, projector = spec.vision, projector_of(spec)
     found: dict[str, Field] = {
         "general.type": ("str", "mmproj"),
         "general.name": ("str", spec.name),
         "general.file_type": ("u32", _FILE_TYPES[type_name]),
         "clip.has_vision_encoder": ("bool", True),
-        "clip.projector_type": ("str", projector_of(spec).projector_type),
+        "clip.projector_type": ("str", projector.projector_type),
         "clip.vision.image_size": ("u32", vision.image_size),
         "clip.vision.patch_size": ("u32", vision.patch_size),
         "clip.vision.embedding_length": ("u32", vision.hidden_size),
@@ -106,9 +89,8 @@ def fields(spec: Spec, type_name: str) -> dict[str, Field]:
         "clip.vision.attention.layer_norm_epsilon": ("f32", vision.layer_norm_eps),
         "clip.vision.image_mean": ("f32[]", list(spec.image_processor.mean)),
         "clip.vision.image_std": ("f32[]", list(spec.image_processor.std)),
-        "clip.vision.feature_layer": ("i32[]", [vision.used_layers]),
     }
-    return found | _ACTIVATIONS[vision.hidden_act]
+    return found | plugins.gguf_tower(vision).fields | projector.fields | _ACTIVATIONS[vision.hidden_act]
 
 
 def entries(checkpoint: Checkpoint, type_name: str) -> list[Entry]:
@@ -117,12 +99,12 @@ def entries(checkpoint: Checkpoint, type_name: str) -> list[Entry]:
     Where that is q8_0, the patch embedding and matrices whose rows are no whole blocks are F16.
     """
     spec = checkpoint.spec
-    projector = projector_of(spec)
+    projector, always = projector_of(spec), plugins.gguf_tower(spec.vision).f32
     found: list[Entry] = []
     for name, tensor in checkpoint.tensors["vision"].items():
         target = tower_name(name, spec.vision)
         if target is not None:
-            kind = "f32" if target in _ALWAYS_F32 else _type(tensor.shape, type_name)
+            kind = "f32" if target in always else _type(tensor.shape, type_name)
             found.append(Entry(target, tensor.shape, kind, tensor))
     for name, tensor in checkpoint.tensors["projector"].items():
         if name not in projector.tensors:
@@ -147,6 +129,7 @@ def file(checkpoint: Checkpoint, type_name: str) -> GgufFile:
         Unsupported: libmtmd cannot hold it, or would compute it wrongly.
     """
     spec = checkpoint.spec
-    tensors, metadata = entries(checkpoint, type_name), fields(spec, type_name)
+    said = families.gguf(checkpoint.family, spec)
+    tensors, metadata = entries(checkpoint, type_name), {**fields(spec, type_name), **said.fields}
     metadata |= gguf_about.fields(checkpoint, "vision", "projector")
     return GgufFile(f"mmproj-{spec.name}-{type_name.upper()}.gguf", ARCHITECTURE, metadata, tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from vlmexport import families
 from vlmexport.artifact.bundle.halves import LLAMA_CPP, Role, SeeingHalf
 from vlmexport.artifact.bundle.writing import Progress, Written
 from vlmexport.artifact.gguf import mmproj
@@ -11,13 +12,10 @@ from vlmexport.artifact.gguf.file import unlike
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.console import Console
 from vlmexport.measure import Measured
+from vlmexport.model import plugins
 from vlmexport.recipe import Gguf
 from vlmexport.source.checkpoint import Checkpoint
 
-_CLASS_TOKEN = (
-    "stock libmtmd computes this tower wrong (llama.cpp #25814); vlmexport repairs that when it runs the bundle, other "
-    "programs need the patch of docs/llama-cpp.md, or a hybrid (--vision onnx) in place of this bundle"
-)
 _PADDING = (122, 116, 104)
 _OTHER_COLOUR = f"libmtmd pads with {_PADDING}, CLIP's mean, this model was trained with another: wide images differ"
 _NOT_PADDED = "libmtmd pads images to a square, this model was trained on centre crops: wide images differ"
@@ -36,7 +34,11 @@ class GgufSeeing:
     def __init__(self, checkpoint: Checkpoint, settings: Gguf) -> None:
         self._type = settings.mmproj_type
         self._file = mmproj.file(checkpoint, self._type)
-        self.notes = [_CLASS_TOKEN, *_pictures(checkpoint.spec.image_processor)]
+        spec = checkpoint.spec
+        self.notes = [
+            *plugins.gguf_tower(spec.vision).notes, *_pictures(spec.image_processor),
+            *families.gguf(checkpoint.family, spec).notes,
+        ]  # fmt: skip
 
     @property
     def sizes(self) -> dict[Role, int]:
@@ -58,7 +60,9 @@ class GgufSeeing:
 
 
 def _pictures(pixels: ImageProcessorSpec) -> list[str]:
-    """Where libmtmd makes other pixels."""
+    """Where libmtmd makes other pixels of the square of a picture. Of other views, the family knows."""
+    if pixels.mode != "square":
+        return []
     if not pixels.do_pad:
         return [_NOT_PADDED]
     return [] if pixels.background == _PADDING else [_OTHER_COLOUR]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from vlmexport.artifact.gguf import byte_level
 from vlmexport.artifact.gguf.chat_template import chat_template
-from vlmexport.artifact.gguf.file import Field
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families.reading.bundles import Field
 from vlmexport.processing.fast_tokenizer import FastTokenizer
 from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.processing.tokenizer import Tokenizer

@@ -1,19 +1,18 @@
-"""The configuration files of an ONNX bundle, as transformers.js, transformers and onnxruntime-genai read them."""
+"""The documents of a LLaVA, as transformers.js and transformers read them: made for every model whose family does not
+copy its own (``documents.py``)."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isqrt
 from typing import Any
 
 from vlmexport.artifact.bundle.halves import Role
 from vlmexport.artifact.onnx import tokenizer_file
-from vlmexport.artifact.onnx.names import external_data, graph_path, precision_of
+from vlmexport.artifact.onnx.names import external_data, precision_of
 from vlmexport.checkpoint.spec import Spec, VisionSpec
 from vlmexport.errors import Unsupported
-from vlmexport.families import design
 from vlmexport.model import plugins
 from vlmexport.processing.sentencepiece_tokenizer import SentencePieceTokenizer
 from vlmexport.recipe import Onnx
@@ -23,7 +22,6 @@ _LANCZOS = 1
 """PIL's number. transformers.js under Node resizes without antialiasing at 3; at 1 it comes near PIL's bicubic."""
 
 _MAX_NEW_TOKENS = 256
-_PREPROCESSOR = "preprocessor_config.json"
 _TYPES = {"int4": "q4"}
 """What transformers.js calls a precision, where it is another name."""
 _CLIENT_GRAPHS: tuple[Role, ...] = ("vision_encoder", "embed_tokens", "decoder_model_merged")
@@ -51,27 +49,6 @@ class Layout:
         return cls(spec, image_token, tokens, _special(checkpoint), settings, external_data(written))
 
 
-def documents(checkpoint: Checkpoint, settings: Onnx, written: Iterable[str]) -> dict[str, str]:
-    """File name → content, for a bundle of graphs alone.
-
-    Args:
-        written: paths of its files with weights.
-
-    Raises:
-        Unsupported: the clients' files cannot hold the model.
-    """
-    return {name: _text(document) for name, document in files(Layout.of(checkpoint, settings, written)).items()}
-
-
-def of_pictures(checkpoint: Checkpoint) -> dict[str, str]:
-    """The same where another engine decodes: what makes pixels."""
-    return {_PREPROCESSOR: _text(preprocessor(checkpoint.spec))}
-
-
-def _text(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-
-
 def _special(checkpoint: Checkpoint) -> dict[str, str]:
     """Name in ``tokenizer_config.json`` → text of a token."""
     tokenizer, spec = checkpoint.tokenizer, checkpoint.spec
@@ -85,40 +62,9 @@ def _special(checkpoint: Checkpoint) -> dict[str, str]:
     return {"pad_token": found["eos_token"], **found}
 
 
-def files(layout: Layout) -> dict[str, dict[str, Any]]:
-    """File name → JSON document. Transformers.js and onnxruntime-genai generate text: a classifier goes without what is
-    theirs alone."""
-    found = {
-        _PREPROCESSOR: preprocessor(layout.spec),
-        "processor_config.json": processor(layout),
-        "tokenizer_config.json": tokenizer(layout),
-    }
-    if not layout.spec.language.generates:
-        return found | {"config.json": classifier(layout)}
-    return found | {
-        "config.json": config(layout),
-        "generation_config.json": generation(layout),
-        "genai_config.json": genai(layout),
-    }
-
-
-def classifier(layout: Layout) -> dict[str, Any]:
-    """The design with its classes, under a type that no client takes for one of its own."""
-    classes = layout.spec.language.classes
-    return design.config(layout.spec) | {
-        "image_token_index": layout.image_token,
-        "image_seq_length": layout.image_tokens,
-        "id2label": {str(number): text for number, text in enumerate(classes)},
-    }
-
-
 def config(layout: Layout) -> dict[str, Any]:
-    """A LLaVA; the decoder's sizes, and which precision transformers.js takes of each graph."""
+    """A LLaVA; the decoder's sizes, and what is transformers.js' own."""
     spec, language, vision = layout.spec, layout.spec.language, layout.spec.vision
-    precisions = {graph: precision_of(graph, layout.settings) for graph in _CLIENT_GRAPHS}
-    client: dict[str, Any] = {"dtype": {graph: _TYPES.get(name, name) for graph, name in precisions.items()}}
-    if layout.external:
-        client["use_external_data_format"] = layout.external
     return {
         "architectures": [getattr(plugins.language(language), "CLIENT_CLASS", "LlavaForConditionalGeneration")],
         "model_type": "llava",
@@ -144,7 +90,26 @@ def config(layout: Layout) -> dict[str, Any]:
             "eos_token_id": spec.eos_token_id,
         },
         "vision_config": _vision(vision),
-        "transformers.js_config": client,
+        **transformers_js(layout),
+    }
+
+
+def transformers_js(layout: Layout) -> dict[str, Any]:
+    """What its ``config.json`` says for transformers.js: the precision of each graph, and its external data."""
+    precisions = {graph: precision_of(graph, layout.settings) for graph in _CLIENT_GRAPHS}
+    client: dict[str, Any] = {"dtype": {graph: _TYPES.get(name, name) for graph, name in precisions.items()}}
+    if layout.external:
+        client["use_external_data_format"] = layout.external
+    return {"transformers.js_config": client}
+
+
+def classifier(layout: Layout, base: Mapping[str, Any]) -> dict[str, Any]:
+    """``config.json`` of one that chooses among answers: what its family says, and the answers."""
+    return {
+        **base,
+        "image_token_index": layout.image_token,
+        "image_seq_length": layout.image_tokens,
+        "id2label": {str(number): text for number, text in enumerate(layout.spec.language.classes)},
     }
 
 
@@ -171,8 +136,8 @@ def generation(layout: Layout) -> dict[str, Any]:
     """Greedy, up to any token that ends an answer."""
     spec = layout.spec
     return {
-        "bos_token_id": spec.bos_token_id, "eos_token_id": _ends(spec),
-        "pad_token_id": _pad(spec),
+        "bos_token_id": spec.bos_token_id, "eos_token_id": ends(spec),
+        "pad_token_id": pad(spec),
         "do_sample": False, "max_new_tokens": _MAX_NEW_TOKENS,
     }  # fmt: skip
 
@@ -246,57 +211,12 @@ def tokenizer(layout: Layout) -> dict[str, Any]:
     }
 
 
-def genai(layout: Layout) -> dict[str, Any]:
-    """onnxruntime-genai, which knows this chain of graphs under the name of Phi-3 vision."""
-    spec, language = layout.spec, layout.spec.language
-    options = {"session_options": {"log_id": "onnxruntime-genai", "provider_options": []}}
-    decoder_in = {
-        "inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask",
-        "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value",
-    }  # fmt: skip
-    if not layout.settings.fused_decoder:
-        decoder_in["position_ids"] = "position_ids"
-    decoder_out = {
-        "logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"
-    }  # fmt: skip
-    return {
-        "model": {
-            "type": "phi3v",
-            # genai takes no null here.
-            **({} if spec.bos_token_id is None else {"bos_token_id": spec.bos_token_id}),
-            "eos_token_id": _ends(spec),
-            "pad_token_id": _pad(spec),
-            "context_length": language.max_positions,
-            "vocab_size": language.vocab_size,
-            "vision": {
-                "filename": graph_path("vision_encoder", layout.settings.vision),
-                "inputs": {"pixel_values": "pixel_values"}, "outputs": {"image_features": "image_features"}, **options,
-            },
-            "embedding": {
-                "filename": "embedding.onnx",
-                "inputs": {"input_ids": "input_ids", "image_features": "image_features"},
-                "outputs": {"inputs_embeds": "inputs_embeds"}, **options,
-            },
-            "decoder": {
-                "filename": graph_path("decoder", layout.settings.decoder),
-                "head_size": language.head_dim, "hidden_size": language.hidden_size,
-                "num_attention_heads": language.num_heads, "num_key_value_heads": language.num_kv_heads,
-                "num_hidden_layers": language.num_layers, "inputs": decoder_in, "outputs": decoder_out, **options,
-            },
-        },
-        "search": {
-            "do_sample": False, "max_length": language.max_positions, "min_length": 0, "num_beams": 1, "top_k": 1,
-            "past_present_share_buffer": False, "repetition_penalty": 1.0, "temperature": 1.0,
-        },
-    }  # fmt: skip
-
-
-def _ends(spec: Spec) -> int | list[int]:
+def ends(spec: Spec) -> int | list[int]:
     """One token that ends an answer as a number, several as a list."""
     return list(spec.stop_token_ids) if len(spec.stop_token_ids) > 1 else spec.eos_token_id
 
 
-def _pad(spec: Spec) -> int:
+def pad(spec: Spec) -> int:
     return spec.pad_token_id if spec.pad_token_id is not None else spec.eos_token_id
 
 

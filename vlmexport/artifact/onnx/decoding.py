@@ -7,9 +7,10 @@ from pathlib import Path
 
 from vlmexport.artifact.bundle.halves import GRAPHS, ONNXRUNTIME, DecodingHalf, Role
 from vlmexport.artifact.bundle.writing import Progress, Written
-from vlmexport.artifact.onnx import client_files, tokenizer_file
+from vlmexport.artifact.onnx import tokenizer_file
 from vlmexport.artifact.onnx.build import embedding, fused_decoder
 from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding
+from vlmexport.artifact.onnx.documents import documents
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
 from vlmexport.artifact.onnx.graphs import GraphWriter
 from vlmexport.artifact.onnx.sizes import decoder_sizes
@@ -51,7 +52,7 @@ class OnnxDecoding:
             Unsupported: they cannot hold the model.
         """
         _ = self._tokenizer
-        client_files.documents(self._checkpoint, self._settings, ())
+        documents(self._checkpoint, self._settings, ())
 
     def settle(self, measured: Measured, console: Console) -> None:
         """A decoder that is not built is traced with the tower."""

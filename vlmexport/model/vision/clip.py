@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from transformers import CLIPVisionConfig, CLIPVisionModel
-
 from vlmexport.checkpoint.spec import CLIP_MEAN, CLIP_STD, Colour, VisionSpec
+from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
+from vlmexport.model.protocols import HYBRID, GgufTower
 from vlmexport.model.transformer_tower import TransformerTower
 
 EXAMPLE = "clip:tiny"
@@ -20,7 +20,7 @@ _VARIANTS = {
 
 
 _TOWER = TransformerTower(
-    CLIPVisionModel, CLIPVisionConfig, ("post_layernorm.",), class_token=True, norm_before="pre_layrnorm"
+    "CLIPVisionModel", "CLIPVisionConfig", ("post_layernorm.",), class_token=True, norm_before="pre_layrnorm"
 )
 layers, unused, build, features = _TOWER.layers, _TOWER.unused, _TOWER.build, _TOWER.features
 
@@ -33,3 +33,30 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
 def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
     """CLIP's."""
     return CLIP_MEAN, CLIP_STD
+
+
+_OUTSIDE = {
+    "embeddings.class_embedding": "v.class_embd",
+    "embeddings.patch_embedding.weight": "v.patch_embd.weight",
+    "embeddings.position_embedding.weight": "v.position_embd.weight",
+    "pre_layrnorm.weight": "v.pre_ln.weight",
+    "pre_layrnorm.bias": "v.pre_ln.bias",
+}
+_WRONG = (
+    "stock libmtmd computes this tower wrong (llama.cpp #25814); vlmexport repairs that when it runs the bundle, other "
+    "programs need the patch of docs/llama-cpp.md, or a hybrid (--vision onnx) in place of this bundle"
+)
+
+
+def gguf(spec: VisionSpec) -> GgufTower:
+    """As LLaVA's. ``feature_layer`` names the last layer in use: libmtmd otherwise leaves one more out.
+    ``post_layernorm`` is left out, because libmtmd would apply it."""
+    if spec.select_feature != "patch":
+        raise Unsupported(f"libmtmd leaves out the class token, mm_vision_select_feature is {spec.select_feature!r}",
+                          HYBRID)  # fmt: skip
+    if not 0 < spec.used_layers <= spec.num_layers:
+        raise Unsupported(f"libmtmd cannot stop at hidden state {spec.used_layers}", HYBRID)
+    return GgufTower(
+        _OUTSIDE, _TOWER.gguf_inside, frozenset({"v.position_embd.weight", "v.class_embd"}),
+        {"clip.vision.feature_layer": ("i32[]", [spec.used_layers])}, (_WRONG,),
+    )  # fmt: skip

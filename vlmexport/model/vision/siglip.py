@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from transformers import SiglipVisionConfig, SiglipVisionModel
-
 from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.model import plugins
 from vlmexport.model.transformer_tower import TransformerTower
@@ -31,7 +29,7 @@ _VARIANTS = {
 
 
 _TOWER = TransformerTower(
-    SiglipVisionModel, SiglipVisionConfig, ("post_layernorm.", "head."), options={"vision_use_head": False}
+    "SiglipVisionModel", "SiglipVisionConfig", ("post_layernorm.", "head."), options={"vision_use_head": False}
 )
 layers, unused, build, features = _TOWER.layers, _TOWER.unused, _TOWER.build, _TOWER.features
 

@@ -56,7 +56,7 @@ class Side:
         self.values = {}
         cosines: dict[str, list[F64]] = {}
         self._seen[name] = self._chain(image, expected, cosines)
-        self.measured.image(name, Rows(cosines, expected.pixels.grids))
+        self.measured.image(name, Rows(cosines, expected.pixels.views.grids))
 
     def forget(self, name: str) -> None:
         """There are no more questions about an image."""
@@ -76,7 +76,7 @@ class Side:
             self.measured.errors.setdefault(("answer", "chained"), "not run: there are no tokens")
             return
         try:
-            own = self.runtime.prompt(sample.messages, [one.grids for one in seen])
+            own = self.runtime.prompt(sample.messages, [one.views for one in seen])
         except VlmExportError as error:
             self.measured.errors.setdefault(("logits", "chained"), str(error))
             return
@@ -121,8 +121,8 @@ class Side:
         tokens = self._try("tokens", "chained", lambda: runtime.tokens(features), expected.tokens)
         if tokens is None:
             return None
-        cosines["tokens"] = self._by_view("tokens", [rows * columns for rows, columns in pixels.grids])
-        return Seen(tokens, pixels.grids)
+        cosines["tokens"] = self._by_view("tokens", [rows * columns for rows, columns in pixels.views.grids])
+        return Seen(tokens, pixels.views)
 
     def _by_view(self, stage: str, lengths: Sequence[int]) -> list[F64]:
         """Cosines of what was measured last, view by view."""

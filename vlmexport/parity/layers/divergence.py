@@ -46,7 +46,7 @@ def _given(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Iterator[tup
         pixels = vlm.pixels(sample.image())
         features = vlm.features(pixels).contiguous()
         seen = [vlm.see(one.image()) for one in sample.alone()]
-        prompt = prompts.prompt(sample.messages, [one.grids for one in seen])
+        prompt = prompts.prompt(sample.messages, [one.views for one in seen])
         prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         embeds = vlm.prompt_embeds(prompt, [one.tokens for one in seen])
     yield from (("vision", pixels), ("projector", features), ("language", embeds))

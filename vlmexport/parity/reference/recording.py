@@ -23,7 +23,7 @@ from vlmexport.parity.reference.same import other_model, other_samples
 from vlmexport.parity.reference.values import Expected, ImageValues, QuestionValues
 from vlmexport.parity.result import Inputs
 from vlmexport.processing.image import ProcessedImage
-from vlmexport.processing.prompt import Prompt, Seen, Span
+from vlmexport.processing.prompt import Prompt, Seen, Span, Views
 from vlmexport.runtime.stages import F32, Features
 
 _SCHEMA = 5
@@ -41,7 +41,7 @@ class Recorder:
         self.name = source.name
         self._source, self._path = source, path
         self._about: dict[str, Any] = {
-            "schema": _SCHEMA, "reference": source.name, "images": [], "grids": [], "questions": [],
+            "schema": _SCHEMA, "reference": source.name, "images": [], "views": [], "questions": [],
             "inputs": inputs.model_copy(update={"files": {}}).model_dump(),
         }  # fmt: skip
         self._header: dict[str, Any] = {}
@@ -58,7 +58,7 @@ class Recorder:
         for view, rows in enumerate(values.features.views):
             self._write(f"image.{number}.features.{view}", rows)
         self._write(f"image.{number}.tokens", values.tokens)
-        self._about["grids"].append(values.pixels.grids)
+        self._about["views"].append(asdict(values.pixels.views))
         return values
 
     def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
@@ -141,11 +141,11 @@ class Recording:
     def image(self, sample: Sample) -> ImageValues:
         """As recorded."""
         number = self._images[sample.image_id]
-        grids = tuple((rows, columns) for rows, columns in self._about["grids"][number])
+        views = _views(**self._about["views"][number])
         names = (name.removeprefix(f"image.{number}.pixels.") for name in self._file.keys())  # noqa: SIM118
         arrays = {name: self._tensor(number, f"pixels.{name}") for name in names if "." not in name}
-        views = tuple(self._tensor(number, f"features.{view}") for view in range(len(grids)))
-        return ImageValues(ProcessedImage(arrays, grids), Features(views), self._tensor(number, "tokens"))
+        features = tuple(self._tensor(number, f"features.{view}") for view in range(len(views.grids)))
+        return ImageValues(ProcessedImage(arrays, views), Features(features), self._tensor(number, "tokens"))
 
     def _tensor(self, number: int, name: str) -> Any:
         return self._file.get_tensor(f"image.{number}.{name}")
@@ -158,6 +158,12 @@ class Recording:
         return QuestionValues(_prompt(**entry["prompt"]), entry["answer"], entry["margins"], entry["text"], logits)
 
 
-def _prompt(text: str, ids: list[int], spans: list[dict[str, Any]]) -> Prompt:
+def _views(grids: list[list[int]], tiles: list[int]) -> Views:
     """As ``asdict`` and JSON have left it."""
+    rows, columns = tiles
+    return Views(tuple((height, width) for height, width in grids), (rows, columns))
+
+
+def _prompt(text: str, ids: list[int], spans: list[dict[str, Any]]) -> Prompt:
+    """The same of a prompt."""
     return Prompt(text, tuple(ids), tuple(Span(**span | {"grid": tuple(span["grid"])}) for span in spans))

@@ -27,7 +27,7 @@ class ImageValues:
     @property
     def seen(self) -> Seen[F32]:
         """What its language model is given of the image."""
-        return Seen(self.tokens, self.pixels.grids)
+        return Seen(self.tokens, self.pixels.views)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Live:
 
     def question(self, sample: Sample, seen: Sequence[Seen[F32]]) -> QuestionValues:
         """Run the last two stages."""
-        prompt = self._reference.prompt(sample.messages, [one.grids for one in seen])
+        prompt = self._reference.prompt(sample.messages, [one.views for one in seen])
         tokens = [one.tokens for one in seen]
         prompt.room(self._reference.context, f"the prompt of sample {sample.id}")
         steps = list(self._reference.steps(prompt, tokens, MAX_NEW_TOKENS))

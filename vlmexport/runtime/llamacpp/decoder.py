@@ -11,7 +11,7 @@ from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.errors import CheckpointError
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.messages import Messages
-from vlmexport.processing.prompt import Grids, Prompt, Span
+from vlmexport.processing.prompt import Prompt, Span, Views
 from vlmexport.processing.prompt_builder import PromptBuilder
 from vlmexport.processing.tokenizer import Parts
 from vlmexport.runtime.int8_kernels import Int8Kernels, compiled_kernels
@@ -46,7 +46,7 @@ class LlamaCppDecoder:
         request = {"op": "open", "language": language, "threads": threads or operator_threads()}
         facts = self.process.ask(request, f"loading {bundle}").body
         template = ChatTemplate(facts["chat_template"], _MARKER, Path(language).name, facts["bos"], facts["eos"])
-        self._prompts = PromptBuilder(template, self, manifest.max_images)
+        self._prompts = PromptBuilder(template, self, manifest.max_images, manifest.image_text)
         self._check_end(facts["eos_token_id"], manifest.source.spec.eos_token_id, language)
         self.name = f"llama-cpp-python {facts['version']}"
         self.context: int = facts["context"]
@@ -65,7 +65,7 @@ class LlamaCppDecoder:
                 f"{path} ends answers with token {found}, its source with {expected}", "export the bundle again"
             )
 
-    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+    def prompt(self, messages: Messages, images: Sequence[Views]) -> Prompt:
         """Token ids of a conversation, by llama.cpp's tokenizer and the file's chat template."""
         return self._prompts.prompt(messages, images)
 

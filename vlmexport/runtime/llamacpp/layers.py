@@ -12,6 +12,7 @@ from vlmexport.artifact.gguf import language as gguf_language
 from vlmexport.artifact.gguf import mmproj
 from vlmexport.artifact.onnx.read.layer_outputs import Boundary
 from vlmexport.errors import VlmExportError
+from vlmexport.model import plugins
 from vlmexport.runtime.layers import Component
 from vlmexport.runtime.llamacpp.process import Process
 from vlmexport.runtime.llamacpp.vision import LlamaCppVision
@@ -76,7 +77,8 @@ def _language(checkpoint: Checkpoint) -> list[Boundary]:
 
 def _vision(checkpoint: Checkpoint) -> list[Boundary]:
     spec = checkpoint.spec.vision
-    parts = [f"encoder.layers.{layer}.{part}.weight" for layer in range(spec.used_layers) for part in mmproj.INSIDE]
+    prefix, inside = plugins.vision(spec).layers(spec), plugins.gguf_tower(spec).inside
+    parts = [f"{prefix}{layer}.{part}.weight" for layer in range(spec.used_layers) for part in inside]
     held = {name: mmproj.tower_name(name, spec) for name in parts}
     return [*_products("vision", {name: other for name, other in held.items() if other}), Boundary("vision", "")]
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.processing.image import PIXELS, ProcessedImage
+from vlmexport.processing.prompt import Views
 from vlmexport.processing.square import as_square
 from vlmexport.runtime.llamacpp.probe.probe import probe
 from vlmexport.runtime.llamacpp.process import Process
@@ -63,7 +64,7 @@ class LlamaCppVision:
         image = image.convert("RGB")
         rgb = np.asarray(as_square(image, self._spec) if squares else image, np.uint8)
         values = self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
-        return ProcessedImage({PIXELS: values}, (self._grid,) * len(values))
+        return ProcessedImage({PIXELS: values}, Views((self._grid,) * len(values)))
 
     def features(self, image: ProcessedImage) -> Features:
         """What the encoder makes of each view."""

@@ -15,7 +15,7 @@ from vlmexport.errors import CheckpointError
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.fast_tokenizer import open_file
 from vlmexport.processing.messages import Messages
-from vlmexport.processing.prompt import Grids, Prompt
+from vlmexport.processing.prompt import Prompt, Views
 from vlmexport.processing.prompt_builder import PromptBuilder
 from vlmexport.processing.tokenizer import IMAGE_MARKER
 from vlmexport.runtime.int8_kernels import Int8Kernels, find_kernels
@@ -42,9 +42,9 @@ class OrtDecoder:
         self.context = manifest.source.spec.language.max_positions
         template = _template(bundle / _TOKENIZER_CONFIG)
         self._tokenizer = open_file(bundle / manifest.decoding.file("tokenizer"))
-        self._prompts = PromptBuilder(template, self._tokenizer, manifest.max_images)
+        self._prompts = PromptBuilder(template, self._tokenizer, manifest.max_images, manifest.image_text)
 
-    def prompt(self, messages: Messages, images: Sequence[Grids]) -> Prompt:
+    def prompt(self, messages: Messages, images: Sequence[Views]) -> Prompt:
         """Token ids of a conversation, by ``tokenizer.json`` and the chat template of its configuration."""
         return self._prompts.prompt(messages, images)
 

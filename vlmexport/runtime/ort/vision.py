@@ -44,7 +44,7 @@ class OrtVision:
         views: list[F32] = []
         tokens: list[F32] = []
         for part in image.slices():
-            outputs = self._graphs.run("vision_encoder", part.arrays, name)
+            outputs = self._graphs.run("vision_encoder", part, name)
             views.extend(outputs[name])
             tokens.append(outputs["image_features"])
         return Features(tuple(views), np.concatenate(tokens))

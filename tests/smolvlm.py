@@ -1,0 +1,112 @@
+"""Idefics3 and SmolVLM of transformers: tokenizers and processors as they are published, tiny checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tokenizers import AddedToken, Tokenizer
+from transformers import (
+    Idefics3Processor,
+    PreTrainedTokenizerFast,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
+)
+from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+from tests.vocabularies import CHATML, byte_level, gguf_array
+from vlmexport.processing.messages import Message, Picture
+
+FIRST = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
+"""Tokens that the first SmolVLM of 2.2B added: its places of tiles are spelled."""
+
+PLACED = ("<global-img>", *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)), *FIRST)
+"""Those of all others."""
+
+SIDE, LONGEST, TOKENS = 64, 256, 4
+"""Pixels of a tile and of the longest edge, and visual tokens of a view."""
+
+TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+Processor = Idefics3Processor | SmolVLMProcessor
+
+
+def tokenizer(marks: Sequence[str] = PLACED, real: Tokenizer | None = None) -> PreTrainedTokenizerFast:
+    """SmolLM2's tokens, the real ones or tiny, and those that were added to them."""
+    found = real or byte_level("smollm", special=CHATML)
+    found.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in marks])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=found, bos_token="<|im_start|>", eos_token="<end_of_utterance>", pad_token="<|im_end|>",
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def processor(kind: str, tokens: PreTrainedTokenizerFast, **pixels: Any) -> Processor:
+    """That of ``idefics3`` or ``smolvlm``, on Pillow.
+
+    Args:
+        pixels: of its image processor.
+    """
+    told = {"size": {"longest_edge": LONGEST}, "max_image_size": {"longest_edge": SIDE}} | pixels
+    if kind == "idefics3":
+        return Idefics3Processor(Idefics3ImageProcessorPil(**told), tokens, TOKENS, TEMPLATE)
+    images = SmolVLMImageProcessorPil(**told)
+    return SmolVLMProcessor(images, tokens, SmolVLMVideoProcessor(), TOKENS, TEMPLATE)
+
+
+def asked_of(processor: Processor, messages: Sequence[Message], images: Sequence[Image.Image]) -> Any:
+    """What a processor makes of a conversation: ``input_ids``, ``pixel_values``, masks."""
+    following = iter(images)
+    conversation = [
+        {
+            "role": message.role,
+            "content": [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": next(following)}
+                for part in message.content
+            ],
+        }
+        for message in messages
+    ]  # fmt: skip
+    return processor.apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
+def real_tokens(vocabulary: Path) -> Tokenizer:
+    """SmolLM2's ``tokenizer.json`` from the header of its GGUF file."""
+    texts, kinds, merges = (gguf_array(vocabulary.read_bytes(), key) for key in ("tokens", "token_type", "merges"))
+    document = json.loads(byte_level("smollm", special=()).to_str())
+    document["model"] |= {"vocab": {text: i for i, text in enumerate(texts)}, "merges": merges}
+    found = Tokenizer.from_str(json.dumps(document))
+    found.add_special_tokens([AddedToken(text, special=True, normalized=False)
+                              for text, kind in zip(texts, kinds, strict=True) if kind == 3])  # fmt: skip
+    return found
+
+
+LOOK = Message("user", (Picture.NEXT, "What is in it?"))
+CONVERSATIONS: dict[str, tuple[Message, ...]] = {
+    "question": (LOOK,),
+    "text-first": (Message("user", ("Look at this:", Picture.NEXT, "\nand say what it is.\n\n")),),
+    "two-images": (Message("user", (Picture.NEXT, Picture.NEXT, "Which one?\n")),),
+    "between": (Message("user", ("a\n", Picture.NEXT, "\n", Picture.NEXT, "\n\nb")),),
+    "turns": (
+        Message("system", ("You are kind.",)), LOOK, Message("assistant", ("A chat, 12 of 34.",)),
+        Message("user", ("And here?", Picture.NEXT)), Message("assistant", ("  nothing\n",)),
+        Message("user", ("Sure?",)),
+    ),
+    "alone": (Message("user", (Picture.NEXT,)),),
+    "no-image": (Message("user", ("hi <b>there</b>\n",)),),
+    "strange": (Message("user", (Picture.NEXT, "  two  spaces\n\n\tlines 漢字 1234 🙂 <row_1_col_1")),),
+}  # fmt: skip
+PICTURES = ((300, 220), (64, 64), (20, 90))
+"""3x4 tiles, 4x4 tiles, 4x1 tiles."""

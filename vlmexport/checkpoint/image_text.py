@@ -1,0 +1,24 @@
+"""What a processor writes for an image where it makes the text of a prompt longer and then tokenizes it as one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ImageText:
+    """The texts around the image tokens of each view.
+
+    Attributes:
+        tile: before the tokens of a tile; ``{row}`` and ``{column}`` in it are its place, from 1.
+        row_end: behind the last tile of a row.
+        whole: before the tokens of the whole picture, which follows its tiles.
+        alone: before the tokens of a picture that is one view.
+        end: behind the last view.
+    """
+
+    tile: str
+    row_end: str
+    whole: str
+    alone: str
+    end: str
