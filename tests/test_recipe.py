@@ -85,7 +85,7 @@ OTHER = {
     "vision": "fp32", "decoder": "int4", "rounding": "gptq", "scheme": "qnnpack", "observer": "minmax", "type": "q8_0",
     "max_size": "8MB", "imatrix": "none", "mmproj_type": "q8_0", "block": "128", "head_bits": "4", "smooth": "false",
     "bias_correction": "true", "saturation": "none", "fuse": "false", "fallback": "predicted", "float_layers": "a.* b",
-    "tensor_types": "a=f16 b=f16", "simplify": "false",
+    "tensor_types": "a=f16 b=f16",
 }  # fmt: skip
 
 

@@ -91,11 +91,6 @@ class Onnx(_Frozen):
     float_layers: Annotated[tuple[str, ...], _WORDS] = Field(
         (), description="Patterns (fnmatch) of layers that stay in float, as in the float model's module paths."
     )
-    simplify: bool = Field(
-        True,
-        description="Run onnxsim, where it is installed, on each traced graph; its own takes the place where it has "
-        "fewer nodes.",
-    )
 
     @property
     def fused_decoder(self) -> bool:

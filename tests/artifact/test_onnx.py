@@ -64,16 +64,6 @@ def test_float16_halves_the_decoder_and_products_run_in_float32(onnx_bundle: Bun
     assert (kinds.count("MatMul"), kinds.count("Cast")) == (6, 2)  # the casts are of lengths
 
 
-def test_the_report_of_onnxsim(onnx_bundle: Bundles) -> None:
-    pytest.importorskip("onnxsim", reason="onnxsim is not installed")
-    report = read_manifest(onnx_bundle("fp32")).reports
-    for graph in ("vision_encoder", "projector", "decoder_model_merged"):
-        found = report[graph].onnxsim
-        assert found["nodes_before"] == found["nodes_after"] > 10
-        assert (found["used"], found["why"]) == (False, "it leaves out nothing")
-    assert report["embed_tokens"].onnxsim is None
-
-
 def test_coverage(onnx_bundle: Bundles) -> None:
     manifest = read_manifest(onnx_bundle("int8"))
     report = manifest.reports

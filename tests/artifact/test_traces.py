@@ -35,14 +35,14 @@ def part() -> Part:
     total = ir.node("Add", [product.outputs[0], c])
     product.meta[MODULE], total.meta[MODULE] = "vision.fc", ""
     graph = ir.Graph([x], list(total.outputs), nodes=[product, total], initializers=[w, c], opset_imports={"": 21})
-    return Part("tower", ir.Model(graph, ir_version=10), {"vision.w": True}, {"used": False, "why": "a test"})
+    return Part("tower", ir.Model(graph, ir_version=10), {"vision.w": True})
 
 
 def test_everything_but_weights_is_kept() -> None:
     packed = pack(part())
     assert bytes(ir.tensor([[7.0] * 4]).tobytes()) not in packed
     found = unpack(packed)
-    assert (found.name, found.transposed, found.simplified) == ("tower", {"vision.w": True}, part().simplified)
+    assert (found.name, found.transposed) == ("tower", {"vision.w": True})
     assert [value.name for value in found.model.graph.inputs] == ["x"]
     initializers = found.model.graph.initializers
     assert initializers["vision.w"].const_value is None
@@ -53,49 +53,48 @@ def test_everything_but_weights_is_kept() -> None:
 
 def test_what_a_graph_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = tiny_spec("ldpnetv2")
-    Traces(spec, True).keep("vision", pack(part()))
-    assert Traces(spec, True).find("vision") is not None
-    assert Traces(replace(spec, name="another"), True).find("vision") is not None
-    assert Traces(spec, True).find("projector") is None
+    Traces(spec).keep("vision", pack(part()))
+    assert Traces(spec).find("vision") is not None
+    assert Traces(replace(spec, name="another")).find("vision") is not None
+    assert Traces(spec).find("projector") is None
     wider = replace(spec, language=replace(spec.language, intermediate_size=1))
-    assert Traces(wider, True).find("vision") is not None
-    Traces(spec, True).keep("language", pack(part()))
-    assert Traces(wider, True).find("language") is None
-    assert Traces(spec, False).find("vision") is None
-    assert Traces(replace(spec, vision=replace(spec.vision, select_layer=-1)), True).find("vision") is None
+    assert Traces(wider).find("vision") is not None
+    Traces(spec).keep("language", pack(part()))
+    assert Traces(wider).find("language") is None
+    assert Traces(replace(spec, vision=replace(spec.vision, select_layer=-1))).find("vision") is None
     with monkeypatch.context() as patch:
         patch.setattr(traces, "_version", lambda package: f"{package} 999")
-        assert Traces(spec, True).find("vision") is None
+        assert Traces(spec).find("vision") is None
     with monkeypatch.context() as patch:
         patch.setattr(traces, "_code", lambda: "changed")
-        assert Traces(spec, True).find("vision") is None
+        assert Traces(spec).find("vision") is None
 
 
 def test_a_damaged_one_is_none(cache: Path) -> None:
     spec = tiny_spec("ldpnetv2")
-    Traces(spec, True).keep("vision", pack(part()))
+    Traces(spec).keep("vision", pack(part()))
     (path,) = (cache / "traces").iterdir()
     held = path.read_bytes()
     path.write_bytes(held[:-1])
-    assert Traces(spec, True).find("vision") is None
+    assert Traces(spec).find("vision") is None
     path.write_bytes(b"")
-    assert Traces(spec, True).find("vision") is None
+    assert Traces(spec).find("vision") is None
     path.write_bytes(held)
-    assert Traces(spec, True).find("vision") is not None
+    assert Traces(spec).find("vision") is not None
 
 
 def test_a_cache_that_cannot_be_written_is_none(cache: Path) -> None:
     spec = tiny_spec("ldpnetv2")
     cache.write_text("a file where the folder should be")
-    Traces(spec, True).keep("vision", pack(part()))
-    assert Traces(spec, True).find("vision") is None
+    Traces(spec).keep("vision", pack(part()))
+    assert Traces(spec).find("vision") is None
     cache.unlink()
     (cache / "traces").mkdir(parents=True)
-    Traces(spec, True).keep("vision", pack(part()))
+    Traces(spec).keep("vision", pack(part()))
     (kept,) = (cache / "traces").iterdir()
     kept.unlink()
     kept.mkdir()
-    Traces(spec, True).keep("vision", pack(part()))
+    Traces(spec).keep("vision", pack(part()))
     assert list((cache / "traces").iterdir()) == [kept]
 
 

@@ -41,7 +41,6 @@ class GraphReport(Part):
 
     precision: str
     nodes: int
-    onnxsim: dict[str, Any] | None = Field(None, description="What onnxsim made of it, where it was asked.")
     fused: dict[str, int] | None = Field(None, description="ONNX Runtime's operator → how many took a pattern's place.")
     scheme: str | None = None
     nodes_float: int | None = Field(None, description="Before it was quantized.")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from vlmexport.artifact.bundle.halves import LABELS, LLAMA_CPP, ONNXRUNTIME, Budget, GraphReport, Role
+from vlmexport.artifact.bundle.halves import LABELS, LLAMA_CPP, ONNXRUNTIME, Budget, Role
 from vlmexport.artifact.bundle.inside import InnerPath
 from vlmexport.artifact.bundle.models import Part
 from vlmexport.artifact.bundle.source import Model
@@ -40,7 +40,7 @@ class _Source(Part):
 
 class _Details(Part):
     graphs: dict[Role, InnerPath] = Field(default_factory=dict)
-    report: dict[Role, GraphReport] = Field(default_factory=dict)
+    report: dict[Role, dict[str, Any]] = Field(default_factory=dict)
     features: str | None = None
     opset: int | None = None
     image_token_id: int | None = None
@@ -75,7 +75,7 @@ def upgraded(raw: bytes) -> dict[str, Any]:
     seeing, decoding = _ENGINES[old.kind]
     return {
         "source": _source(old.source),
-        "recipe": old.recipe,
+        "recipe": _recipe(old.recipe),
         "tools": old.tools,
         "calibration": old.calibration,
         "seeing": _seeing(old, seeing),
@@ -85,6 +85,14 @@ def upgraded(raw: bytes) -> dict[str, Any]:
         "notes": old.notes,
         "parity": _parity(old.parity) if old.parity else None,
     }
+
+
+def _recipe(old: dict[str, Any]) -> dict[str, Any]:
+    """``simplify`` said whether onnxsim ran on traced graphs."""
+    settings = old.get("onnx")
+    if not isinstance(settings, dict):
+        return old
+    return old | {"onnx": {key: value for key, value in settings.items() if key != "simplify"}}
 
 
 def _source(old: _Source) -> dict[str, Any]:
@@ -147,7 +155,8 @@ def _decoding(old: _Manifest, engine: str) -> dict[str, Any]:
 
 
 def _graphs(old: _Manifest, roles: tuple[Role, ...]) -> dict[str, Any]:
-    reports = {role: report for role, report in old.details.report.items() if role in roles}
+    found = {role: report for role, report in old.details.report.items() if role in roles}
+    reports = {role: {key: value for key, value in one.items() if key != "onnxsim"} for role, one in found.items()}
     return {"opset": old.details.opset if reports else None, "reports": reports}
 
 

@@ -19,7 +19,6 @@ from vlmexport.artifact.onnx.trace import components as trace
 from vlmexport.artifact.onnx.trace.cache import Part, Traces, pack, unpack
 from vlmexport.artifact.onnx.trace.components import Traced
 from vlmexport.artifact.onnx.trace.silent import SILENT
-from vlmexport.artifact.onnx.trace.simplify import simplify
 from vlmexport.model import plugins
 from vlmexport.model.sketch import cut, prefix, sketch
 from vlmexport.recipe import Recipe
@@ -49,7 +48,7 @@ class FloatGraphs:
 
     @cached_property
     def _kept(self) -> Traces:
-        return Traces(cut(self._checkpoint.spec, repeat_layers.TRACED), self._settings.simplify)
+        return Traces(cut(self._checkpoint.spec, repeat_layers.TRACED))
 
     def trace(self) -> None:
         """Find the parts in the cache, and trace the others; nothing where that was done."""
@@ -67,19 +66,11 @@ class FloatGraphs:
 
     def _trace(self, part: str) -> tuple[Traced, Path, bytes]:
         assert self._scratch is not None
-        traced, report = trace.PARTS[part](self._sketch), None
-        if self._settings.simplify:
-            traced, report = simplify(traced, self._scratch, self._stack(part))
+        traced = trace.PARTS[part](self._sketch)
         path = self._scratch / f"{part}.onnx"
         save(traced.model, path)
         transposed = attach_weights.orientations(traced.model, dict(self._sketch.state_dict()))
-        return traced, path, pack(Part(traced.name, traced.model, transposed, report))
-
-    def _stack(self, part: str) -> str | None:
-        """What comes before a layer's number in module paths, where a part has more layers than are traced."""
-        spec = self._checkpoint.spec
-        total = {"vision": spec.vision.used_layers, "language": spec.language.num_layers}.get(part, 0)
-        return prefix(spec, part) if total > repeat_layers.TRACED else None
+        return traced, path, pack(Part(traced.name, traced.model, transposed))
 
     def compare(self, name: str) -> None:
         """A graph that was traced now with what it was traced from; then it is kept.

@@ -56,8 +56,7 @@ class GraphWriter:
             fuses: attention becomes one operator of ONNX Runtime.
         """
         self.graphs.compare(part)
-        traced = self.graphs.part(part)
-        model, report = traced.model, GraphReport(precision=precision, nodes=0, onnxsim=traced.simplified or None)
+        model, report = self.graphs.model(part), GraphReport(precision=precision, nodes=0)
         if precision == "int8" and self.int8 is not None:
             self._quantize(model, part, self.int8, report)
         if fuses:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -22,7 +21,7 @@ from vlmexport.cache import cache_folder, keep, used
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.files import PACKAGE
 
-_TOOLS = ("torch", "transformers", "timm", "onnxscript", "onnx-ir", "onnx", "onnxsim")
+_TOOLS = ("torch", "transformers", "timm", "onnxscript", "onnx-ir", "onnx")
 _FACTS = "vlmexport"
 _DIGEST = hashlib.sha256().digest_size
 
@@ -31,14 +30,12 @@ _DIGEST = hashlib.sha256().digest_size
 class Part:
     """A traced graph, its parameters still without values.
 
-    ``transposed`` has the parameters by their path in ``model.VLM``, and whether the graph holds them transposed;
-    ``simplified`` is what the manifest says about onnxsim, None where it did not run.
+    ``transposed`` has the parameters by their path in ``model.VLM``, and whether the graph holds them transposed.
     """
 
     name: str
     model: ir.Model
     transposed: dict[str, bool]
-    simplified: dict[str, Any] | None = None
 
 
 class Traces:
@@ -46,12 +43,11 @@ class Traces:
 
     Args:
         spec: of the sketch.
-        simplify: whether onnxsim was to run.
     """
 
-    def __init__(self, spec: Spec, simplify: bool) -> None:
+    def __init__(self, spec: Spec) -> None:
         self._spec, self._folder = spec, cache_folder() / "traces"
-        self._facts = [simplify, _code(), *map(_version, _TOOLS)]
+        self._facts = [_code(), *map(_version, _TOOLS)]
 
     def find(self, part: str) -> Part | None:
         """The graph of ``vision``, ``projector`` or ``language``; None where there is none, or it is damaged."""
@@ -83,7 +79,7 @@ def pack(part: Part) -> bytes:
         graph.inputs.append(value)
     for node in graph:
         node.metadata_props[MODULE] = node.meta.get(MODULE, "")
-    facts = {"name": part.name, "transposed": part.transposed, "simplified": part.simplified}
+    facts = {"name": part.name, "transposed": part.transposed}
     part.model.metadata_props[_FACTS] = json.dumps(facts)
     return bytes(ir.to_proto(part.model).SerializeToString())
 
