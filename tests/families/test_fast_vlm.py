@@ -18,7 +18,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 pytest.importorskip("timm", reason="timm is not installed")
 
-from tests.fast_vlm import SIDE, noise, padded, write_apple, write_transformers
+from tests.fast_vlm import PREFIX, SIDE, apples_names, noise, padded, write_apple, write_transformers
+from tests.fast_vlm import fast_vlm as fast_vlm_model
 from tests.onnx_bundles import picture
 from tests.prompts import texts, with_image
 from tests.vocabularies import byte_level
@@ -139,7 +140,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         "hf", lambda config: config["vision_config"].update(architecture="vit_base_patch16_224"),
         "a 'timm_wrapper' tower, 'vit_base_patch16_224', is not known",
     ),
-    "training": ("hf", lambda config: config["vision_config"].update(model_args={}), "the form for training"),
+    "training": ("hf", lambda config: config["vision_config"].update(model_args={}), "branches that training alone has"),
     "argument": (
         "hf", lambda config: config["vision_config"]["model_args"].update(act_layer="relu"),
         'model_args: act_layer is "relu", which is not known',
@@ -164,6 +165,31 @@ def test_what_is_not_known_is_refused_by_name(name: str, saved: Saved, tmp_path:
         open_checkpoint(tmp_path)
     assert "\n" not in str(caught.value)
     assert caught.value.cure
+
+
+@pytest.mark.parametrize("layout", ["hf", "apple"])
+def test_branches_that_are_not_merged_are_named(layout: str, saved: Saved, tmp_path: Path) -> None:
+    """Whatever the config says: nobody's code reads such tensors into the form that it names."""
+    folder = shutil.copytree(saved[0] / layout, tmp_path / layout)
+    state = load_file(folder / "model.safetensors")
+    prefix = {"hf": PREFIX, "apple": "model.vision_tower.vision_tower.model."}[layout]
+    for apple, timm in apples_names(merged=False).items():
+        state.setdefault(prefix + {"hf": timm, "apple": apple}[layout], torch.zeros(1))
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(Unsupported, match=r"branches that training alone has is not known: .*reparameterize_model"):
+        open_checkpoint(folder)
+
+
+@torch.inference_mode()
+def test_the_cure_for_branches_gives_what_is_read(saved: Saved) -> None:
+    """timm merges them to the tensors of the published form, and features stay what they were."""
+    from timm.utils import reparameterize_model
+
+    branched = fast_vlm_model(inference_mode=False).model.vision_tower.timm_model
+    merged = reparameterize_model(branched)
+    assert set(merged.state_dict()) == set(saved[1].model.vision_tower.timm_model.state_dict())
+    pixels = noise(SIDE)
+    torch.testing.assert_close(merged.forward_features(pixels), branched.forward_features(pixels), atol=1e-4, rtol=1e-4)
 
 
 def test_old_names_are_read(saved: Saved, tmp_path: Path) -> None:

@@ -74,6 +74,6 @@ def _refuse_tower(given: dict[str, Any], where: str) -> None:
         raise Unsupported(f"{where}: a {kind!r} tower, {name!r}, is not known", "known: timm_wrapper, fastvit_mci3")
     arguments = given.get("model_args") or {}
     if arguments.get("inference_mode") is not True:
-        raise Unsupported(f"{where}: a FastViT in the form for training is not known", "known: inference_mode true")
+        fastvit.refuse_branches(where)
     refuse_unread(given, "timm_wrapper", _VISION_READ, where)
     refuse_unread(arguments, "", ("inference_mode", "layers", "embed_dims"), f"{where}.model_args")

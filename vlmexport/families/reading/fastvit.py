@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, NoReturn
 
 from vlmexport.checkpoint.preprocessor import read_image_processor
 from vlmexport.checkpoint.spec import ImageProcessorSpec, LanguageSpec, ProjectorSpec, VisionSpec
@@ -16,6 +17,10 @@ SIDE = 1024
 _STRIDE = 64
 """Pixels along one side of what becomes one feature."""
 
+_BRANCH = re.compile(r"\.(conv_kxk|conv_scale|identity|large_conv|small_conv|pos_enc)\.")
+"""In timm's names: what training alone has. Apple's code and transformers' config build the merged form and train that;
+a tower with branches is one that somebody built otherwise."""
+
 
 def tower(published: Published, side: int, width: Any) -> VisionSpec:
     """FastViT, of the size that its tensors have.
@@ -26,8 +31,10 @@ def tower(published: Published, side: int, width: Any) -> VisionSpec:
 
     Raises:
         CheckpointError: config and tensors differ.
-        Unsupported: a size that is not known, or images that do not divide.
+        Unsupported: a size or a form that is not known, or images that do not divide.
     """
+    if any(_BRANCH.search(name) for name in published.shapes["vision"]):
+        refuse_branches(str(published.path))
     variant = variant_of(published.shapes["vision"], str(published.path))
     features = SIZES[variant].features
     if width not in (None, features):
@@ -38,6 +45,18 @@ def tower(published: Published, side: int, width: Any) -> VisionSpec:
     if side < _STRIDE or side % _STRIDE:
         raise Unsupported(f"{published.path}: images of {side} pixels do not divide", f"known: multiples of {_STRIDE}")
     return VisionSpec("fastvit", side, _STRIDE, features, 0, 0, 0, "gelu", select_layer=0, variant=variant)
+
+
+def refuse_branches(where: str) -> NoReturn:
+    """Refuse a tower in the form for training.
+
+    Raises:
+        Unsupported: always.
+    """
+    raise Unsupported(
+        f"{where}: a FastViT with the branches that training alone has is not known",
+        "merge them, and save the model again: timm.utils.reparameterize_model does so",
+    )
 
 
 def image_processor(published: Published, side: int | None, pads: bool | None) -> ImageProcessorSpec:
