@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[str, Change, str]] = {
         "hf", lambda config: config["vision_config"].update(architecture="vit_base_patch16_224"),
         "a 'timm_wrapper' tower, 'vit_base_patch16_224', is not known",
     ),
-    "training": ("hf", lambda config: config["vision_config"].update(model_args={}), "branches that training alone has"),
+    "training": ("hf", lambda config: config["vision_config"].update(model_args={}), "branches that training alone"),
     "argument": (
         "hf", lambda config: config["vision_config"]["model_args"].update(act_layer="relu"),
         'model_args: act_layer is "relu", which is not known',
@@ -333,7 +333,7 @@ def test_a_design_takes_the_template_with_the_language_model(layout: str, saved:
     assert (made.spec.bos_token_id, made.spec.stop_token_ids) == (None, source.spec.stop_token_ids)
     assert made.spec.image_processor == source.spec.image_processor
     for question in QUESTIONS:
-        prompts = [one.prompts.prompt(asked(question), [((4, 4),)]) for one in (source, made)]
+        prompts = [one.prompts.prompt(asked(question), [Views(((4, 4),))]) for one in (source, made)]
         assert prompts[0] == prompts[1]
     create(Design(language="llama:tiny", projector="linear", origin=str(saved[0] / layout)), tmp_path / "other")
     assert open_checkpoint(tmp_path / "other").spec.chat_template == ""

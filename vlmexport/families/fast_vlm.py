@@ -8,6 +8,7 @@ from vlmexport.checkpoint.documents import section
 from vlmexport.checkpoint.spec import PromptSpec, Spec
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading import fastvit, language, nested
+from vlmexport.families.reading.bundles import Clients
 from vlmexport.families.reading.chatml import CHATML
 from vlmexport.families.reading.defaults import filled, refuse_unread
 from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type
@@ -30,6 +31,11 @@ place = nested.place
 def tower(config: dict[str, Any]) -> str | None:
     """It lies inside."""
     return None
+
+
+def clients(spec: Spec) -> Clients:
+    """LLaVA's, under the name that transformers.js has for it."""
+    return fastvit.CLIENTS
 
 
 def spec(published: Published) -> Spec:

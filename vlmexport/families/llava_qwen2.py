@@ -10,6 +10,7 @@ import re
 from vlmexport.checkpoint.spec import PromptSpec, Spec
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading import fastvit, flat, language
+from vlmexport.families.reading.bundles import Clients
 from vlmexport.families.reading.chatml import CHATML
 from vlmexport.families.reading.defaults import filled
 from vlmexport.families.reading.fastvit_tensors import timm_name
@@ -33,6 +34,11 @@ def place(name: str) -> tuple[str, str] | None:
     if name.startswith(_PROJECTOR):
         return "projector", name.removeprefix(_PROJECTOR)
     return "language", name
+
+
+def clients(spec: Spec) -> Clients:
+    """LLaVA's, under the name that transformers.js has for it."""
+    return fastvit.CLIENTS
 
 
 def spec(published: Published) -> Spec:

@@ -66,7 +66,7 @@ def config(layout: Layout) -> dict[str, Any]:
     """A LLaVA; the decoder's sizes, and what is transformers.js' own."""
     spec, language, vision = layout.spec, layout.spec.language, layout.spec.vision
     return {
-        "architectures": [getattr(plugins.language(language), "CLIENT_CLASS", "LlavaForConditionalGeneration")],
+        "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "image_token_index": layout.image_token,
         "image_seq_length": layout.image_tokens,

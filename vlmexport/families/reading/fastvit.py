@@ -8,11 +8,16 @@ from typing import Any, NoReturn
 from vlmexport.checkpoint.preprocessor import read_image_processor
 from vlmexport.checkpoint.spec import ImageProcessorSpec, LanguageSpec, ProjectorSpec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families.reading.bundles import Clients
 from vlmexport.families.reading.fastvit_tensors import SIZES, variant_of
 from vlmexport.families.reading.published import Published
 
 SIDE = 1024
 """Pixels along one side of the published images."""
+
+CLIENTS = Clients(changes={"config.json": {"architectures": ["LlavaQwen2ForCausalLM"]}})
+"""transformers.js has a class of this name, which opens no bundle that names another one; its class of any LLaVA, and
+the one that finds a class, open this."""
 
 _STRIDE = 64
 """Pixels along one side of what becomes one feature."""

@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = "qwen2:tiny"
 LAYERS, TABLES, GENERATES, FUSED = llama.LAYERS, llama.TABLES, True, True
-CLIENT_CLASS = "LlavaQwen2ForCausalLM"
-"""What transformers.js calls a LLaVA around it. That class opens no bundle that names another one; the class of any
-LLaVA, and the one that finds a class, open this."""
-
 _TINY = LanguageSpec("qwen2", 1536, 256, 512, 2, 4, 2, 64, 1e-6, 1e6, 2048, True)
 _VARIANTS = {
     "tiny": _TINY,
