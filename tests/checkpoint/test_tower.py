@@ -122,10 +122,40 @@ def test_its_own_config_counts(v1: Path, clip: Path) -> None:
     assert open_checkpoint(v1, vision_tower=str(clip)).spec == found
 
 
+AS_PUBLISHED = {
+    "_name_or_path": "", "add_cross_attention": False, "architectures": None, "attention_dropout": 0.0,
+    "bad_words_ids": None, "chunk_size_feed_forward": 0, "cross_attention_hidden_size": None, "diversity_penalty": 0.0,
+    "do_sample": False, "dropout": 0.0, "early_stopping": False, "encoder_no_repeat_ngram_size": 0,
+    "exponential_decay_length_penalty": None, "finetuning_task": None, "id2label": {"0": "LABEL_0", "1": "LABEL_1"},
+    "initializer_factor": 1.0, "initializer_range": 0.02, "is_decoder": False, "is_encoder_decoder": False,
+    "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "length_penalty": 1.0, "max_length": 20, "min_length": 0,
+    "model_type": "clip_vision_model", "no_repeat_ngram_size": 0, "num_beam_groups": 1, "num_beams": 1,
+    "num_channels": 3, "num_return_sequences": 1, "output_attentions": False, "output_hidden_states": False,
+    "output_scores": False, "prefix": None, "problem_type": None, "projection_dim": 768, "pruned_heads": {},
+    "remove_invalid_values": False, "repetition_penalty": 1.0, "return_dict": True, "return_dict_in_generate": False,
+    "task_specific_params": None, "temperature": 1.0, "tie_encoder_decoder": False, "tie_word_embeddings": True,
+    "tokenizer_class": None, "top_k": 50, "top_p": 1.0, "torch_dtype": None, "torchscript": False,
+    "transformers_version": "4.21.3", "typical_p": 1.0, "use_bfloat16": False,
+}  # fmt: skip
+"""What OpenAI's ``vision_config`` of CLIP L/14 says beside the tower's sizes."""
+
+
+def test_every_key_reaches_the_class(v1: Path, clip: Path) -> None:
+    """What is said of the tower is in the config that transformers builds it from."""
+    inside = json.loads((clip / "config.json").read_text())["vision_config"]
+    edit(clip / "config.json", vision_config=AS_PUBLISHED | inside | {"attention_dropout": 0.25})
+    found = open_checkpoint(v1, vision_tower=str(clip))
+    assert found.spec == replace(SPEC, name="v1")
+    assert found.spec.vision.section["num_channels"] == 3
+    assert load(found, components=("vision",)).vision.config.attention_dropout == 0.25
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"model_type": "siglip"}, "a tower of type 'siglip'"),
+        ({"vision_config": {"num_channels": 4}}, "vision_config: num_channels is 4"),
+        ({"vision_config": {"layer_scale": 0.1}}, "vision_config: layer_scale is 0.1, which is not known"),
         ({"vision_config": {"hidden_size": 32}}, "hidden_size is 32, the tensors say 64"),
         ({"vision_config": None}, "vision_config.hidden_size is 768"),
     ],

@@ -112,6 +112,7 @@ class VisionSpec:
     ``variant`` says which model of that kind it is where sizes do not tell (timm's name, or the encoder that ``s2``
     wraps). ``patch_size`` is the number of pixels along one side of what becomes one feature: of a convolutional
     encoder, the stride of its last map. One whose layers are no stack of like layers says 0 layers, and layer 0.
+    ``section`` is what else the config says in the terms of its class: the float model is built from it too.
     """
 
     kind: str
@@ -126,6 +127,7 @@ class VisionSpec:
     select_layer: int = -2
     select_feature: str = "patch"
     variant: str = ""
+    section: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def grid(self) -> int:

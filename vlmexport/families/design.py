@@ -92,7 +92,7 @@ def clients(spec: Spec) -> Clients:
 
 def _seeing(vision: dict[str, Any], path: Path) -> tuple[VisionSpec, ImageProcessorSpec]:
     """Of ``vision_config``: the encoder, and how its pixels are made."""
-    known = get_type_hints(VisionSpec) | _PIXELS
+    known = {key: kind for key, kind in get_type_hints(VisionSpec).items() if key != "section"} | _PIXELS
     unknown = sorted(set(vision) - set(known))
     if unknown:
         raise CheckpointError(f"{path}: vision_config.{unknown[0]} is unknown", f"known: {', '.join(known)}")
@@ -137,6 +137,8 @@ def _vision(vision: VisionSpec, pixels: ImageProcessorSpec) -> dict[str, Any]:
     """Encoder and image processor in one."""
     found: dict[str, Any] = {} if pixels.do_normalize else {"do_normalize": False}
     for key, value in asdict(vision).items():
+        if key == "section":
+            continue
         if key == "select_layer":
             found |= {"image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std)}
         if key == "variant":

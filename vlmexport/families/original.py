@@ -5,6 +5,7 @@ from __future__ import annotations
 from vlmexport.checkpoint.documents import architectures, section
 from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec
 from vlmexport.families.reading import flat, language, vision
+from vlmexport.families.reading.defaults import refuse_unread
 from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type, token_id
 
 ARCHITECTURES = ("MobileLlamaForCausalLM", "LlavaLlamaForCausalLM")
@@ -34,11 +35,12 @@ def spec(published: Published) -> Spec:
 
     Raises:
         CheckpointError: a value is garbled.
-        Unsupported: images are cut in tiles.
+        Unsupported: images are cut in tiles, or something is said of the tower that is not known.
     """
     config, file = published.config, published.file
     pads, marks = flat.pads(config, file), flat.marks(config, file)
     given, said_in = published.of_tower(section(config, "vision_config", file) or {})
+    refuse_unread(given, "clip_vision_model", vision.READ, f"{said_in}, vision_config")
     encoder = vision.layered_tower(
         "clip", given, published.shapes["vision"], said_in,
         select_layer=config.get("mm_vision_select_layer", -2),

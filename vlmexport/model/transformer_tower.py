@@ -50,22 +50,23 @@ class TransformerTower:
         return self.unused_tensors
 
     def build(self, spec: VisionSpec) -> nn.Module:
-        """The model with parameters on the meta device, positions filled."""
+        """The model with parameters on the meta device, positions filled; what else the published section says goes
+        into its config."""
         import torch
 
         transformers = import_module("transformers")
-        config = getattr(transformers, self.config)(
-            hidden_size=spec.hidden_size,
-            intermediate_size=spec.intermediate_size,
-            num_hidden_layers=spec.num_layers,
-            num_attention_heads=spec.num_heads,
-            image_size=spec.image_size,
-            patch_size=spec.patch_size,
-            hidden_act=spec.hidden_act,
-            layer_norm_eps=spec.layer_norm_eps,
-            attn_implementation="eager",
-            **self.options,
-        )
+        sizes = {
+            "hidden_size": spec.hidden_size,
+            "intermediate_size": spec.intermediate_size,
+            "num_hidden_layers": spec.num_layers,
+            "num_attention_heads": spec.num_heads,
+            "image_size": spec.image_size,
+            "patch_size": spec.patch_size,
+            "hidden_act": spec.hidden_act,
+            "layer_norm_eps": spec.layer_norm_eps,
+            "attn_implementation": "eager",
+        }
+        config = getattr(transformers, self.config)(**{**spec.section, **sizes, **self.options})
         with torch.device("meta"):
             module = getattr(transformers, self.model)(config)
         positions = torch.arange(spec.grid**2 + self.class_token)[None]

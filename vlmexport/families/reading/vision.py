@@ -10,6 +10,7 @@ from typing import Any
 from vlmexport.checkpoint.documents import whole
 from vlmexport.checkpoint.spec import VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families.reading.defaults import defaults
 from vlmexport.families.reading.published import Shapes
 
 _CURE = "config and weights belong to different models: fix one of them"
@@ -26,9 +27,11 @@ READ = (
     "hidden_act",
     "layer_norm_eps",
     "vocab_size",
+    "tie_word_embeddings",
 )
-"""Keys of a tower's section that are read; a vocabulary is one of LLaVA's defaults, and no tower has any."""
+"""Keys of a tower's section that are read; words are among LLaVA's defaults and in old files, and no tower has any."""
 
+_MODEL_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
 _CLASS_TOKENS = {"clip": 1, "siglip": 0}
 
 
@@ -73,6 +76,7 @@ def layered_tower(
             layer_norm_eps=float(given.get("layer_norm_eps", VisionSpec.layer_norm_eps)),
             select_layer=select_layer,
             select_feature=select_feature,
+            section=_rest(kind, given),
         )
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: vision_config is garbled ({error})", "use the published config.json") from error
@@ -81,6 +85,12 @@ def layered_tower(
     if not 0 <= spec.used_layers <= spec.num_layers:
         raise CheckpointError(f"{path}: layer {spec.select_layer} of {spec.num_layers} is selected", _CURE)
     return spec
+
+
+def _rest(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What else is said in the terms of the tower's class."""
+    known = defaults(_MODEL_TYPES[kind]).keys() - {*READ, "model_type"}
+    return {key: value for key, value in given.items() if key in known}
 
 
 def _measured(kind: str, shapes: Shapes, path: Path) -> dict[str, int]:
