@@ -19,8 +19,8 @@ from tests.fast_vlm_bundles import BUNDLES
 from tests.onnx_bundles import Bundles, picture
 from tests.prompts import ask, with_image
 from tests.runtime.test_clients import SCRIPT, assert_same
-from tests.serve import test_browser
-from tests.serve.test_browser import loaded
+from tests.serve import browser
+from tests.serve.browser import loaded
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.ort.halves import OrtHalves
@@ -28,7 +28,7 @@ from vlmexport.runtime.stages import Token
 
 pytestmark = pytest.mark.slow
 
-chromium = test_browser.chromium
+chromium = browser.chromium
 QUESTION, COUNT, VISUAL = "what is the chat ?", 8, 16
 CLASS, FINDER = "LlavaQwen2ForCausalLM", "AutoModelForImageTextToText"
 FINAL = picture(5, (256, 256))
@@ -107,9 +107,9 @@ def test_chromium(
         found = page.evaluate(IN_PAGE, [CLASS, QUESTION, COUNT, given])
         assert found["ids"] == with_image(prompt, *[read_manifest(bundle).decoding.image_token_id] * VISUAL)
         assert_same(found["tokens"], expected, quantized(name))
-        test_browser.begin(page)
-        test_browser.show(page, tmp_path / "wide.png", VISUAL)
-        answer, ids = test_browser.ask(page, QUESTION)
+        browser.begin(page)
+        browser.show(page, tmp_path / "wide.png", VISUAL)
+        answer, ids = browser.ask(page, QUESTION)
         whole = list(runtime.generate(prompt, [wide], len(ids)))
         assert_same(ids, whole, quantized(name))
         if quantized(name) == "fp32":

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import ExifTags, Image
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
 from tests import prompts
 from tests.onnx_bundles import picture
+from tests.serve.browser import PATIENCE, ask, begin, loaded, look, show
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.artifact.onnx.client_files import Layout, processor
 from vlmexport.calibrate.samples import calibration_folder, heldout_samples
 from vlmexport.checkpoint.spec import Spec
-from vlmexport.console import QUIET
 from vlmexport.demo.heldout import heldout_scenes
 from vlmexport.demo.paint import paint
 from vlmexport.pipeline import export
@@ -38,58 +37,18 @@ from vlmexport.processing.square import prepared
 from vlmexport.recipe import resolve
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.stages import F32, see
-from vlmexport.serve.server import open_server
 from vlmexport.source.locate import open_model
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which(os.environ.get("VLMEXPORT_TEST_CHROMIUM", "chromium"))
-PATIENCE = 60_000  # milliseconds, for a loaded machine
 PHOTO = calibration_folder() / "images" / "photo-chelsea.jpg"
 """Wider than it is high, and nothing that the demo model knows."""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed: apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = resolve("onnx-web", {"calibration.samples": 8}, {})
     return export("demo", recipe, tmp_path_factory.mktemp("serve") / "demo")
-
-
-@contextmanager
-def serving(bundle: Path, transformers_js: Path) -> Iterator[str]:
-    """The address of a bundle's page."""
-    with open_server(bundle, None, transformers_js, QUIET) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.url
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-@contextmanager
-def loaded(chromium: Browser, bundle: Path, transformers_js: Path) -> Iterator[Page]:
-    """A bundle's page, loaded; at the end it has asked no other server and had no error."""
-    wrong: list[str] = []
-    with serving(bundle, transformers_js) as url, closing(chromium.new_page()) as opened:
-        opened.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        opened.on("pageerror", lambda error: wrong.append(str(error)))
-        opened.on("request", lambda sent: wrong.append(sent.url) if not re.match(f"(blob:)?{url}", sent.url) else None)
-        opened.goto(url)
-        expect(opened.locator("#facts")).to_contain_text("thread", timeout=PATIENCE)
-        yield opened
-    assert wrong == []
 
 
 @pytest.fixture(scope="module")
@@ -107,36 +66,6 @@ def scenes(tmp_path: Path) -> list[Path]:
         files.append(tmp_path / f"scene-{scene.seed}.png")
         paint(scene).save(files[-1])
     return files
-
-
-def look(page: Page, file: Path) -> None:
-    """Begin a conversation about a picture, and wait until the model has seen it."""
-    begin(page)
-    show(page, file)
-
-
-def begin(page: Page) -> None:
-    """Begin a conversation, where the page is in one."""
-    if page.locator("#anew").is_visible():
-        page.locator("#anew").click()
-
-
-def show(page: Page, file: Path, visual: int = 144) -> None:
-    """Give a picture, and wait until the model has seen it."""
-    page.locator("#file").set_input_files(file)
-    expect(page.locator("#status")).to_be_empty(timeout=PATIENCE)
-    expect(page.locator("#seen")).to_contain_text(f"{visual} visual tokens", timeout=PATIENCE)
-
-
-def ask(page: Page, question: str) -> tuple[str, list[int]]:
-    """The answer and its token ids."""
-    page.locator("#question").fill(question)
-    page.locator("#ask").click()
-    turn = page.locator("article").last
-    expect(turn.locator(".ids")).to_be_attached(timeout=PATIENCE)
-    assert turn.locator(".question").inner_text() == question
-    ids = turn.locator(".ids").text_content() or ""
-    return turn.locator(".answer").inner_text(), [int(number) for number in ids.split()]
 
 
 def test_the_same_tokens_as_run(page: Page, demo: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import {
 import { decode, views } from '/pixels.js';
 
 const BUNDLE = 'bundle';
+const LONGEST = 256; // tokens of an answer, where the bundle does not say
 const INCOMPLETE = '\uFFFD'; // a character of several byte tokens, until its last one
 
 env.allowLocalModels = true;
@@ -148,7 +149,7 @@ const handlers = {
       input_ids,
       attention_mask,
       pixel_values: pictures[0].features, // says that there are pictures
-      max_new_tokens: Math.min(room, model.generation_config.max_new_tokens),
+      max_new_tokens: Math.min(room, model.generation_config.max_new_tokens ?? LONGEST),
       streamer,
       stopping_criteria: new Stop(flag),
     });
