@@ -12,7 +12,7 @@ from vlmexport.artifact.onnx.passes.repeat_layers import TRACED
 from vlmexport.artifact.onnx.sizes import extras, used_tower
 from vlmexport.artifact.write import Writer
 from vlmexport.errors import Unsupported
-from vlmexport.flags import gguf_recipe, gguf_type
+from vlmexport.flags import gguf_recipe, gguf_type, vision_flags
 from vlmexport.measure import hessian_bytes
 from vlmexport.model import plugins
 from vlmexport.recipe import Recipe, resolve, shipped
@@ -48,13 +48,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """One recipe on one checkpoint. ``refused`` says why it cannot be; then there are no parts."""
+    """One recipe on one checkpoint. ``refused`` says why it cannot be, ``cure`` what can; then there are no parts."""
 
     recipe: str
     parts: tuple[Part, ...] = ()
     calibrates: tuple[str, ...] = ()
     peak: int = 0
     refused: str | None = None
+    cure: str = ""
 
     @property
     def bytes(self) -> int:
@@ -70,13 +71,16 @@ class Plan:
         }  # fmt: skip
 
 
-def choose(names: Sequence[str], kinds: Sequence[str], bits: int | None, flags: Mapping[str, Any]) -> list[Recipe]:
+def choose(
+    names: Sequence[str], kinds: Sequence[str], bits: int | None, flags: Mapping[str, Any], vision: str | None = None
+) -> list[Recipe]:
     """The recipes to plan: those named and those of GGUF types. Without any, q4_k_m where there are flags, else all
     that ship.
 
     Args:
         names: of recipes, or TOML files.
         flags: dotted keys of the recipe that all of them get; values that are None are left out.
+        vision: what sees in those of GGUF, as ``vision_flags`` takes it.
 
     Raises:
         UsageError: an unknown recipe or number of bits, or a value that does not fit.
@@ -85,7 +89,15 @@ def choose(names: Sequence[str], kinds: Sequence[str], bits: int | None, flags: 
     wanted: list[tuple[str, dict[str, str]]] = [(name, {}) for name in names] + [gguf_recipe(kind) for kind in types]
     if not wanted:
         wanted = [gguf_recipe(None)] if any(flags.values()) else [(name, {}) for name in shipped()]
-    return [resolve(name, {**chosen, **flags}) for name, chosen in wanted]
+    found = [resolve(name, {**chosen, **flags}) for name, chosen in wanted]
+    if vision is None:
+        return found
+    return [
+        resolve(name, {**chosen, **flags, **vision_flags(vision, None, name, one.name)})
+        if one.format == "gguf"
+        else one
+        for one, (name, chosen) in zip(found, wanted, strict=True)
+    ]
 
 
 def plan(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> list[Plan]:
@@ -104,7 +116,7 @@ def _plan(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -
     try:
         parts, peak = _onnx(checkpoint, recipe, settings) if recipe.format == "onnx" else _gguf(checkpoint, recipe)
     except Unsupported as error:
-        return Plan(recipe.name, refused=error.what)
+        return Plan(recipe.name, refused=error.what, cure=error.cure)
     if calibrates:
         peak = max(peak, _calibration(checkpoint, calibrates))
     if recipe.uses_gptq:

@@ -52,6 +52,19 @@ def test_plan(fast_vlm_bundle: Bundles, fast_vlm_root: Path) -> None:
     assert "fastvit" in gguf["refused"]
 
 
+def test_a_plan_says_what_can_be_in_place_of_an_mmproj(fast_vlm_bundle: Bundles, fast_vlm_root: Path) -> None:
+    """One reason for all types, with the flag that a plan takes, too."""
+    shown = " ".join(vlmexport("plan", fast_vlm_root / "hf").stdout.split())
+    assert shown.count("'fastvit' tower") == 1
+    assert "not gguf-f16, gguf-f32," in shown
+    assert "--vision onnx" in shown
+    chosen = ("--type", "q4_k_m", "--recipe", "onnx-fp32", "--vision", "onnx")
+    onnx, hybrid = json.loads(vlmexport("plan", fast_vlm_root / "hf", *chosen, "--json").stdout)
+    assert (onnx["recipe"], hybrid["recipe"]) == ("onnx-fp32", "gguf-q4_k_m-onnx-x86")
+    written = sum(file.bytes for file in read_manifest(fast_vlm_bundle("hybrid")).files)
+    assert hybrid["bytes"] == pytest.approx(written, rel=0.02)
+
+
 def test_compare(fast_vlm_root: Path) -> None:
     done = vlmexport("compare", *(fast_vlm_root / layout for layout in LAYOUTS), "--phone", "raspberry-pi-5")
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,7 @@ from vlmexport.cli.options import (
     Target,
     TensorTypes,
     Tower,
+    Vision,
 )
 from vlmexport.console import Console
 
@@ -49,6 +50,7 @@ def plan(
     max_size: MaxSize = None,
     bpw: BitsPerWeight = None,
     tensor_type: TensorTypes = None,
+    vision: Vision = None,
     imatrix: Imatrix = None,
     phone: Phones = None,
     vision_tower: Tower = None,
@@ -66,7 +68,7 @@ def plan(
     checkpoint = open_model(model, vision_tower, console)
     flags: dict[str, Any] = {"gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix}
     flags |= budget_flags(str(bits) if bits else kind[0] if kind else None, max_size, bpw)
-    on, chosen = choose_phones(phone), choose(recipe or [], kind or [], bits, flags)
+    on, chosen = choose_phones(phone), choose(recipe or [], kind or [], bits, flags, vision)
     found = [estimate(checkpoint, recipe, on) for recipe in chosen]
     console.result(table(found), [costs.facts() for costs in found])
 
@@ -161,10 +163,7 @@ def gguf(
     mmproj_type: Annotated[
         str | None, typer.Option(help="Type of the mmproj: f16, q8_0 or f32.", show_default=False)
     ] = None,
-    vision: Annotated[
-        str | None,
-        typer.Option(help="mmproj, onnx (a hybrid, int8), or the ONNX recipe to take it from.", show_default=False),
-    ] = None,
+    vision: Vision = None,
     imatrix: Imatrix = None,
     vision_tower: Tower = None,
     output: Output = None,

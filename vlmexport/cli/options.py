@@ -64,6 +64,10 @@ TensorTypes = Annotated[
     list[str] | None,
     typer.Option("--tensor-type", help="REGEX=TYPE, repeatable: the first that matches a name.", show_default=False),
 ]
+Vision = Annotated[
+    str | None,
+    typer.Option(help="mmproj, onnx (a hybrid, int8), or the ONNX recipe to take it from.", show_default=False),
+]
 Imatrix = Annotated[
     str | None, typer.Option(help="auto (calibration set), none, or llama.cpp's imatrix file.", show_default=False)
 ]
