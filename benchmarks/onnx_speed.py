@@ -181,7 +181,7 @@ def _decoder(name: str, work: Path) -> tuple[Callable[[np.ndarray, bool], object
         if anew:
             caches[:] = [FixedCache(decoder, PROMPT + IMAGE + STEPS + 8)]
         (embeds,) = embedding.run(None, {"input_ids": ids[None].astype(np.int64)})
-        caches[0].step(embeds)
+        caches[0].step(embeds, 0)
 
     return step, opened
 

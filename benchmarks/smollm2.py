@@ -43,6 +43,7 @@ from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors
 from vlmexport.console import QUIET
 from vlmexport.families.reading.bundles import Field
+from vlmexport.model.decoder_inputs import DecoderInputs
 from vlmexport.model.language import llama
 from vlmexport.model.weights import fill
 from vlmexport.quantize.gguf_mix import find_mix, tensor_types
@@ -222,7 +223,8 @@ def _calibrated(model: SmolLM2, texts: list[list[int]]) -> tuple[ImportanceMatri
     embeds = embeddings(language, texts)
     seen = statistics(language, embeds)
     sensitivity = Sensitivity(samples=seen.samples)
-    accumulate(language, [Sequence(e, TOKENS, torch.ones(TOKENS, dtype=torch.bool)) for e in embeds], sensitivity)
+    is_image = torch.zeros(TOKENS, dtype=torch.bool)
+    accumulate(language, [Sequence(DecoderInputs(one, is_image), TOKENS) for one in embeds], sensitivity)
     return imatrix.from_statistics(seen, gguf_language.importance_names(model.spec), 1.0), sensitivity
 
 

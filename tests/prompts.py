@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
+
 from vlmexport.checkpoint.spec import PromptSpec
+from vlmexport.model.decoder_inputs import DecoderInputs
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import Prompt, Span, Views, joined
@@ -35,6 +38,11 @@ def around(before: Iterable[int], after: Iterable[int], visual: int = VISUAL, te
 def with_image(prompt: Prompt, *tokens: int) -> list[int]:
     """The ids with these in place of each image's placeholders."""
     return [i for chunk in prompt.chunks() for i in (tokens if isinstance(chunk, Span) else chunk)]
+
+
+def as_inputs(embeds: torch.Tensor) -> DecoderInputs:
+    """Embeddings f32 [1, positions, hidden] of a prompt without images."""
+    return DecoderInputs(embeds, torch.zeros(embeds.shape[1], dtype=torch.bool))
 
 
 def texts(prompt: Prompt) -> tuple[tuple[int, ...], ...]:

@@ -282,7 +282,7 @@ def test_a_design_goes_through_export_and_runtime(
     tokens, expected = runtime.tokens(runtime.features(pixels)), reference.tokens(reference.features(pixels))
     assert cosine(tokens, expected) > least
     prompt = ask(runtime, "what is it?", len(tokens))
-    assert cosine(runtime.logits(prompt, [tokens]), reference.logits(prompt, [expected])) > least - 0.01
+    assert cosine(runtime.logits(prompt, [tokens], 0), reference.logits(prompt, [expected], 0)) > least - 0.01
     runtime.close()
 
 

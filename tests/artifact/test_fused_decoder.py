@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.checkpoints import canonical_state, published, tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture
-from tests.prompts import ask
+from tests.prompts import as_inputs, ask
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.onnx.build import fused_decoder
 from vlmexport.artifact.onnx.passes.clean import save
@@ -80,7 +80,7 @@ def test_equal_to_pytorch(held: fused_decoder.Weights, language: dict[str, int],
     vlm = rounded(found, held)
     with torch.inference_mode():
         embeds = vlm.embed(IDS)
-        expected = vlm.logits(embeds).numpy()
+        expected = vlm.logits(as_inputs(embeds), 0).numpy()
     got = through_the_cache(tmp_path / "decoder.onnx", embeds)
     assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
 
@@ -95,7 +95,7 @@ def test_a_tied_head_is_the_embedding(held: fused_decoder.Weights, tmp_path: Pat
     vlm = load(found)
     with torch.inference_mode():
         embeds = vlm.embed(IDS)
-        expected = vlm.logits(embeds).numpy()
+        expected = vlm.logits(as_inputs(embeds), 0).numpy()
     got = through_the_cache(tmp_path / "decoder.onnx", embeds)
     assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.9
 
@@ -130,7 +130,7 @@ def test_rounding(short: Checkpoint, tmp_path: Path) -> None:
         runtime, reference = join(OrtHalves(folder, read_manifest(folder))), ReferenceRuntime(short)
         prompt = ask(runtime, "what is polite?")
         tokens = reference.tokens(reference.features(reference.pixels(picture(1))))
-        difference = runtime.logits(prompt, [tokens]) - reference.logits(prompt, [tokens])
+        difference = runtime.logits(prompt, [tokens], 0) - reference.logits(prompt, [tokens], 0)
         errors[rounding] = float(np.square(difference, dtype=np.float64).mean())
         runtime.close()
     assert errors["gptq"] < errors["search"] < errors["nearest"]

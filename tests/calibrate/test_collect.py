@@ -44,9 +44,9 @@ def one_by_one(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample]) -> dict[s
         for sample in chosen:
             prompt = tokenized(checkpoint.tokenizer, vlm.spec.prompt, sample.question)
             pixels = vlm.pixels(sample.image())
-            embeds = vlm.prompt_embeds(prompt, vlm.tokens(vlm.features(pixels)))
+            tokens = vlm.tokens(vlm.features(pixels))
             if sample.answer is None:
-                answer = [token for token, _ in vlm.generate(embeds, MAX_ANSWER)]
+                answer = [token for token, _ in vlm.generate(vlm.inputs(prompt, tokens), MAX_ANSWER)]
             else:
                 answer = [*checkpoint.tokenizer.encode(sample.answer), vlm.spec.eos_token_id]
             handles = [
@@ -55,7 +55,7 @@ def one_by_one(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample]) -> dict[s
                 if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
             ]
             vlm.tokens(vlm.features(pixels))
-            vlm.logits(torch.cat([embeds, vlm.embed(answer)], 1), len(answer) + 1)  # those that decide a token
+            vlm.logits(vlm.inputs(prompt.answered(answer), tokens), len(answer) + 1)  # those that decide a token
             for handle in handles:
                 handle.remove()
     return seen

@@ -43,7 +43,7 @@ def expected(vlm: VLM, checkpoint: Checkpoint, chosen: list[Sample], path: str) 
         tokens, inputs = sequence(vlm, checkpoint.prompts, sample), []
         handle = vlm.get_submodule(path).register_forward_pre_hook(lambda _, given, to=inputs: to.append(given[0][0]))
         with torch.no_grad():
-            vlm.language(inputs_embeds=tokens.embeds, use_cache=False)
+            vlm.language(inputs_embeds=tokens.inputs.embeds, use_cache=False)
         handle.remove()
         rows, weight = inputs[0].double().numpy(), np.where(tokens.is_text, 1.0, 0.5)
         product = (rows * weight[:, None]).T @ rows

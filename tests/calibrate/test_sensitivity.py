@@ -44,8 +44,8 @@ def log_probabilities(vlm: VLM, checkpoint: Checkpoint, samples: list[Sample]) -
             tokens = vlm.tokens(vlm.features(vlm.pixels(sample.image())))
             prompt = tokenized(checkpoint.tokenizer, vlm.spec.prompt, sample.question, tokens.shape[1])
             answer = checkpoint.tokenizer.encode(sample.answer)
-            embeds = torch.cat([vlm.prompt_embeds(prompt, tokens), vlm.embed(answer)], 1)
-            rows.append(vlm.logits(embeds)[0, -len(answer) - 1 :].log_softmax(-1))
+            inputs = vlm.inputs(prompt.answered(answer), tokens)
+            rows.append(vlm.logits(inputs, len(answer) + 1)[0].log_softmax(-1))
     return torch.cat(rows)
 
 

@@ -90,7 +90,7 @@ def test_a_runtime_answers_once_whatever_it_is_asked_for(model: Path, float_bund
         assert rows.shape == (1, len(ANSWERS))
         assert token.margin == pytest.approx(float(np.diff(np.sort(rows[0])[-2:])[0]))
         assert side.decode([token.id]) == ANSWERS[int(rows[0].argmax())]
-        assert np.abs(side.logits(prompt, [tokens])[0] - rows).max() < 1e-5
+        assert np.abs(side.logits(prompt, [tokens], 0)[0] - rows).max() < 1e-5
     picture(0).save(model.parent / "picture.png")
     said = [vlmexport("run", path, "--image", model.parent / "picture.png", QUESTION) for path in (model, float_bundle)]
     assert said[0].stdout == said[1].stdout == f"{runtime.decode([token.id])}\n"

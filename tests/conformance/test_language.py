@@ -20,7 +20,7 @@ import vlmexport.model.language as folder
 from tests.conformance.parts import SCHEMES, measure
 from tests.gguf_bundles import export
 from tests.onnx_bundles import picture
-from tests.prompts import ask
+from tests.prompts import as_inputs, ask
 from vlmexport import pipeline
 from vlmexport.artifact.gguf.language import gguf_name, importance_names
 from vlmexport.artifact.onnx.build import fused_decoder
@@ -195,7 +195,7 @@ def test_fused_operators(text: str, opened: Opened, tmp_path: Path) -> None:
     save(fused_decoder.build(checkpoint, fused_decoder.HALF), path)
     with torch.inference_mode():
         embeds = vlm.embed(IDS)
-        expected = vlm.logits(embeds).numpy()
+        expected = vlm.logits(as_inputs(embeds), 0).numpy()
     got = through_the_cache(path, embeds)
     assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
     save(fused_decoder.build(checkpoint, fused_decoder.Weights(32, accuracy=0)), path)
@@ -229,7 +229,7 @@ def test_llama_cpp_gives_the_float_models_logits_or_is_not_asked(text: str, open
     tokens = reference.tokens(reference.features(reference.pixels(picture(0))))
     prompt = ask(runtime, "what is it?", len(tokens))
     assert prompt == ask(reference, "what is it?", len(tokens))
-    got, expected = runtime.logits(prompt, [tokens]), reference.logits(prompt, [tokens])
+    got, expected = runtime.logits(prompt, [tokens], 0), reference.logits(prompt, [tokens], 0)
     answers = [[token.id for token in side.generate(prompt, [tokens], 6)] for side in (runtime, reference)]
     runtime.close()
     assert np.linalg.norm(got - expected) < 1e-3 * np.linalg.norm(expected)

@@ -112,7 +112,7 @@ def test_the_five_stages(kind: str, tmp_path: Path) -> None:
     features = reference.features(reference.pixels(picture(0)))
     tokens = reference.tokens(features)
     prompt = ask(reference, "what?", len(tokens))
-    logits = reference.logits(prompt, [tokens])
+    logits = reference.logits(prompt, [tokens], 0)
     assert [view.shape for view in features.views] == [(576, 64)]
     assert logits.shape == (1, len(prompt.ids), 384)
     first = next(reference.generate(prompt, [tokens], 4))

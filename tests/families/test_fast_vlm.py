@@ -21,7 +21,7 @@ pytest.importorskip("timm", reason="timm is not installed")
 from tests.fast_vlm import PREFIX, SIDE, apples_names, noise, padded, write_apple, write_transformers
 from tests.fast_vlm import fast_vlm as fast_vlm_model
 from tests.onnx_bundles import picture
-from tests.prompts import texts, with_image
+from tests.prompts import as_inputs, texts, with_image
 from tests.vocabularies import byte_level
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.design import Design, create
@@ -75,7 +75,7 @@ def test_features_tokens_and_logits_are_those_of_transformers(layout: str, saved
     tokens = vlm.tokens(features)
     torch.testing.assert_close(tokens, expected.pooler_output, atol=1e-5, rtol=1e-5)
     ids = [5, 6, *[383] * 16, 7, 8, 9]
-    found = vlm.logits(torch.cat([vlm.embed(ids[:2]), tokens[:1], vlm.embed(ids[18:])], 1))
+    found = vlm.logits(as_inputs(torch.cat([vlm.embed(ids[:2]), tokens[:1], vlm.embed(ids[18:])], 1)), 0)
     want = model(input_ids=torch.tensor([ids]), pixel_values=pixels[:1]).logits
     assert found.shape == want.shape
     assert (found - want).norm() < 1e-5 * want.norm()
@@ -93,7 +93,7 @@ def test_a_head_of_its_own_counts_though_the_config_says_tied(saved: Saved, tmp_
     theirs = FastVlmForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     ours, ids = load(open_checkpoint(folder)), [5, 6, 7, 8, 9]
     want = theirs(input_ids=torch.tensor([ids])).logits
-    assert (ours.logits(ours.embed(ids)) - want).norm() < 1e-5 * want.norm()
+    assert (ours.logits(as_inputs(ours.embed(ids)), 0) - want).norm() < 1e-5 * want.norm()
 
 
 @pytest.mark.parametrize("name", ["CLIPImageProcessorFast", "CLIPFeatureExtractor"])
@@ -377,8 +377,8 @@ def test_greedy_ids_are_those_of_transformers(layout: str, saved: Saved) -> None
     expected = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=12, do_sample=False
     )[0, ids.shape[1] :].tolist()
-    found = [token for token, _ in vlm.generate(vlm.prompt_embeds(prompt, tokens), 12)]
+    found = [token for token, _ in vlm.generate(vlm.inputs(prompt, tokens), 12)]
     assert found == expected
     want = model(input_ids=ids, pixel_values=pixels).logits
-    logits = vlm.logits(vlm.prompt_embeds(prompt, tokens))
+    logits = vlm.logits(vlm.inputs(prompt, tokens), 0)
     assert (logits - want).norm() < 1e-5 * want.norm()

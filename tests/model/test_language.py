@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.prompts import as_inputs
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.design import Design, language_of, specify
 from vlmexport.errors import Unsupported
@@ -108,13 +109,13 @@ def test_classes_belong_to_what_chooses(text: str, classes: tuple[str, ...], mes
 def test_a_classifier_reads_both_ways_and_answers_from_the_first_position(text: str) -> None:
     vlm = sketch(specify(Design("vit:tiny", "linear", text)), 2, ("language",))
     embeds = vlm.embed(list(range(3, 20)))
-    logits = vlm.logits(embeds)
+    logits = vlm.logits(as_inputs(embeds), 1)
     assert logits.shape == (1, 1, 20)
-    (answer,) = vlm.generate(embeds, 9)
+    (answer,) = vlm.generate(as_inputs(embeds), 9)
     assert answer[0] == int(logits.argmax())
     changed = embeds.clone()
     changed[:, -1] = vlm.embed([40])[:, 0]
-    assert (vlm.logits(changed) - logits).abs().max() > 1e-4
+    assert (vlm.logits(as_inputs(changed), 1) - logits).abs().max() > 1e-4
     padded = torch.cat([embeds, torch.zeros(1, 4, embeds.shape[-1])], 1)
     mask = torch.tensor([[1] * 17 + [0] * 4])
     again = vlm.language(inputs_embeds=padded, attention_mask=mask).logits

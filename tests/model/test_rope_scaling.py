@@ -49,14 +49,16 @@ def test_every_runtime_computes_it(scaling: RopeScaling, tmp_path: Path) -> None
     assert found.spec.language == spec.language
     reference = ReferenceRuntime(found)
     tokens, prompt = reference.tokens(reference.features(reference.pixels(picture(0)))), ask(reference, "what ?")
-    expected = reference.logits(prompt, [tokens])
+    expected = reference.logits(prompt, [tokens], 0)
 
     found.spec = replace(found.spec, language=replace(spec.language, rope_scaling=None))
-    assert apart(ReferenceRuntime(found).logits(prompt, [tokens]), expected) > 0.01, "the scaling makes no difference"
+    assert apart(ReferenceRuntime(found).logits(prompt, [tokens], 0), expected) > 0.01, (
+        "the scaling makes no difference"
+    )
     found.spec = replace(found.spec, language=spec.language)
 
     save(fused_decoder.build(found, fused_decoder.HALF), tmp_path / "decoder.onnx")
-    session, embeds = open_session(tmp_path / "decoder.onnx"), load(found).prompt_embeds(prompt, [torch.tensor(tokens)])
+    session, embeds = open_session(tmp_path / "decoder.onnx"), load(found).inputs(prompt, [torch.tensor(tokens)]).embeds
     mask = np.ones(embeds.shape[:2], np.int64)
     given = {"inputs_embeds": embeds.numpy(), "attention_mask": mask}
     got = run(session, given | rows_to_keep(session, 0) | empty_cache(session))["logits"]
@@ -64,7 +66,7 @@ def test_every_runtime_computes_it(scaling: RopeScaling, tmp_path: Path) -> None
 
     export(found, tmp_path / "bundle", type="f32", mmproj_type="f32")
     runtime = open_runtime(tmp_path / "bundle")
-    assert apart(runtime.logits(prompt, [tokens]), expected) < 1e-4
+    assert apart(runtime.logits(prompt, [tokens], 0), expected) < 1e-4
     runtime.close()
 
 

@@ -36,14 +36,13 @@ def test_greedy_decoding_with_cache_equals_without(tiny: Checkpoint) -> None:
     prompt = tokenized(tiny.tokenizer, tiny.spec.prompt, "what is it?")
     with torch.inference_mode():
         tokens = vlm.tokens(vlm.features(torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(0))))
-        embeds = vlm.prompt_embeds(prompt, tokens)
-        with_cache = [token for token, _ in vlm.generate(embeds, 6)]
-        without = []
+        with_cache = [token for token, _ in vlm.generate(vlm.inputs(prompt, tokens), 6)]
+        without: list[int] = []
         for _ in range(6):
-            without.append(int(vlm.logits(embeds)[0, -1].argmax()))
+            inputs = vlm.inputs(prompt.answered(without), tokens)
+            without.append(int(vlm.logits(inputs, 1)[0, -1].argmax()))
             if without[-1] == tiny.spec.eos_token_id:
                 break
-            embeds = torch.cat([embeds, vlm.embed([without[-1]])], 1)
     assert with_cache == without
 
 

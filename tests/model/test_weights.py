@@ -36,8 +36,8 @@ def stages(model: VLM, checkpoint: Checkpoint) -> list[torch.Tensor]:
     with torch.inference_mode():
         features = model.features(pixels)
         tokens = model.tokens(features)
-        embeds = model.prompt_embeds(prompt, tokens)
-        return [features, tokens, *(logits for _, logits in model.generate(embeds, 4))]
+        inputs = model.inputs(prompt, tokens)
+        return [features, tokens, *(logits for _, logits in model.generate(inputs, 4))]
 
 
 def test_mapped_weights_compute_the_same(stored: Checkpoint) -> None:

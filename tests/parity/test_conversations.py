@@ -120,8 +120,8 @@ def test_ids_and_logits_are_transformers(runtime: Runtime, folder: Path, picture
     assert with_image(prompt, *[IMAGE] * 144) == given["input_ids"][0].tolist()
     with torch.inference_mode():
         expected = theirs(**given).logits.numpy()
-    np.testing.assert_allclose(runtime.logits(prompt, tokens), expected, atol=5e-3)  # libmtmd makes its own pixels
-    swapped = runtime.logits(prompt, tokens[::-1])
+    np.testing.assert_allclose(runtime.logits(prompt, tokens, 0), expected, atol=5e-3)  # libmtmd makes its own pixels
+    swapped = runtime.logits(prompt, tokens[::-1], 0)
     assert np.abs(swapped - expected).max() > 0.05, "the order of the images counts"
 
 

@@ -119,7 +119,7 @@ def test_the_float_model_is_transformers_llava(saved: str, strategy: str, layer:
     ids = torch.tensor([with_image(prompt, *[384] * checkpoint.spec.vision.num_patches)])
     with torch.inference_mode():
         expected = theirs(input_ids=ids, pixel_values=pixels).logits
-        found = ours.logits(ours.prompt_embeds(prompt, ours.tokens(ours.features(pixels))))
+        found = ours.logits(ours.inputs(prompt, ours.tokens(ours.features(pixels))), 0)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 

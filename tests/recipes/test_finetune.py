@@ -15,7 +15,7 @@ import torch
 from tests import gguf_bundles
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture, recipe
-from tests.prompts import ask, tokenized
+from tests.prompts import as_inputs, ask, tokenized
 from tests.recipes.conftest import FINETUNE
 from vlmexport.console import QUIET
 from vlmexport.design import Design, create
@@ -75,8 +75,7 @@ def test_a_packed_turn_equals_a_single_turn(language: str, tmp_path: Path) -> No
             for question, answer in turns:
                 prompt = tokenized(tokenizer, checkpoint.spec.prompt, question, visual.shape[1])
                 ids = tokenizer.encode(answer)
-                whole = torch.cat([vlm.prompt_embeds(prompt, visual), vlm.embed(ids)], 1)
-                single = vlm.logits(whole)[0, -len(ids) - 1 :]
+                single = vlm.logits(vlm.inputs(prompt.answered(ids), visual), len(ids) + 1)[0]
                 torch.testing.assert_close(found[at : at + len(single)], single, atol=1e-4, rtol=1e-4)
                 at += len(single)
     assert at == len(found)
@@ -165,12 +164,12 @@ def test_what_does_nothing_is_left_out(tmp_path: Path) -> None:
     for layer in vlm.language.model.layers:  # type: ignore[union-attr]
         layer.mlp.down_proj.weight[:, torch.arange(0, 512, 2)] = 0  # type: ignore[union-attr, index, operator]
         layer.self_attn.o_proj.weight[:, 128:] = 0  # type: ignore[union-attr, index, operator]
-    before = vlm.logits(embeds)
+    before = vlm.logits(as_inputs(embeds), 0)
     small = restructure(vlm, settings(folder, "scenes", tmp_path, prune_heads=0.5, prune_channels=0.5))
     language = small.spec.language
     assert (language.num_heads, language.num_kv_heads, language.head_dim) == (2, 1, 64)
     assert language.intermediate_size == 256
-    torch.testing.assert_close(small.logits(embeds), before, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(small.logits(as_inputs(embeds), 0), before, atol=1e-4, rtol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +197,11 @@ def test_a_smaller_checkpoint_exports(smaller: Checkpoint, tmp_path: Path) -> No
     reference = ReferenceRuntime(smaller)
     prompt = ask(reference, "what is the image ?")
     tokens = reference.tokens(reference.features(reference.pixels(picture(0))))
-    expected = torch.from_numpy(reference.logits(prompt, [tokens]))
+    expected = torch.from_numpy(reference.logits(prompt, [tokens], 0))
     for name in ("gguf", "onnx"):
         runtime = open_runtime(tmp_path / name)
         try:
-            found = torch.from_numpy(runtime.logits(prompt, [tokens]).copy())
+            found = torch.from_numpy(runtime.logits(prompt, [tokens], 0).copy())
         finally:
             runtime.close()
         assert (found - expected).norm() < 2e-3 * expected.norm(), name

@@ -62,12 +62,12 @@ def test_int8_computes_what_onnxruntime_does(onnx_bundle: Bundles, short: Checkp
     prompt = ask(runtime, "what is the image ?")
     seen = runtime.features(runtime.pixels(picture(3)))
     features, tokens = torch.from_numpy(seen.rows[None]), runtime.tokens(Features(seen.views))
-    expected = torch.from_numpy(runtime.logits(prompt, [tokens]))
+    expected = torch.from_numpy(runtime.logits(prompt, [tokens], 0))
     with torch.no_grad():
-        embeds = vlm.prompt_embeds(prompt, [torch.from_numpy(tokens)])
-        plain, visual = vlm.logits(embeds), vlm.tokens(features)
+        inputs = vlm.inputs(prompt, [torch.from_numpy(tokens)])
+        plain, visual = vlm.logits(inputs, 0), vlm.tokens(features)
         with FakeQuantization(bundle, short).applied(vlm):
-            rounded, rounded_visual = vlm.logits(embeds), vlm.tokens(features)
+            rounded, rounded_visual = vlm.logits(inputs, 0), vlm.tokens(features)
     # Not nearer: a weight midway between two levels moves inputs of later layers, and those over their own middles.
     assert (rounded - expected).norm() < 0.4 * (plain - expected).norm()
     assert (rounded_visual - torch.from_numpy(tokens)).norm() < 0.4 * (visual - torch.from_numpy(tokens)).norm()

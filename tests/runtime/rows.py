@@ -13,7 +13,7 @@ def assert_rows_are_those_that_are_asked_for(side: Decoding, prompt: Prompt, tok
 
     libllama multiplies one row by other kernels than many, which round f16 otherwise.
     """
-    whole = side.logits(prompt, [tokens])
+    whole = side.logits(prompt, [tokens], 0)
     rounding = 1e-3 * np.abs(whole).max()
     assert whole.shape[1] == len(prompt.ids)
     few = side.logits(prompt, [tokens], 3)

@@ -73,7 +73,7 @@ def test_in_another_process_all_is_the_same(name: str, onnx_bundle: Bundles) -> 
         np.testing.assert_array_equal(there.features(pixels).rows, features.rows)
         alone = replace(features, tokens=None)
         np.testing.assert_array_equal(there.tokens(alone), here.tokens(alone))
-        np.testing.assert_array_equal(there.logits(prompt, [tokens]), here.logits(prompt, [tokens]))
+        np.testing.assert_array_equal(there.logits(prompt, [tokens], 0), here.logits(prompt, [tokens], 0))
         assert list(there.generate(prompt, [tokens], 6)) == list(here.generate(prompt, [tokens], 6))
 
 
@@ -120,9 +120,9 @@ def test_an_int4_decoder_is_near(core: Joined, onnx_bundle: Bundles) -> None:
     prompt = ask(core, "what is polite?")
     tokens = np.random.default_rng(0).normal(0, 0.02, (1, 144, 256)).astype(np.float32)
     with closing(join(OrtHalves(onnx_bundle("int4"), read_manifest(onnx_bundle("int4"))))) as here:
-        expected = here.logits(prompt, [tokens])
-    off = np.linalg.norm(core.logits(prompt, [tokens]) - expected) / np.linalg.norm(expected)
+        expected = here.logits(prompt, [tokens], 0)
+    off = np.linalg.norm(core.logits(prompt, [tokens], 0) - expected) / np.linalg.norm(expected)
     assert 0 < off < 0.1
     ids = [token.id for token in core.generate(prompt, [tokens], 4)]
     whole = prompt.answered(ids[:-1])
-    assert core.logits(whole, [tokens])[0, -len(ids) :].argmax(-1).tolist() == ids
+    assert core.logits(whole, [tokens], 0)[0, -len(ids) :].argmax(-1).tolist() == ids

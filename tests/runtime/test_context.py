@@ -71,7 +71,7 @@ def test_one_rule_everywhere(name: str, opened: Open) -> None:
             f"the model's context is {CONTEXT}: ask a shorter question"
         )
         with pytest.raises(UsageError, match=line):
-            runtime.logits(prompt(CONTEXT + 1), TOKENS)
+            runtime.logits(prompt(CONTEXT + 1), TOKENS, 1)
         with pytest.raises(UsageError, match=line):
             next(iter(runtime.generate(prompt(CONTEXT + 1), TOKENS, 9)))
 
@@ -131,7 +131,7 @@ def test_calibration_stops_at_the_end(answer: str | None, narrow: Checkpoint) ->
     vlm, sample = load(narrow), asked("what?", answer)
     layer = collect(vlm, narrow.prompts, [sample]).layers[Q_PROJ]
     assert layer.count_image + layer.count_text <= narrow.spec.language.max_positions
-    assert sequence(vlm, narrow.prompts, sample).embeds.shape[1] <= narrow.spec.language.max_positions
+    assert len(sequence(vlm, narrow.prompts, sample).inputs) <= narrow.spec.language.max_positions
     if answer is not None:
         assert layer.count_image + layer.count_text == narrow.spec.language.max_positions
 

@@ -164,7 +164,7 @@ def test_prompt(runtime: Joined, reference: ReferenceRuntime) -> None:
 def test_logits_and_answer(runtime: Joined, reference: ReferenceRuntime, image: Image.Image) -> None:
     tokens = reference.tokens(reference.features(reference.pixels(image)))
     prompt = ask(reference, QUESTION, len(tokens))
-    expected, found = reference.logits(prompt, [tokens]), runtime.logits(prompt, [tokens])
+    expected, found = reference.logits(prompt, [tokens], 0), runtime.logits(prompt, [tokens], 0)
     assert found.shape == expected.shape
     assert np.abs(found - expected).max() < 0.02
     assert_rows_are_those_that_are_asked_for(runtime, prompt, tokens)
@@ -178,8 +178,8 @@ def test_logits_and_answer(runtime: Joined, reference: ReferenceRuntime, image: 
 def test_long_prompts_go_in_batches(runtime: Joined, reference: ReferenceRuntime) -> None:
     prompt = around((1, *range(5, 300)) * 2, (7,) * 40, 600)
     tokens = np.random.default_rng(2).standard_normal((600, 256), np.float32) * 0.05
-    found = runtime.logits(prompt, [tokens])
-    assert np.abs(found - reference.logits(prompt, [tokens])).max() < 0.05
+    found = runtime.logits(prompt, [tokens], 0)
+    assert np.abs(found - reference.logits(prompt, [tokens], 0)).max() < 0.05
     for last in (1, 41, 700):  # the last batch, two pieces, three
         np.testing.assert_allclose(runtime.logits(prompt, [tokens], last), found[:, -last:], atol=1e-3 * found.max())
 
@@ -224,14 +224,14 @@ def test_f32_is_exact(tiny: Checkpoint, tmp_path: Path, image: Image.Image) -> N
     tokens = reference.tokens(features)
     with closing(open_bundle(tmp_path / "f32")) as runtime:
         assert cosine(runtime.features(pixels), features) > 0.999999
-        assert np.abs(runtime.logits(prompt, [tokens]) - reference.logits(prompt, [tokens])).max() < 1e-4
+        assert np.abs(runtime.logits(prompt, [tokens], 0) - reference.logits(prompt, [tokens], 0)).max() < 1e-4
 
 
 def test_one_answer_at_a_time(runtime: Joined, reference: ReferenceRuntime) -> None:
     prompt, tokens = ask(reference, "A?", 4), np.zeros((4, 256), np.float32)
     first = runtime.generate(prompt, [tokens], 5)
     next(first)
-    runtime.logits(prompt, [tokens])
+    runtime.logits(prompt, [tokens], 0)
     with pytest.raises(VlmExportError, match="cache of this answer is gone"):
         next(first)
 
@@ -239,7 +239,7 @@ def test_one_answer_at_a_time(runtime: Joined, reference: ReferenceRuntime) -> N
 def test_tokens_of_another_width(runtime: Joined) -> None:
     assert runtime.context == 2048
     with pytest.raises(UsageError, match="64 wide, the decoder 256"):
-        runtime.logits(around((1,), (1,)), np.zeros((1, 144, 64), np.float32))
+        runtime.logits(around((1,), (1,)), np.zeros((1, 144, 64), np.float32), 0)
 
 
 def test_incomplete_characters(runtime: Joined) -> None:

@@ -41,7 +41,7 @@ def test_float_stages(name: str, onnx_bundle: Bundles, reference: ReferenceRunti
     np.testing.assert_allclose(runtime.tokens(features), tokens, atol=1e-4)
     prompt = ask(reference, "what is polite?")
     assert ask(runtime, "what is polite?") == prompt
-    np.testing.assert_allclose(runtime.logits(prompt, [tokens]), reference.logits(prompt, [tokens]), atol=1e-3)
+    np.testing.assert_allclose(runtime.logits(prompt, [tokens], 0), reference.logits(prompt, [tokens], 0), atol=1e-3)
     for side in (runtime, reference):
         assert_rows_are_those_that_are_asked_for(side, prompt, tokens)
     got, want = list(runtime.generate(prompt, [tokens], 12)), list(reference.generate(prompt, [tokens], 12))
@@ -84,7 +84,7 @@ def test_decoding_with_fused_attention_is_what_one_pass_gives(onnx_bundle: Bundl
         ids = [token.id for token in runtime.generate(prompt, [tokens], length)]
         assert len(ids) == length
         whole = prompt.answered(ids[:-1])
-        assert runtime.logits(whole, [tokens])[0, -length:].argmax(-1).tolist() == ids
+        assert runtime.logits(whole, [tokens], 0)[0, -length:].argmax(-1).tolist() == ids
 
 
 def test_a_bundle_for_another_machine_says_so(onnx_bundle: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:

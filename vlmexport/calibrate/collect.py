@@ -15,13 +15,14 @@ import torch
 from torch import nn
 from transformers import DynamicCache
 
+from vlmexport.calibrate.asked import Asked, ask
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM, plugins
-from vlmexport.processing.prompt import Seen
+from vlmexport.model.decoder_inputs import DecoderInputs, padded
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 
 SHARD = 8
@@ -77,15 +78,15 @@ def collect_shard(
     classifier reads prompt and image alone. The head is given the positions alone that decide a token.
     """
     with Recorder(vlm, always_float(vlm)) as recorder, torch.inference_mode():
-        decodes = "language" in vlm.components
-        seen = []
-        for sample in samples:
-            seen.append([vlm.see(one.image()) for one in sample.alone()])
-            if not decodes:
-                advance()
-        if decodes:
-            _decode(vlm, prompts, samples, seen, recorder)
+        if "language" in vlm.components:
+            asked = [ask(vlm, prompts, sample) for sample in samples]
+            _decode(vlm, prompts, samples, asked, recorder)
             for _ in samples:
+                advance()
+        else:
+            for sample in samples:
+                for one in sample.alone():
+                    vlm.see(one.image())
                 advance()
     return Statistics(dict(sorted(recorder.layers.items())), tuple(sample.id for sample in samples))
 
@@ -104,33 +105,23 @@ def always_float(vlm: VLM) -> set[str]:
 
 @dataclass
 class _Sequence:
-    """What goes through the decoder: f32 [tokens, hidden] of prompt, image and the sample's own answer; bool [tokens],
-    which are image; tokens of that answer and of the end, None where it has none."""
+    """What goes through the decoder: prompt, images and the sample's own answer; tokens of that answer and of the end,
+    None where it has none."""
 
-    embeds: torch.Tensor
-    is_image: torch.Tensor
+    inputs: DecoderInputs
     answer: int | None
 
 
 def _decode(
-    vlm: VLM,
-    prompts: CheckpointPrompts,
-    samples: Sequence[Sample],
-    seen: list[list[Seen[torch.Tensor]]],
-    recorder: Recorder,
+    vlm: VLM, prompts: CheckpointPrompts, samples: Sequence[Sample], asked: Sequence[Asked], recorder: Recorder
 ) -> None:
     """Run the sequences, as many together as ``AT_ONCE`` holds."""
     sequences = []
-    for sample, images in zip(samples, seen, strict=True):
-        prompt = prompts.prompt(sample.messages, [image.views for image in images])
+    for sample, one in zip(samples, asked, strict=True):
         is_given = vlm.spec.language.generates and sample.answer is not None
-        room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
         ids = prompts.answer(sample.answer or "") if is_given else []
-        ids = ids[: room - 1]  # a position each
-        prompt = prompt.answered(ids)
-        embeds = vlm.prompt_embeds(prompt, [image.tokens for image in images])[0]
-        is_image = torch.from_numpy(prompt.is_image)
-        sequences.append(_Sequence(embeds, is_image, len(ids) if is_given else None))
+        ids = ids[: one.room - 1]  # a position each
+        sequences.append(_Sequence(one.inputs(vlm, ids), len(ids) if is_given else None))
     for batch in _batches(vlm.spec.language, sequences):
         _run(vlm, batch, recorder)
 
@@ -149,7 +140,7 @@ def _batches(spec: LanguageSpec, sequences: Sequence[_Sequence]) -> Iterator[lis
 def _bytes(spec: LanguageSpec, batch: Sequence[_Sequence]) -> int:
     """Of the float32 values of a batch that are held together: keys and values of all layers, what one layer computes,
     the mask, and the logits."""
-    longest = max(len(sequence.embeds) for sequence in batch)
+    longest = max(len(sequence.inputs) for sequence in batch)
     cache = 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim if spec.generates else 0
     position = cache + 4 * spec.intermediate_size + 4 * spec.hidden_size + longest
     return 4 * len(batch) * (longest * position + _read_by_head(batch) * spec.vocab_size)
@@ -164,17 +155,18 @@ def _run(vlm: VLM, sequences: Sequence[_Sequence], recorder: Recorder) -> None:
     """One batch, padded on the left, and on greedily with those that have no answer; padded on the right, and no
     further, where the language model generates none."""
     generates = vlm.spec.language.generates
-    batch, mask, is_image = _padded(sequences, on_the_left=generates)
-    recorder.is_image, recorder.counted = is_image.numpy(), mask.bool().numpy()
+    batch = padded([sequence.inputs for sequence in sequences], on_the_left=generates)
+    mask = batch.mask
+    recorder.is_image, recorder.counted = batch.is_image.numpy(), mask.bool().numpy()
     if not generates:
-        vlm.language(inputs_embeds=batch, attention_mask=mask)
+        vlm.language(inputs_embeds=batch.embeds, attention_mask=mask)
         return
-    decided = torch.zeros_like(is_image)
+    decided = torch.zeros_like(batch.is_image)
     for row, sequence in zip(decided, sequences, strict=True):
         row[len(row) - 1 - (sequence.answer or 0) :] = True
     recorder.decided = decided.numpy()
     cache = DynamicCache()
-    last = _step(vlm, batch, mask, cache, _read_by_head(sequences))
+    last = _step(vlm, batch.embeds, mask, cache, _read_by_head(sequences))
     growing = torch.tensor([sequence.answer is None for sequence in sequences])
     for _ in range(longest_answer(vlm)):
         growing &= mask.sum(1) < vlm.spec.language.max_positions
@@ -186,19 +178,6 @@ def _run(vlm: VLM, sequences: Sequence[_Sequence], recorder: Recorder) -> None:
         recorder.counted = recorder.decided = growing[:, None].numpy()
         last = _step(vlm, vlm.embed(best.tolist()).transpose(0, 1), mask, cache, 1)
         growing = growing & ~torch.isin(best, torch.tensor(vlm.spec.stop_token_ids))
-
-
-def _padded(sequences: Sequence[_Sequence], on_the_left: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """f32 [batch, longest, hidden]; its mask; bool [batch, longest], what is image."""
-    longest = max(len(one.embeds) for one in sequences)
-    batch = torch.zeros(len(sequences), longest, sequences[0].embeds.shape[-1])
-    mask = torch.zeros(len(sequences), longest, dtype=torch.long)
-    is_image = torch.zeros(len(sequences), longest, dtype=torch.bool)
-    for i, one in enumerate(sequences):
-        length = len(one.embeds)
-        place = slice(longest - length, longest) if on_the_left else slice(length)
-        batch[i, place], mask[i, place], is_image[i, place] = one.embeds, 1, one.is_image
-    return batch, mask, is_image
 
 
 def longest_answer(vlm: VLM) -> int:

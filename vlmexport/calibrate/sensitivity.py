@@ -19,10 +19,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import nn
 
+from vlmexport.calibrate.asked import ask
 from vlmexport.calibrate.collect import longest_answer
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import F64
 from vlmexport.model import VLM
+from vlmexport.model.decoder_inputs import DecoderInputs
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 
 SENSITIVE = 24
@@ -84,12 +86,15 @@ class Sensitivity:
 
 @dataclass
 class Sequence:
-    """What goes through the decoder: ``embeds`` f32 [1, tokens, hidden], the last ``decided`` of which foretell a token
-    of the answer; ``is_text`` bool [tokens] tells embeddings of tokens from those of an image."""
+    """What goes through the decoder, the last ``decided`` positions of which foretell a token of the answer."""
 
-    embeds: torch.Tensor
+    inputs: DecoderInputs
     decided: int
-    is_text: torch.Tensor
+
+    @property
+    def is_text(self) -> torch.Tensor:
+        """bool [positions]: embeddings of tokens, not of an image."""
+        return ~self.inputs.is_image
 
 
 def measure(
@@ -122,7 +127,7 @@ def accumulate(
     generator = torch.Generator().manual_seed(0)
     with _watched(language, found), _recomputing(language):
         for sequence in sequences:
-            embeds = sequence.embeds.clone().requires_grad_(True)
+            embeds = sequence.inputs.embeds.clone().requires_grad_(True)
             logits = language(inputs_embeds=embeds, use_cache=False, logits_to_keep=sequence.decided).logits[0]
             likely = logits.log_softmax(-1)
             drawn = torch.multinomial(likely.detach().exp(), 1, generator=generator)
@@ -139,20 +144,15 @@ def sequence(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Sequence:
     """A sample as the decoder reads it: prompt, image, and its own answer or, where it has none, the model's. A
     classifier reads no answer."""
     with torch.no_grad():
-        seen = [vlm.see(one.image()) for one in sample.alone()]
-        prompt, tokens = prompts.prompt(sample.messages, [one.views for one in seen]), [one.tokens for one in seen]
-        embeds = vlm.prompt_embeds(prompt, tokens)
-        room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
-        if not vlm.spec.language.generates:
-            answer = []
-        elif sample.answer is None:
-            answer = [token for token, _ in vlm.generate(embeds, min(longest_answer(vlm), room - 1))]
+        asked = ask(vlm, prompts, sample)
+        answer: list[int] = []
+        if vlm.spec.language.generates and sample.answer is None:
+            most = min(longest_answer(vlm), asked.room - 1)
+            answer = [token for token, _ in vlm.generate(asked.inputs(vlm), most)]
             answer = answer[:-1] if answer and answer[-1] in vlm.spec.stop_token_ids else answer
-        else:
-            answer = prompts.tokenizer.encode(sample.answer)[: room - 1]
-        whole = prompt.answered(answer)
-        embeds = vlm.prompt_embeds(whole, tokens)
-    return Sequence(embeds, len(answer) + 1, torch.from_numpy(~whole.is_image))
+        elif vlm.spec.language.generates:
+            answer = prompts.tokenizer.encode(sample.answer or "")[: asked.room - 1]
+        return Sequence(asked.inputs(vlm, answer), len(answer) + 1)
 
 
 @contextmanager

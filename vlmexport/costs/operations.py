@@ -60,7 +60,7 @@ def count(spec: Spec) -> Operations:
 
 def _classifier(vlm: VLM, length: int) -> int:
     with FlopCounterMode(display=False) as counter:
-        vlm.logits(torch.empty(1, length, vlm.spec.language.hidden_size, device="meta"))
+        vlm.language(inputs_embeds=torch.empty(1, length, vlm.spec.language.hidden_size, device="meta"))
     return int(counter.get_total_flops())
 
 

@@ -201,7 +201,7 @@ class LogitsLoss(Loss[Decoded]):
         super().__init__(vlm, (sequence(vlm, prompts, sample) for sample in samples), advance)
 
     def _outputs(self, one: Decoded) -> torch.Tensor:
-        return self._vlm.logits(one.embeds, one.decided)
+        return self._vlm.logits(one.inputs, one.decided)
 
     def _compare(self, pairs: Iterable[tuple[F32, F32]]) -> dict[str, float]:
         measure = LogitsMeasure()

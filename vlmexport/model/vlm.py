@@ -14,6 +14,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.model import plugins
+from vlmexport.model.decoder_inputs import DecoderInputs
 from vlmexport.model.weights import available_memory, fill
 from vlmexport.processing.image import PIXELS, ProcessedImage, process
 from vlmexport.processing.prompt import Prompt, Seen
@@ -69,23 +70,26 @@ class VLM(nn.Module):
         table = cast(nn.Embedding, self.language.get_input_embeddings()).weight  # type: ignore[operator]
         return functional.embedding(torch.tensor([list(ids)], dtype=torch.long), table).float()
 
-    def prompt_embeds(self, prompt: Prompt, tokens: Iterable[torch.Tensor]) -> torch.Tensor:
-        """A prompt and the visual tokens [visual tokens, hidden] of each image → f32 [1, sequence, hidden]."""
+    def inputs(self, prompt: Prompt, tokens: Iterable[torch.Tensor]) -> DecoderInputs:
+        """A prompt and the visual tokens [visual tokens, hidden] of each image → what the language model reads."""
         parts = prompt.parts(tokens)
-        return torch.cat([self.embed(part) if isinstance(part, tuple) else part[None] for part in parts], 1)
+        embeds = torch.cat([self.embed(part) if isinstance(part, tuple) else part[None] for part in parts], 1)
+        return DecoderInputs(embeds, torch.from_numpy(prompt.is_image))
 
-    def logits(self, embeds: torch.Tensor, last: int = 0) -> torch.Tensor:
-        """f32 [batch, sequence, hidden] → f32 [batch, sequence, vocabulary], or [batch, 1, classes].
+    def logits(self, inputs: DecoderInputs, num_logits_to_keep: int) -> torch.Tensor:
+        """f32 [1, num_logits_to_keep, vocabulary], or [1, 1, classes].
 
         Args:
-            last: positions at the end, where others are not wanted; 0 for all.
+            num_logits_to_keep: how many positions at the end are wanted; 0 for all.
         """
+        embeds = inputs.embeds
         if not self.spec.language.generates:
             return cast(torch.Tensor, self.language(inputs_embeds=embeds).logits)[:, None]
-        return cast(torch.Tensor, self.language(inputs_embeds=embeds, use_cache=False, logits_to_keep=last).logits)
+        kept = {"use_cache": False, "logits_to_keep": num_logits_to_keep}
+        return cast(torch.Tensor, self.language(inputs_embeds=embeds, **kept).logits)
 
     def generate(
-        self, embeds: torch.Tensor, max_new_tokens: int, ignore_eos: bool = False
+        self, inputs: DecoderInputs, max_new_tokens: int, ignore_eos: bool = False
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Greedy decoding of one prompt, up to a token that ends the answer or past it.
 
@@ -94,10 +98,10 @@ class VLM(nn.Module):
             classifier: its class, once, and f32 [1, classes].
         """
         if not self.spec.language.generates:
-            logits = self.logits(embeds)[0]
+            logits = self.logits(inputs, 1)[0]
             yield int(logits[-1].argmax()), logits
             return
-        cache = DynamicCache()
+        cache, embeds = DynamicCache(), inputs.embeds
         for _ in range(max_new_tokens):
             logits = self.language(inputs_embeds=embeds, cache=cache, use_cache=True, logits_to_keep=1).logits[0]
             token = int(logits[-1].argmax())

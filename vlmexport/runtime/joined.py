@@ -44,9 +44,9 @@ class Joined:
         """Token ids of a conversation, by the bundle's own tokenizer and template."""
         return self.decoding.prompt(messages, images)
 
-    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
-        """[1, last, vocabulary], or [1, 1, classes]."""
-        return self.decoding.logits(prompt, tokens, last)
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], num_logits_to_keep: int) -> F32:
+        """[1, num_logits_to_keep, vocabulary], or [1, 1, classes]."""
+        return self.decoding.logits(prompt, tokens, num_logits_to_keep)
 
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from vlmexport.model import load
+from vlmexport.model.decoder_inputs import DecoderInputs
 from vlmexport.processing.image import PIXELS, ProcessedImage
 from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Prompt, Views
@@ -53,10 +54,10 @@ class ReferenceRuntime:
         return self._checkpoint.prompts.prompt(messages, images)
 
     @torch.inference_mode()
-    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
-        """[1, last, vocabulary], or [1, 1, classes]."""
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], num_logits_to_keep: int) -> F32:
+        """[1, num_logits_to_keep, vocabulary], or [1, 1, classes]."""
         prompt.room(self.context)
-        return self._vlm.logits(self._vlm.prompt_embeds(prompt, map(torch.from_numpy, tokens)), last).numpy()
+        return self._vlm.logits(self._inputs(prompt, tokens), num_logits_to_keep).numpy()
 
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False
@@ -70,8 +71,7 @@ class ReferenceRuntime:
     ) -> Iterator[tuple[Token, F32]]:
         """``generate``, each token with the logits that it was taken from."""
         max_new_tokens = min(max_new_tokens, prompt.room(self.context))
-        embeds = self._vlm.prompt_embeds(prompt, map(torch.from_numpy, tokens))
-        for token, logits in self._vlm.generate(embeds, max_new_tokens, ignore_eos):
+        for token, logits in self._vlm.generate(self._inputs(prompt, tokens), max_new_tokens, ignore_eos):
             best = torch.topk(logits[-1], 2).values
             yield Token(token, float(best[0] - best[1])), logits.numpy()
 
@@ -80,6 +80,9 @@ class ReferenceRuntime:
         if self.classes:
             return " ".join(self.classes[i] for i in ids)
         return self._checkpoint.tokenizer.decode(ids).strip()
+
+    def _inputs(self, prompt: Prompt, tokens: Iterable[F32]) -> DecoderInputs:
+        return self._vlm.inputs(prompt, map(torch.from_numpy, tokens))
 
     def close(self) -> None:
         """Nothing to release."""

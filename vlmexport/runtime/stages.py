@@ -96,14 +96,14 @@ class Decoding(Protocol):
             images: how the visual tokens of each of its images lie.
         """
 
-    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
-        """Logits at the last positions of a prompt: [1, last, vocabulary]; of a classifier, at the one that it answers
-        from: [1, 1, classes].
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], num_logits_to_keep: int) -> F32:
+        """Logits at the last positions of a prompt: [1, num_logits_to_keep, vocabulary]; of a classifier, at the one
+        that it answers from: [1, 1, classes].
 
         Args:
             tokens: visual tokens [visual tokens, hidden] of each image.
-            last: how many positions are wanted. No others are held in memory, which a large vocabulary would fill. All
-                positions where it is 0.
+            num_logits_to_keep: how many positions are wanted. No others are held in memory, which a large vocabulary
+                would fill. All positions where it is 0.
         """
 
     def generate(

@@ -107,11 +107,11 @@ def run(session: onnxruntime.InferenceSession, inputs: dict[str, Any]) -> dict[s
     return dict(zip(names, session.run(names, given), strict=True))
 
 
-def rows_to_keep(session: onnxruntime.InferenceSession, last: int) -> dict[str, np.ndarray[Any, Any]]:
-    """The input of a decoder that asks for the logits of its last positions, of all where ``last`` is 0; none where the
-    graph has no such input, because it is older or a classifier's: it gives what it always gives."""
+def rows_to_keep(session: onnxruntime.InferenceSession, count: int) -> dict[str, np.ndarray[Any, Any]]:
+    """The input of a decoder that asks for the logits of its last positions, of all where ``count`` is 0; none where
+    the graph has no such input, because it is older or a classifier's: it gives what it always gives."""
     names = {value.name for value in session.get_inputs()}
-    return {NUM_LOGITS: np.array(last, np.int64)} if NUM_LOGITS in names else {}
+    return {NUM_LOGITS: np.array(count, np.int64)} if NUM_LOGITS in names else {}
 
 
 def empty_cache(session: onnxruntime.InferenceSession) -> dict[str, np.ndarray[Any, Any]]:

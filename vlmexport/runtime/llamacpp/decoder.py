@@ -75,10 +75,10 @@ class LlamaCppDecoder:
         ids: list[list[int]] = self.process.ask(request, "tokenizing a prompt").body["ids"]
         return ids
 
-    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
-        """[1, last, vocabulary]."""
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], num_logits_to_keep: int) -> F32:
+        """[1, num_logits_to_keep, vocabulary]."""
         prompt.room(self.context)
-        return self._decode("logits", prompt, tokens, last=last).arrays[0]
+        return self._decode("logits", prompt, tokens, num_logits_to_keep=num_logits_to_keep).arrays[0]
 
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False

@@ -13,7 +13,7 @@ from vlmexport.artifact.gguf import mmproj
 from vlmexport.artifact.onnx.read.layer_outputs import Boundary
 from vlmexport.errors import VlmExportError
 from vlmexport.model import plugins
-from vlmexport.runtime.layers import Component
+from vlmexport.runtime.layers import NUM_LOGITS_TO_KEEP, Component
 from vlmexport.runtime.llamacpp.process import Process
 from vlmexport.runtime.llamacpp.vision import LlamaCppVision
 from vlmexport.runtime.stages import F32
@@ -55,6 +55,8 @@ class LlamaCppLayers:
         request: dict[str, Any] = {"op": f"{component}_layers", "names": names}
         if component == "vision":
             request["repair"] = self._repair
+        if component == "language":
+            request["num_logits_to_keep"] = NUM_LOGITS_TO_KEEP
         found = self._process.ask(request, f"looking into {component}", given).arrays
         return found if ends[-1].path == component else found[:-1]
 

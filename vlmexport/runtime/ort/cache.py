@@ -13,9 +13,9 @@ _PAST = "past_key_values"
 _value = onnxruntime.OrtValue.ortvalue_from_numpy
 
 
-def _rows(logits: F32, last: int) -> F32:
+def _kept(logits: F32, count: int) -> F32:
     """The last rows alone where a graph gives more: a view would keep all of them in memory."""
-    return logits[:, -last:].copy() if 0 < last < logits.shape[1] else logits
+    return logits[:, -count:].copy() if 0 < count < logits.shape[1] else logits
 
 
 class GrowingCache:
@@ -26,20 +26,20 @@ class GrowingCache:
         self._names = [value.name for value in session.get_outputs()]
         self._cache = {name: _value(empty) for name, empty in empty_cache(session).items()}
 
-    def step(self, embeds: F32, last: int = 0) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, last, vocabulary]."""
+    def step(self, embeds: F32, num_logits_to_keep: int) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, num_logits_to_keep, vocabulary]."""
         total = self._past + embeds.shape[1]
         given = {
             "inputs_embeds": _value(np.ascontiguousarray(embeds)),
             "attention_mask": _value(np.ones((1, total), np.int64)),
             "position_ids": _value(np.arange(self._past, total)[None]),
-        } | {name: _value(count) for name, count in rows_to_keep(self._session, last).items()}
+        } | {name: _value(count) for name, count in rows_to_keep(self._session, num_logits_to_keep).items()}
         found = self._session.run_with_ort_values(self._names, given | self._cache)
         outputs = dict(zip(self._names, found, strict=True))
         logits: F32 = outputs.pop("logits").numpy()
         self._cache = {name.replace("present", _PAST): value for name, value in outputs.items()}
         self._past = total
-        return _rows(logits, last)
+        return _kept(logits, num_logits_to_keep)
 
 
 class FixedCache:
@@ -59,18 +59,18 @@ class FixedCache:
             self._binding.bind_ortvalue_input(name, buffer)
             self._binding.bind_ortvalue_output(name.replace(_PAST, "present"), buffer)
 
-    def step(self, embeds: F32, last: int = 0) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, last, vocabulary]."""
+    def step(self, embeds: F32, num_logits_to_keep: int) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, num_logits_to_keep, vocabulary]."""
         self._done += embeds.shape[1]
         assert self._done <= self._length
         self._binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(embeds))
         self._binding.bind_cpu_input("attention_mask", np.ones((1, self._done), np.int64))
-        for name, count in rows_to_keep(self._session, last).items():
+        for name, count in rows_to_keep(self._session, num_logits_to_keep).items():
             self._binding.bind_cpu_input(name, count)
         self._binding.bind_output("logits")  # anew: what a run has put there has that run's shape
         self._session.run_with_iobinding(self._binding)
         logits: F32 = self._binding.get_outputs()[-1].numpy()
-        return _rows(logits, last)
+        return _kept(logits, num_logits_to_keep)
 
 
 class NoCache:
@@ -79,7 +79,7 @@ class NoCache:
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
 
-    def step(self, embeds: F32, last: int = 0) -> F32:
+    def step(self, embeds: F32, num_logits_to_keep: int) -> F32:
         """f32 [1, sequence, hidden] → logits f32 [1, 1, classes]."""
         length = embeds.shape[1]
         given = {"inputs_embeds": embeds, "attention_mask": np.ones((1, length), np.int64)}

@@ -48,11 +48,11 @@ class OrtDecoder:
         """Token ids of a conversation, by ``tokenizer.json`` and the chat template of its configuration."""
         return self._prompts.prompt(messages, images)
 
-    def logits(self, prompt: Prompt, tokens: Iterable[F32], last: int = 0) -> F32:
-        """[1, last, vocabulary], or [1, 1, classes]."""
+    def logits(self, prompt: Prompt, tokens: Iterable[F32], num_logits_to_keep: int) -> F32:
+        """[1, num_logits_to_keep, vocabulary], or [1, 1, classes]."""
         prompt.room(self.context)
         embeds = self._embeds(prompt, tokens)
-        return self._cache(embeds.shape[1]).step(embeds, last)
+        return self._cache(embeds.shape[1]).step(embeds, num_logits_to_keep)
 
     def generate(
         self, prompt: Prompt, tokens: Iterable[F32], max_new_tokens: int, *, ignore_eos: bool = False

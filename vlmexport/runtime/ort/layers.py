@@ -13,7 +13,7 @@ from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.onnx.read.int8_layers import int8_layers
 from vlmexport.artifact.onnx.read.layer_outputs import Boundary, boundaries
 from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run, with_outputs
-from vlmexport.runtime.layers import Component
+from vlmexport.runtime.layers import NUM_LOGITS_TO_KEEP, Component
 from vlmexport.runtime.stages import F32
 
 GRAPHS: dict[Component, Role] = {
@@ -77,4 +77,4 @@ def _inputs(session: onnxruntime.InferenceSession, component: Component, given: 
     }  # fmt: skip
     taken = {value.name for value in session.get_inputs()}
     inputs |= {name: value for name, value in more.items() if name in taken}
-    return inputs | rows_to_keep(session, 0) | empty_cache(session)
+    return inputs | rows_to_keep(session, NUM_LOGITS_TO_KEEP) | empty_cache(session)

@@ -57,8 +57,8 @@ class _Cache:
     def __init__(self, worker: WorkerProcess, turn: int) -> None:
         self._worker, self._turn = worker, turn
 
-    def step(self, embeds: F32, last: int = 0) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, last, vocabulary]."""
-        request = {"op": "step", "turn": self._turn, "last": last}
+    def step(self, embeds: F32, num_logits_to_keep: int) -> F32:
+        """f32 [1, new, hidden] → logits f32 [1, num_logits_to_keep, vocabulary]."""
+        request = {"op": "step", "turn": self._turn, "num_logits_to_keep": num_logits_to_keep}
         logits: F32 = self._worker.ask(request, "decoding", embeds).arrays[0]
         return logits

@@ -22,8 +22,8 @@ MACHINES = {"x86": ("x86_64", "amd64", "i386", "i686"), "arm64": ("arm64", "aarc
 class Cache(Protocol):
     """A decoder's keys and values, which each step adds to."""
 
-    def step(self, embeds: F32, last: int = 0) -> F32:
-        """f32 [1, new, hidden] → logits f32 [1, last, vocabulary] of the last positions, of all where ``last`` is 0."""
+    def step(self, embeds: F32, num_logits_to_keep: int) -> F32:
+        """f32 [1, new, hidden] → logits of the last positions f32 [1, num_logits_to_keep, vocabulary]; 0 for all."""
 
 
 class Sessions(Protocol):

@@ -53,11 +53,11 @@ class Worker:
         self._cache = self._sessions.cache(name, length)
         return Message({"turn": self._turn})
 
-    def do_step(self, embeds: Array, turn: int, last: int) -> Message:
+    def do_step(self, embeds: Array, turn: int, num_logits_to_keep: int) -> Message:
         """A step of the decoder through the cache of that turn."""
         if turn != self._turn or self._cache is None:
             raise VlmExportError("the cache of this answer is gone", "finish an answer before you begin another")
-        return Message({}, [self._cache.step(embeds, last)])
+        return Message({}, [self._cache.step(embeds, num_logits_to_keep)])
 
 
 if __name__ == "__main__":

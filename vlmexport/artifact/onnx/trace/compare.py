@@ -12,6 +12,7 @@ from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_k
 from vlmexport.artifact.onnx.trace.components import Traced
 from vlmexport.errors import ParityFailed
 from vlmexport.model import VLM
+from vlmexport.processing.prompt import Prompt
 
 
 def check(traced: Traced, path: Path) -> float:
@@ -48,8 +49,8 @@ def check_cache(vlm: VLM, path: Path) -> float:
     """
     ids = [vlm.spec.bos_token_id or 0, *range(3, 12)]
     with torch.inference_mode():
-        embeds = vlm.embed(ids)
-        expected = vlm.logits(embeds).numpy()
+        inputs = vlm.inputs(Prompt("", tuple(ids), ()), [])
+        embeds, expected = inputs.embeds, vlm.logits(inputs, 0).numpy()
     session = open_session(path)
     cache: dict[str, Any] = empty_cache(session)
     parts, kept = [], rows_to_keep(session, 0)

@@ -125,8 +125,10 @@ class Language:
                 return text.raw[:count].decode(errors="replace").strip()
             size = -count
 
-    def logits(self, chunks: list[list[int] | int], visual: F32 | None, last: int = 0, answer: int = 1) -> F32:
-        """Logits of a prompt from an empty cache: f32 [1, last, vocabulary], all positions where ``last`` is 0.
+    def logits(
+        self, chunks: list[list[int] | int], visual: F32 | None, num_logits_to_keep: int, answer: int = 1
+    ) -> F32:
+        """Logits of a prompt from an empty cache: f32 [1, num_logits_to_keep, vocabulary], all positions where it is 0.
 
         Args:
             chunks: token ids, and between them how many visual tokens stand there.
@@ -135,7 +137,7 @@ class Language:
         """
         length = sum(chunk if isinstance(chunk, int) else len(chunk) for chunk in chunks)
         self._reserve(length + answer - 1)
-        wanted = range(max(length - last, 0) if last else 0, length)
+        wanted = range(max(length - num_logits_to_keep, 0) if num_logits_to_keep else 0, length)
         found, start = [], 0
         for chunk in chunks:
             if isinstance(chunk, int):
@@ -146,10 +148,10 @@ class Language:
                 found += self._feed(chunk, None, wanted)
         return np.concatenate(found)[None]
 
-    def layers(self, embeds: F32, names: list[str]) -> list[F32]:
+    def layers(self, embeds: F32, names: list[str], num_logits_to_keep: int) -> list[F32]:
         """What the products by weights give for f32 [1, sequence, hidden] embeddings, and the logits."""
         self._watch = watch = Watch(names)
-        logits = self.logits([embeds.shape[1]], embeds[0])
+        logits = self.logits([embeds.shape[1]], embeds[0], num_logits_to_keep)
         self._watch = None
         return [*watch.values(names), logits]
 

@@ -95,20 +95,20 @@ class Worker:
         """What the projector's products by weights give, and the tokens."""
         return Message({}, self.vision.projector_layers(features, names))
 
-    def do_language_layers(self, embeds: npt.NDArray[np.float32], names: list[str]) -> Message:
+    def do_language_layers(self, embeds: npt.NDArray[np.float32], names: list[str], num_logits_to_keep: int) -> Message:
         """What the decoder's products by weights give, and the logits."""
-        return Message({}, self.language.layers(embeds, names))
+        return Message({}, self.language.layers(embeds, names, num_logits_to_keep))
 
     def do_encode(self, chunks: list[list[tuple[str, bool]]]) -> Message:
         """Token ids of the texts around images, each tokenized by itself; the first begins with BOS."""
         return Message({"ids": [self.language.encode(parts, bos=not i) for i, parts in enumerate(chunks)]})
 
     def do_logits(
-        self, visual: npt.NDArray[np.float32] | None = None, *, chunks: list[list[int] | int], last: int
+        self, visual: npt.NDArray[np.float32] | None = None, *, chunks: list[list[int] | int], num_logits_to_keep: int
     ) -> Message:
         """The logits stage."""
         self._turn += 1
-        return Message({}, [self.language.logits(chunks, visual, last)])
+        return Message({}, [self.language.logits(chunks, visual, num_logits_to_keep)])
 
     def do_start(
         self, visual: npt.NDArray[np.float32] | None = None, *, chunks: list[list[int] | int], answer: int
