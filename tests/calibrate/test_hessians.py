@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from tests.calibrate.pictures import samples
-from vlmexport.artifact.onnx.sizes import hessian_bytes
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.hessians import measure
 from vlmexport.calibrate.sensitivity import sequence
 from vlmexport.calibrate.statistics import F64
+from vlmexport.measure import hessian_bytes
 from vlmexport.model import VLM, load
 from vlmexport.source.checkpoint import Checkpoint
 

@@ -1,9 +1,10 @@
-"""Several images and several turns: transformers' processor and model, the float model, ONNX Runtime and llama.cpp."""
+"""Several images, views and turns: transformers, the float model, ONNX Runtime and llama.cpp."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,18 @@ from tests.command import vlmexport
 from tests.gguf_bundles import export as export_gguf
 from tests.onnx_bundles import picture, recipe
 from tests.prompts import with_image
+from vlmexport import processing
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.bundle.source import ImageProcessor
 from vlmexport.calibrate import Sample, collect
 from vlmexport.calibrate.samples import Shown
 from vlmexport.model import load
 from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.reference.values import Live
 from vlmexport.pipeline import export_checkpoint
+from vlmexport.processing import image as image_module
 from vlmexport.processing.messages import Message, Picture
+from vlmexport.runtime.joined import Joined
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.runtime.stages import Runtime, see
@@ -38,6 +44,21 @@ TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 """LLaVA-1.5's as transformers' checkpoint has it."""
+
+FOUR_VIEWS = '''
+"""The left half of a picture, its right half, all of it, and its middle."""
+import numpy as np
+from vlmexport.processing import square
+
+def boxes(size, spec):
+    width, height = size
+    middle = (width / 4, height / 4, 3 * width / 4, 3 * height / 4)
+    return (0, 0, width / 2, height), (width / 2, 0, width, height), (0, 0, width, height), middle
+
+def arrays(image, spec):
+    views = [image.crop([round(place) for place in box]) for box in boxes(image.size, spec)]
+    return {"pixel_values": np.concatenate([square.arrays(view, spec)["pixel_values"] for view in views])}
+'''
 
 CONVERSATION = (
     Message("user", (Picture.NEXT, "what is the image ?")),
@@ -88,19 +109,52 @@ def pictures() -> list[Image.Image]:
 
 
 @pytest.fixture(scope="module", params=["float", pytest.param("onnx", marks=pytest.mark.slow), "gguf"])
-def runtime(
+def bundle(
     request: pytest.FixtureRequest, checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator:
+) -> Path | None:
+    """None is the float model."""
     if request.param == "float":
-        yield ReferenceRuntime(checkpoint)
-        return
+        return None
     bundle = tmp_path_factory.mktemp("bundle") / request.param
     if request.param == "gguf":
         export_gguf(checkpoint, bundle, type="f32", mmproj_type="f32")
     else:
         export_checkpoint(checkpoint, recipe("fp32"), bundle)
-    with closing(open_runtime(bundle)) as opened:
+    return bundle
+
+
+@pytest.fixture(scope="module")
+def runtime(bundle: Path | None, checkpoint: Checkpoint) -> Iterator[Runtime]:
+    with closing(open_runtime(bundle) if bundle else ReferenceRuntime(checkpoint)) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def cut(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Checkpoint]:
+    """The model with pictures that are cut into four views, by a file that is in ``processing`` for the time."""
+    files = tmp_path_factory.mktemp("processing")
+    (files / "anyres.py").write_text(FOUR_VIEWS, encoding="utf-8")
+    found = open_checkpoint(folder)
+    found.spec = replace(found.spec, image_processor=replace(found.spec.image_processor, mode="anyres"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(processing, "__path__", [*processing.__path__, str(files)])
+        patch.setattr(image_module, "VIEWS_AT_ONCE", 3)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def cutting(bundle: Path | None, cut: Checkpoint) -> Iterator[Runtime]:
+    """The same halves. libmtmd makes pixels of its own: what it decodes is seen by the float model."""
+    reference = ReferenceRuntime(cut)
+    if bundle is None:
+        yield reference
+        return
+    manifest = read_manifest(bundle)
+    spec = manifest.source.spec.model_copy(update={"image_processor": ImageProcessor.of(cut.spec.image_processor)})
+    manifest = manifest.model_copy(update={"source": manifest.source.model_copy(update={"spec": spec})})
+    with closing(open_runtime(bundle, manifest)) as opened:
+        assert isinstance(opened, Joined)
+        yield Joined(reference, opened.decoding) if manifest.kind == "gguf" else opened
 
 
 def test_the_checkpoints_template_is_taken(checkpoint: Checkpoint) -> None:
@@ -123,6 +177,54 @@ def test_ids_and_logits_are_transformers(runtime: Runtime, folder: Path, picture
     np.testing.assert_allclose(runtime.logits(prompt, tokens, 0), expected, atol=5e-3)  # libmtmd makes its own pixels
     swapped = runtime.logits(prompt, tokens[::-1], 0)
     assert np.abs(swapped - expected).max() > 0.05, "the order of the images counts"
+
+
+def test_several_views_are_transformers(cutting: Runtime, folder: Path) -> None:
+    """Their model takes each view as an image of its own: the same visual tokens in the same places. A run of four is
+    longer than a batch of llama.cpp."""
+    theirs = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    pictures = [picture(seed, size) for seed, size in ((1, (336, 168)), (2, (200, 500)))]
+    seen = [see(cutting, one) for one in pictures]
+    assert [one.grids for one in seen] == [((12, 12),) * 4] * 2
+    prompt, tokens = cutting.prompt(CONVERSATION, [one.grids for one in seen]), [one.tokens for one in seen]
+    given = {
+        "input_ids": torch.tensor([with_image(prompt, *[IMAGE] * 144)]),
+        "pixel_values": torch.from_numpy(np.concatenate([cutting.pixels(one).pixel_values for one in pictures])),
+    }
+    with torch.inference_mode():
+        expected = theirs(**given).logits.numpy()
+        mask = torch.ones_like(given["input_ids"])
+        greedy = theirs.generate(**given, attention_mask=mask, max_new_tokens=8, do_sample=False)[0, mask.shape[1] :]
+    np.testing.assert_allclose(cutting.logits(prompt, tokens, 0), expected, atol=1e-3)
+    assert [token.id for token in cutting.generate(prompt, tokens, 8)] == greedy.tolist()
+    swapped = [np.concatenate([rows[144:288], rows[:144], rows[288:]]) for rows in tokens]
+    assert np.abs(cutting.logits(prompt, swapped, 0) - expected).max() > 0.05, "the order of the views counts"
+
+
+def test_views_are_computed_a_few_at_a_time(cut: Checkpoint) -> None:
+    parts = [*ReferenceRuntime(cut).pixels(picture(0)).slices()]
+    assert [part.pixel_values.shape for part in parts] == [(3, 3, 168, 168), (1, 3, 168, 168)]
+    assert [len(part.grids) for part in parts] == [3, 1]
+
+
+def test_a_check_compares_views(cutting: Runtime, cut: Checkpoint) -> None:
+    comparison = Comparison(Live(ReferenceRuntime(cut)), cutting)
+    comparison.run([shown(0)])
+    assert not comparison.measured.errors
+    (answer,) = comparison.measured.answers["chained"]
+    assert answer.equal
+    rows = comparison.measured.images["one"]
+    assert {stage: [len(view) for view in views] for stage, views in rows.cosines.items()} == dict.fromkeys(
+        ("features", "tokens"), [144] * 4
+    )
+    assert rows.grids == ((12, 12),) * 4
+    assert comparison.measured.arrays["tokens", "chained"].metrics()["nmse"] < 1e-6
+
+
+def test_calibration_sees_all_views(cut: Checkpoint) -> None:
+    found = collect(load(cut), cut.prompts, [shown(0)]).layers
+    assert found["language.model.layers.0.self_attn.q_proj"].count_image == 8 * 144
+    assert found["projector.0"].count_image == 8 * 144
 
 
 def shown(number: int) -> Sample:

@@ -100,8 +100,15 @@ class LlamaCppDecoder:
             reply = self.process.ask({"op": "next", "token": token, "turn": reply.body["turn"]}, "decoding an answer")
 
     def _decode(self, op: str, prompt: Prompt, tokens: Iterable[F32], **request: int) -> Message:
-        """Chunks of ids, numbers of rows between them, and these rows."""
-        chunks = [chunk.length if isinstance(chunk, Span) else list(chunk) for chunk in prompt.chunks()]
+        """Chunks of ids, numbers of rows between them, and these rows. Views without text between are one chunk."""
+        chunks: list[list[int] | int] = []
+        for chunk in prompt.chunks():
+            if not isinstance(chunk, Span):
+                chunks.append(list(chunk))
+            elif chunks and isinstance(chunks[-1], int):
+                chunks[-1] += chunk.length
+            else:
+                chunks.append(chunk.length)
         visual = prompt.visual(tokens)
         rows = [np.concatenate(visual)] if visual else []
         return self.process.ask({"op": op, "chunks": chunks, **request}, "decoding a prompt", *rows)
