@@ -22,7 +22,7 @@ from vlmexport.errors import CheckpointError, MissingDependency, UsageError, Vlm
 from vlmexport.model import plugins
 from vlmexport.prepare import prepare
 from vlmexport.processing.image import PIXELS, ProcessedImage, pixel_values
-from vlmexport.processing.prompt import Views
+from vlmexport.processing.prompt import PLACEHOLDER, Prompt, Span, Views
 from vlmexport.processing.square import as_square
 from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.llamacpp import vision as llamacpp
@@ -182,6 +182,25 @@ def test_long_prompts_go_in_batches(runtime: Joined, reference: ReferenceRuntime
     assert np.abs(found - reference.logits(prompt, [tokens], 0)).max() < 0.05
     for last in (1, 41, 700):  # the last batch, two pieces, three
         np.testing.assert_allclose(runtime.logits(prompt, [tokens], last), found[:, -last:], atol=1e-3 * found.max())
+
+
+def test_views_and_images_go_in_their_order(runtime: Joined, reference: ReferenceRuntime) -> None:
+    """Ids before, between and behind views; two views of an image side by side; the second image without an id before
+    it, and longer than a batch."""
+    ids = [1, *range(5, 12)]
+    spans: list[Span] = []
+    for image, view, grid, behind in ((0, 0, (2, 3), (7, 8)), (0, 1, (2, 3), ()), (0, 2, (1, 4), ()),
+                                      (1, 0, (20, 30), (9,)), (1, 1, (2, 2), (10, 11, 12))):  # fmt: skip
+        count = grid[0] * grid[1]
+        spans.append(Span(len(ids), count, image, view, grid))
+        ids += [*[PLACEHOLDER] * count, *behind]
+    prompt = Prompt("", tuple(ids), tuple(spans))
+    random = np.random.default_rng(3)
+    tokens = [random.standard_normal((count, 256), np.float32) * 0.05 for count in (16, 604)]
+    expected = reference.logits(prompt, tokens, 0)
+    assert np.abs(runtime.logits(prompt, tokens, 0) - expected).max() < 0.05
+    others = [tokens[0][::-1].copy(), tokens[1]]
+    assert np.abs(runtime.logits(prompt, others, 0) - expected).max() > 0.5, "the order counts"
 
 
 def test_without_repair_features_are_wrong(

@@ -12,6 +12,7 @@ from tests.prompts import ask, with_image
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import CheckpointError
+from vlmexport.processing.image import PIXELS, ProcessedImage
 from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.ort.halves import OrtHalves
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -60,6 +61,23 @@ def test_chained_tokens_come_from_the_whole_graph(onnx_bundle: Bundles) -> None:
         whole = runtime.seeing._graphs.run("vision_encoder", runtime.pixels(picture(number)).arrays)["image_features"]
         np.testing.assert_array_equal(runtime.tokens(features), whole)
         np.testing.assert_allclose(runtime.tokens(replace(features, tokens=None)), whole, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_views_are_computed_side_by_side(name: str, onnx_bundle: Bundles) -> None:
+    """Five views in slices of four and one: each gives what it gives alone, and tokens lie view by view."""
+    runtime = open_exact(onnx_bundle(name))
+    alone = [runtime.pixels(picture(number)) for number in range(5)]
+    views = ProcessedImage({PIXELS: np.concatenate([one.pixel_values for one in alone])}, alone[0].grids * 5)
+    features = runtime.features(views)
+    tokens = runtime.tokens(features).reshape(5, -1, 256)
+    projected = runtime.tokens(replace(features, tokens=None)).reshape(tokens.shape)
+    for number, one in enumerate(alone):
+        expected = runtime.features(one)
+        np.testing.assert_allclose(features.views[number], expected.views[0], atol=1e-5)
+        np.testing.assert_allclose(tokens[number], runtime.tokens(expected), atol=1e-5)
+        np.testing.assert_allclose(projected[number], tokens[number], atol=1e-4)
+    runtime.close()
 
 
 def test_int8_stages(onnx_bundle: Bundles, reference: ReferenceRuntime) -> None:
