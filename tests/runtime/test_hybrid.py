@@ -115,4 +115,4 @@ def test_int8_and_an_importance_matrix_from_one_calibration(linear: Path, tmp_pa
     assert (manifest.reports["vision_encoder"].int8_share or 0) > 0.5
     with closing(open_runtime(tmp_path / "linear-gguf-q4_k_m-onnx-x86")) as runtime:
         tokens = runtime.tokens(runtime.features(runtime.pixels(sample(1).image())))
-        assert next(runtime.generate(ask(runtime, "A?", 36), tokens, 1)).margin >= 0
+        assert next(runtime.generate(ask(runtime, "A?", 36), [tokens], 1)).margin >= 0
