@@ -29,7 +29,9 @@ from vlmexport.parity.compare.over_samples import Comparison
 from vlmexport.parity.reference.values import Live
 from vlmexport.pipeline import export_checkpoint
 from vlmexport.processing import image as image_module
+from vlmexport.processing.image import PIXELS
 from vlmexport.processing.messages import Message, Picture
+from vlmexport.processing.prompt import Views
 from vlmexport.runtime.joined import Joined
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -54,6 +56,9 @@ def boxes(size, spec):
     width, height = size
     middle = (width / 4, height / 4, 3 * width / 4, 3 * height / 4)
     return (0, 0, width / 2, height), (width / 2, 0, width, height), (0, 0, width, height), middle
+
+def tiles(size, spec):
+    return 0, 0
 
 def arrays(image, spec):
     views = [image.crop([round(place) for place in box]) for box in boxes(image.size, spec)]
@@ -185,8 +190,8 @@ def test_several_views_are_transformers(cutting: Runtime, folder: Path) -> None:
     theirs = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     pictures = [picture(seed, size) for seed, size in ((1, (336, 168)), (2, (200, 500)))]
     seen = [see(cutting, one) for one in pictures]
-    assert [one.grids for one in seen] == [((12, 12),) * 4] * 2
-    prompt, tokens = cutting.prompt(CONVERSATION, [one.grids for one in seen]), [one.tokens for one in seen]
+    assert [one.views for one in seen] == [Views(((12, 12),) * 4)] * 2
+    prompt, tokens = cutting.prompt(CONVERSATION, [one.views for one in seen]), [one.tokens for one in seen]
     given = {
         "input_ids": torch.tensor([with_image(prompt, *[IMAGE] * 144)]),
         "pixel_values": torch.from_numpy(np.concatenate([cutting.pixels(one).pixel_values for one in pictures])),
@@ -203,8 +208,7 @@ def test_several_views_are_transformers(cutting: Runtime, folder: Path) -> None:
 
 def test_views_are_computed_a_few_at_a_time(cut: Checkpoint) -> None:
     parts = [*ReferenceRuntime(cut).pixels(picture(0)).slices()]
-    assert [part.pixel_values.shape for part in parts] == [(3, 3, 168, 168), (1, 3, 168, 168)]
-    assert [len(part.grids) for part in parts] == [3, 1]
+    assert [part[PIXELS].shape for part in parts] == [(3, 3, 168, 168), (1, 3, 168, 168)]
 
 
 def test_a_check_compares_views(cutting: Runtime, cut: Checkpoint) -> None:

@@ -13,6 +13,7 @@ from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import CheckpointError
 from vlmexport.processing.image import PIXELS, ProcessedImage
+from vlmexport.processing.prompt import Views
 from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.ort.halves import OrtHalves
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -68,7 +69,9 @@ def test_views_are_computed_side_by_side(name: str, onnx_bundle: Bundles) -> Non
     """Five views in slices of four and one: each gives what it gives alone, and tokens lie view by view."""
     runtime = open_exact(onnx_bundle(name))
     alone = [runtime.pixels(picture(number)) for number in range(5)]
-    views = ProcessedImage({PIXELS: np.concatenate([one.pixel_values for one in alone])}, alone[0].grids * 5)
+    views = ProcessedImage(
+        {PIXELS: np.concatenate([one.pixel_values for one in alone])}, Views(alone[0].views.grids * 5)
+    )
     features = runtime.features(views)
     tokens = runtime.tokens(features).reshape(5, -1, 256)
     projected = runtime.tokens(replace(features, tokens=None)).reshape(tokens.shape)
