@@ -28,8 +28,8 @@ from vlmexport.calibrate import heldout_samples
 from vlmexport.parity import check
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
-from vlmexport.runtime.int8_kernels import kernels_here
 from vlmexport.runtime.open import open_runtime
+from vlmexport.runtime.ort.int8_kernels import kernels_here
 
 BUNDLES: dict[str, tuple[str, dict[str, Any]]] = {
     'x86, `saturation = "none"`': ("onnx-x86", {"onnx.saturation": "none"}),

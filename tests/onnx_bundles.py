@@ -19,9 +19,9 @@ from vlmexport.calibrate import Sample, Statistics, collect
 from vlmexport.model import load
 from vlmexport.pipeline import export_checkpoint
 from vlmexport.recipe import Recipe, parse
-from vlmexport.runtime.int8_kernels import kernels_here
 from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.ort.halves import OrtHalves
+from vlmexport.runtime.ort.int8_kernels import kernels_here
 from vlmexport.runtime.ort.sessions import LocalSessions
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 

@@ -22,7 +22,9 @@ ROOMS = (
 # Folders of a room, and modules that stand between them, in the order in which data passes them.
 INNER = {
     "artifact": ("bundle", "onnx/session", "onnx/passes", "onnx/trace", "onnx/build", "onnx/read", "onnx", "gguf"),
-    "parity": ("result", "reference", "compare"),
+    "runtime": ("stages", "layers", "instructions", "int8_kernels", "engines", "llamacpp/worker", "llamacpp/process",
+                "llamacpp/probe", "llamacpp", "ort", "joined", "ort/arm64", "reference", "open"),
+    "parity": ("result", "reference", "compare", "layers"),
 }  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 
@@ -93,8 +95,9 @@ def test_folders_stand_in_order(of_room: str, imports: dict[str, set[str]]) -> N
     order = [f"vlmexport.{of_room}.{place.replace('/', '.')}" for place in INNER[of_room]]
 
     def floor(module: str) -> int | None:
-        found = [index for index, place in enumerate(order) if f"{module}.".startswith(f"{place}.")]
-        return found[0] if found else None
+        """Of the place within places that it lies in."""
+        found = [place for place in order if f"{module}.".startswith(f"{place}.")]
+        return order.index(max(found, key=len)) if found else None
 
     floors = {module: floor(module) for module in imports}
     assert set(floors.values()) == {None, *range(len(order))}, "a place is empty"
@@ -102,6 +105,15 @@ def test_folders_stand_in_order(of_room: str, imports: dict[str, set[str]]) -> N
                if (own := floors[module]) is not None and other.startswith(f"vlmexport.{of_room}.")
                and ((its := floors[other]) is None or its > own)]  # fmt: skip
     assert not upwards
+
+
+@pytest.mark.parametrize(("own", "other"), [("llamacpp", "ort"), ("ort", "llamacpp")])
+def test_no_engine_takes_of_another(own: str, other: str, imports: dict[str, set[str]]) -> None:
+    place, strange = f"vlmexport.runtime.{own}.", f"vlmexport.runtime.{other}"
+    taken = {module: sorted(one for one in others if one.startswith(strange)) for module, others in imports.items()
+             if module.startswith(place)}  # fmt: skip
+    assert taken
+    assert not any(taken.values())
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if room(module) == "artifact"])

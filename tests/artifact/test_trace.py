@@ -18,7 +18,7 @@ from vlmexport.artifact.onnx.trace import compare, components
 from vlmexport.errors import ParityFailed
 from vlmexport.model import VLM, load, projector
 from vlmexport.quantize.products import products
-from vlmexport.runtime.int8_kernels import kernels_here
+from vlmexport.runtime.ort.int8_kernels import kernels_here
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 PROJECTORS = [

@@ -22,7 +22,7 @@ from vlmexport.quantize.int8 import Int8
 from vlmexport.quantize.ranges import F32
 from vlmexport.quantize.schemes import find_scheme
 from vlmexport.quantize.static_int8 import Coverage
-from vlmexport.runtime.int8_kernels import kernels_here
+from vlmexport.runtime.ort.int8_kernels import kernels_here
 
 SCHEMES = ("fbgemm", "qnnpack")
 

@@ -20,7 +20,7 @@ from vlmexport.model import plugins
 from vlmexport.model.fake_quantize import symmetric
 from vlmexport.model.random_weights import randomise
 from vlmexport.model.sketch import sketch
-from vlmexport.runtime.int8_kernels import kernels_here
+from vlmexport.runtime.ort.int8_kernels import kernels_here
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -26,9 +26,9 @@ from tests.smolvlm import (
     tokenizer,
 )
 from vlmexport.artifact.bundle.source import Model
-from vlmexport.checkpoint.preprocessor import read_image_processor
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.families.reading.idefics3 import IMAGE_TEXT
+from vlmexport.families.reading.image_processor import read_image_processor
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.image import process
 from vlmexport.processing.messages import Message, Picture, asked

@@ -16,9 +16,9 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from tests.onnx_bundles import picture
-from vlmexport.checkpoint.preprocessor import CLASSES, read_image_processor
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import UsageError
+from vlmexport.families.reading.image_processor import CLASSES, read_image_processor
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.images import read_image
 from vlmexport.processing.prompt import Views

@@ -22,9 +22,9 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from tests.onnx_bundles import picture
 from vlmexport.artifact.bundle.source import ImageProcessor
-from vlmexport.checkpoint.preprocessor import CLASSES, read_image_processor
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.families.reading.image_processor import CLASSES, read_image_processor
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.images import read_image
 from vlmexport.processing.prompt import Views

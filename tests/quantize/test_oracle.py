@@ -18,7 +18,7 @@ from tests.quantize.simulate import simulate
 from vlmexport.quantize.ranges import Range
 from vlmexport.quantize.schemes import Scheme, find_scheme
 from vlmexport.quantize.static_int8 import quantize
-from vlmexport.runtime.int8_kernels import kernels_here
+from vlmexport.runtime.ort.int8_kernels import kernels_here
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)

@@ -25,7 +25,7 @@ from vlmexport.quantize.schemes import find_scheme
 from vlmexport.quantize.smooth import fold, groups
 from vlmexport.quantize.static_int8 import kept_by_kind, quantize
 from vlmexport.recipe import Onnx
-from vlmexport.runtime.int8_kernels import kernels_here
+from vlmexport.runtime.ort.int8_kernels import kernels_here
 
 SCHEMES = ("fbgemm", "qnnpack", "qnnpack-per-tensor")
 

@@ -22,18 +22,19 @@ from vlmexport.quantize.noise import decibels
 from vlmexport.quantize.ranges import Range
 from vlmexport.quantize.schemes import find_scheme
 from vlmexport.quantize.static_int8 import quantize
-from vlmexport.runtime import int8_kernels
-from vlmexport.runtime.int8_kernels import Int8Kernels, compiled_kernels, find_kernels, kernels_here
+from vlmexport.runtime.int8_kernels import Int8Kernels
+from vlmexport.runtime.llamacpp.int8_kernels import compiled_kernels
 from vlmexport.runtime.open import open_runtime
+from vlmexport.runtime.ort import int8_kernels
+from vlmexport.runtime.ort.int8_kernels import find_kernels, kernels_here
 from vlmexport.runtime.ort.remote_sessions import WorkerSessions, own_worker
 from vlmexport.runtime.ort.sessions import MACHINES, LocalSessions
 
 NAMES = {"x86": {"VNNI", "AVX2 without VNNI", "AVX-512 without VNNI"}, "arm64": {"i8mm", "dot product", "NEON"}}
 ASK = """
 import json, sys
-from vlmexport.runtime.int8_kernels import kernels_here
+from vlmexport.runtime.ort.int8_kernels import find_kernels, kernels_here
 from vlmexport.runtime.ort.remote_sessions import own_worker, WorkerSessions
-from vlmexport.runtime.int8_kernels import find_kernels
 worker = own_worker()
 print(json.dumps([[one.name, one.saturates] for one in (kernels_here(), find_kernels(WorkerSessions(worker)))]))
 worker.close()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from typing import Any, NoReturn
 
-from vlmexport.checkpoint.preprocessor import read_image_processor
 from vlmexport.checkpoint.spec import ImageProcessorSpec, LanguageSpec, ProjectorSpec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families.reading.bundles import Clients
 from vlmexport.families.reading.fastvit_tensors import SIZES, variant_of
+from vlmexport.families.reading.image_processor import read_image_processor
 from vlmexport.families.reading.published import Published
 
 SIDE = 1024

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import read_object, read_text, whole
-from vlmexport.checkpoint.preprocessor import read_image_processor
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import CheckpointError
+from vlmexport.families.reading.image_processor import read_image_processor
 
 Shapes = Mapping[str, tuple[int, ...]]
 

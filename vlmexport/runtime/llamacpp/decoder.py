@@ -14,7 +14,8 @@ from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Prompt, Span, Views
 from vlmexport.processing.prompt_builder import PromptBuilder
 from vlmexport.processing.tokenizer import Parts
-from vlmexport.runtime.int8_kernels import Int8Kernels, compiled_kernels
+from vlmexport.runtime.int8_kernels import Int8Kernels
+from vlmexport.runtime.llamacpp.int8_kernels import compiled_kernels
 from vlmexport.runtime.llamacpp.process import Process
 from vlmexport.runtime.stages import F32, Token
 from vlmexport.threads import operator_threads

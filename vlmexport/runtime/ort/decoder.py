@@ -18,8 +18,9 @@ from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Prompt, Views
 from vlmexport.processing.prompt_builder import PromptBuilder
 from vlmexport.processing.tokenizer import IMAGE_MARKER
-from vlmexport.runtime.int8_kernels import Int8Kernels, find_kernels
+from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.ort.graphs import Graphs, machine_notes
+from vlmexport.runtime.ort.int8_kernels import find_kernels
 from vlmexport.runtime.ort.sessions import Cache, Sessions
 from vlmexport.runtime.stages import F32, Token
 

@@ -10,8 +10,9 @@ from PIL import Image
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.processing.image import ProcessedImage, process
 from vlmexport.processing.image_processor import read_told
-from vlmexport.runtime.int8_kernels import Int8Kernels, find_kernels
+from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.ort.graphs import Graphs, machine_notes
+from vlmexport.runtime.ort.int8_kernels import find_kernels
 from vlmexport.runtime.ort.sessions import Sessions
 from vlmexport.runtime.stages import F32, Features
 
