@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from family_layouts import LAYOUTS, REFUSED, Layout, Tiny, changed  # noqa: E402
 from family_oracles import beside_transformers, clients  # noqa: E402
+from family_pixels import resized  # noqa: E402
 from family_table import PAGE, RESULTS, complaint, page  # noqa: E402
 
 from vlmexport import check, export, open_model, resolve  # noqa: E402
@@ -99,10 +100,25 @@ def refused() -> list[Row]:
     return rows
 
 
+def pixels() -> list[Row]:
+    """What clients make of pictures that they have to resize, by the files of a bundle for the published size."""
+    rows = []
+    for layout in LAYOUTS:
+        if layout.side is None:
+            continue
+        with tempfile.TemporaryDirectory() as scratch:
+            tiny = layout.write(Path(scratch))
+            spec = open_model(str(tiny.path), str(tiny.tower) if tiny.tower else None).spec
+            found = resized(spec, layout.side, Path(scratch) / "bundle")
+        rows.append({"layout": layout.name, "side": layout.side, "clients": found})
+        print(layout.name, found, flush=True)
+    return rows
+
+
 def main() -> None:
     """Parse; measure; write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="a family's file; the other rows stay as they are")
+    parser.add_argument("--only", help="a family's file, or none; the other rows of the first tables stay as they are")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--show", action="store_true", help="write the tables alone")
     arguments = parser.parse_args()
@@ -119,7 +135,7 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as scratch:
                     old[layout.name] = measured(layout, Path(scratch))
         rows = [old[layout.name] for layout in LAYOUTS if layout.name in old]
-        found = {"rows": rows, "refused": refused()}
+        found = {"rows": rows, "refused": refused(), "pixels": pixels()}
         RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     PAGE.write_text(page(text, found), encoding="utf-8")
     wrong = complaint(PAGE.read_text(encoding="utf-8"), found)

@@ -27,11 +27,13 @@ class Tiny:
 
 @dataclass(frozen=True)
 class Layout:
-    """A published layout of a file in ``vlmexport/families``."""
+    """A published layout of a file in ``vlmexport/families``. ``side`` is that of the published models' images in
+    pixels, where they are one square."""
 
     family: str
     name: str
     write: Callable[[Path], Tiny]
+    side: int | None = None
 
 
 def _mobilevlm_v2(folder: Path) -> Tiny:
@@ -85,11 +87,11 @@ def _design(vision: str, projector: str, side: int) -> Callable[[Path], Tiny]:
 
 LAYOUTS = (
     Layout("original", "MobileVLM V1", _mobilevlm_v1),
-    Layout("original", "MobileVLM V2", _mobilevlm_v2),
-    Layout("original", "LLaVA-1.5, its own layout", _llava),
-    Layout("llava_hf", "LLaVA-1.5, transformers' layout", _llava_hf),
-    Layout("fast_vlm", "FastVLM, transformers' layout", _fast_vlm),
-    Layout("llava_qwen2", "FastVLM, Apple's layout", _fast_vlm_apple),
+    Layout("original", "MobileVLM V2", _mobilevlm_v2, 336),
+    Layout("original", "LLaVA-1.5, its own layout", _llava, 336),
+    Layout("llava_hf", "LLaVA-1.5, transformers' layout", _llava_hf, 336),
+    Layout("fast_vlm", "FastVLM, transformers' layout", _fast_vlm, 1024),
+    Layout("llava_qwen2", "FastVLM, Apple's layout", _fast_vlm_apple, 1024),
     Layout("design", "design: CLIP, LDPNetV2, Llama", _design("clip:tiny", "ldpnetv2", 168)),
     Layout("design", "design: EfficientNet, Q-Former, Llama", _design("timm:test_efficientnet", "qformer16x64", 128)),
 )

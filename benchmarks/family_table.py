@@ -38,7 +38,8 @@ class Notes:
 
 
 def tables(found: dict[str, list[Row]]) -> str:
-    """Markdown of the JSON file: formats and clients with their reasons, figures beside transformers, refusals."""
+    """Markdown of the JSON file: formats and clients with their reasons, figures beside transformers, pixels of
+    clients that resize, refusals."""
     rows, notes = found["rows"], Notes()
     columns = [
         (kind, name) for kind in ("formats", "clients") for name in dict.fromkeys(n for row in rows for n in row[kind])
@@ -56,6 +57,12 @@ def tables(found: dict[str, list[Row]]) -> str:
         ["beside transformers", *stages],
         [[row["layout"], *(_figure(row["transformers"][stage]) for stage in stages)] for row in compared],
     ))  # fmt: skip
+    clients = list(dict.fromkeys(name for row in found["pixels"] for name in row["clients"]))
+    parts.append(_table(
+        ["pixels that a client resizes", "side", *clients],
+        [[row["layout"], str(row["side"]), *(_levels(row["clients"][name]) for name in clients)]
+         for row in found["pixels"]],
+    ))  # fmt: skip
     parts.append(_table(
         ["layout", "with", "the tool's line"],
         [[row["layout"], row["change"], row["reason"]] for row in found["refused"]],
@@ -66,6 +73,11 @@ def tables(found: dict[str, list[Row]]) -> str:
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _levels(apart: dict[str, float]) -> str:
+    """Mean and largest; what rounding of floats alone makes is 0."""
+    return "0" if apart["largest"] < 0.01 else f"{apart['mean']:.2f}, {apart['largest']:.0f}"
 
 
 def _figure(value: float | bool) -> str:
