@@ -32,7 +32,7 @@ def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
     """
     left, top, (width, height) = 0.0, 0.0, size
     if spec.do_pad:
-        left, top = -float((max(size) - width) // 2), -float((max(size) - height) // 2)
+        left, top = 0.0 - (max(size) - width) // 2, 0.0 - (max(size) - height) // 2
         width = height = max(size)
     if spec.do_center_crop:
         resized = _resized((width, height), spec)
