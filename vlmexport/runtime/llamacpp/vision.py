@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.processing.image import PIXELS, ProcessedImage
+from vlmexport.processing.image import PIXELS, ProcessedImage, cutting
 from vlmexport.processing.prompt import Views
 from vlmexport.processing.square import as_square
 from vlmexport.runtime.llamacpp.probe.probe import probe
@@ -18,7 +18,8 @@ from vlmexport.runtime.llamacpp.process import Process
 from vlmexport.runtime.stages import F32, Features, Seeing
 from vlmexport.threads import operator_threads
 
-_PIXELS = "pixels are libmtmd's own; a picture that is not square is {}"
+_OWN = "pixels are libmtmd's own"
+_PIXELS = f"{_OWN}; a picture that is not square is {{}}"
 _SQUARED = "made square before libmtmd gets it, as the model does; stock llama.cpp resizes it first, then pads"
 _AS_IS = "resized first, then padded; the model makes it square first"
 
@@ -43,20 +44,24 @@ class LlamaCppVision:
         self, bundle: Path, manifest: Manifest, process: Process, *, threads: int | None = None, repair: bool = True
     ) -> None:
         spec, mmproj = manifest.source.spec, str(bundle / manifest.seeing.file("mmproj"))
-        sizes = {"image_size": spec.vision.image_size, "width": spec.language.hidden_size}
-        self.process, self._spec, self._squares = process, manifest.image_processor, repair
-        self._grid = manifest.token_grid
+        sizes: dict[str, Any] = {"image_size": spec.vision.image_size, "width": spec.language.hidden_size}
+        self.process, self._spec = process, manifest.image_processor
+        is_square = self._spec.mode == "square"
+        self._squares, self._grid = repair and is_square, manifest.token_grid
+        if not is_square:
+            sizes["vocabulary"] = str(bundle / manifest.decoding.file("language"))
         found = probe()
         opened = self.process.ask(
             {"op": "open_vision", "mmproj": mmproj, "threads": threads or operator_threads(), **sizes},
             f"loading {mmproj}",
         )
         self.name = f"llama-cpp-python {opened.body['version']}"
-        self.repair = repair and found.repairable and not found.right
-        self.notes: tuple[str, ...] = (_PIXELS.format(_SQUARED if repair else _AS_IS), found.note(repair))
+        self.repair = self._squares and found.repairable and not found.right
+        own = _PIXELS.format(_SQUARED if repair else _AS_IS) if is_square else _OWN
+        self.notes: tuple[str, ...] = (own, found.note(repair)) if is_square else (own,)
 
     def pixels(self, image: Image.Image) -> ProcessedImage:
-        """RGB image → its view, by libmtmd's own preprocessing."""
+        """RGB image → its views, by libmtmd's own preprocessing."""
         return self.preprocess(image, self._squares)
 
     def preprocess(self, image: Image.Image, squares: bool) -> ProcessedImage:
@@ -64,7 +69,8 @@ class LlamaCppVision:
         image = image.convert("RGB")
         rgb = np.asarray(as_square(image, self._spec) if squares else image, np.uint8)
         values = self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
-        return ProcessedImage({PIXELS: values}, Views((self._grid,) * len(values)))
+        tiles = cutting(self._spec).tiles(image.size, self._spec)
+        return ProcessedImage({PIXELS: values}, Views((self._grid,) * len(values), tiles))
 
     def features(self, image: ProcessedImage) -> Features:
         """What the encoder makes of each view."""

@@ -63,12 +63,14 @@ class Worker:
             }
         )
 
-    def do_open_vision(self, mmproj: str, image_size: int, width: int, threads: int) -> Message:
-        """Load the mmproj; it needs no language model."""
+    def do_open_vision(
+        self, mmproj: str, image_size: int, width: int, threads: int, vocabulary: str | None = None
+    ) -> Message:
+        """Load the mmproj; it needs no language model, but the vocabulary of one where it cuts pictures into views."""
         self._silence()
         from llama_cpp import __version__
 
-        self.vision = Vision(Path(mmproj), image_size, width, threads)
+        self.vision = Vision(Path(mmproj), image_size, width, threads, Path(vocabulary) if vocabulary else None)
         return Message({"version": __version__})
 
     def do_class_token(self, pixels: npt.NDArray[np.float32]) -> Message:

@@ -5,7 +5,10 @@ the node is computed, so inputs can be read and overwritten there:
 
 - ``inp_raw`` f32 [1, 3, height, width] is what its preprocessing made of the image, and where pixels go in;
 - ``positions`` and ``patches`` i32 are the two index inputs that stock libmtmd fills wrongly (llama.cpp #25814);
-- the rows taken by ``patches`` are the features: read there, or overwritten so that given features reach the projector.
+- the rows taken by ``patches`` are the features: read there, or overwritten so that given features reach the projector;
+  in towers without a class token, whose graph has no such input, that is what the last norm gives.
+
+A picture that it cuts into several views becomes as many chunks, between chunks of text that say where they lie.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from vlmexport.runtime.llamacpp.worker.watch import Watch
 
 F32 = npt.NDArray[np.float32]
 _CLASS_TOKEN = "v.class_embd"
+_LAST_NORM = "v.post_ln.bias"
 
 
 @dataclass
@@ -55,6 +59,9 @@ class _Pass:
                 self._positions(source)
             elif source.name == "patches":
                 self._patches(source)
+                self.features_name = node.name
+                wanted = True
+            elif source.name == _LAST_NORM:
                 self.features_name = node.name
                 wanted = True
         return wanted
@@ -100,11 +107,13 @@ class Vision:
 
     Args:
         path: the mmproj.
-        image_size: side of the image it takes.
+        image_size: side of the views it takes.
         width: of a visual token.
+        vocabulary: a GGUF whose tokenizer libmtmd writes the text between views with; of a picture that is one view, it
+            writes none.
     """
 
-    def __init__(self, path: Path, image_size: int, width: int, threads: int) -> None:
+    def __init__(self, path: Path, image_size: int, width: int, threads: int, vocabulary: Path | None = None) -> None:
         from llama_cpp import llama_cpp, mtmd_cpp
 
         self._mtmd: Any = mtmd_cpp
@@ -119,13 +128,23 @@ class Vision:
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.warmup = False
         params.cb_eval = self._callback
-        self._context = mtmd_cpp.mtmd_init_from_file(str(path).encode(), None, params)
+        self._stand_in: Any = None
+        self._vocabulary = None
+        if vocabulary is not None:
+            words = llama_cpp.llama_model_default_params()
+            words.vocab_only = True
+            self._vocabulary = llama_cpp.llama_model_load_from_file(str(vocabulary).encode(), words)
+        self._context = mtmd_cpp.mtmd_init_from_file(str(path).encode(), self._vocabulary, params)
         if not self._context:
             raise VlmExportError(f"libmtmd cannot load {path}", "the file is damaged: export the bundle again")
 
     def pixels(self, rgb: npt.NDArray[np.uint8]) -> F32:
-        """u8 [height, width, 3] → f32 [1, 3, height, width]: libmtmd's own preprocessing."""
-        return self._run(_Pass("pixels"), rgb)
+        """u8 [height, width, 3] → f32 [views, 3, height, width]: libmtmd's own preprocessing."""
+        chunks = self._cut(rgb)
+        try:
+            return np.concatenate([self._encode(_Pass("pixels"), view) for view in self._views(chunks)])
+        finally:
+            self._mtmd.mtmd_input_chunks_free(chunks)
 
     def features(self, pixels: F32, repair: bool) -> F32:
         """f32 [1, 3, height, width] → f32 [1, patches, vision width].
@@ -172,30 +191,42 @@ class Vision:
             self._pass.error = error
             return False
 
-    def _run(self, task: _Pass, rgb: npt.NDArray[np.uint8] | None = None) -> F32:
-        if rgb is None:
-            rgb = np.zeros((self._image_size, self._image_size, 3), np.uint8)
-        mtmd, self._pass = self._mtmd, task
-        rgb = np.ascontiguousarray(rgb)
+    def _run(self, task: _Pass) -> F32:
+        """One view, whatever it shows: its pixels are written over, or its features."""
+        if self._stand_in is None:
+            self._stand_in = self._cut(np.zeros((self._image_size, self._image_size, 3), np.uint8))
+        return self._encode(task, self._views(self._stand_in)[0])
+
+    def _cut(self, rgb: npt.NDArray[np.uint8]) -> Any:
+        """libmtmd's chunks of u8 [height, width, 3]; they are to be freed."""
+        mtmd, rgb = self._mtmd, np.ascontiguousarray(rgb)
         data = rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap = mtmd.mtmd_bitmap_init(rgb.shape[1], rgb.shape[0], data)
-        chunks = mtmd.mtmd_input_chunks_init()
+        bitmap, chunks = mtmd.mtmd_bitmap_init(rgb.shape[1], rgb.shape[0], data), mtmd.mtmd_input_chunks_init()
         try:
             part = ctypes.pointer(mtmd.mtmd_input_part(None, bitmap))
             if mtmd.mtmd_tokenize_from_parts(self._context, chunks, ctypes.pointer(part), 1, False):
+                mtmd.mtmd_input_chunks_free(chunks)
                 raise VlmExportError("libmtmd cannot take this image", "try a PNG of another size")
-            chunk = mtmd.mtmd_input_chunks_get(chunks, 0)
-            failed = mtmd.mtmd_encode_chunk(self._context, chunk)
-            if task.error is not None:
-                raise task.error
-            if failed:
-                raise VlmExportError("libmtmd failed to encode the image", "check the bundle with `vlmexport check`")
-            if task.stop == "tokens":
-                shape = (1, mtmd.mtmd_input_chunk_get_n_tokens(chunk), self._width)
-                task.found = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context), shape).copy()
-            if task.found is None:
-                raise Unsupported(f"libmtmd's graph does not show its {task.stop}", HYBRID)
-            return task.found
+            return chunks
         finally:
-            mtmd.mtmd_input_chunks_free(chunks)
             mtmd.mtmd_bitmap_free(bitmap)
+
+    def _views(self, chunks: Any) -> list[Any]:
+        """Those that are views, in their order."""
+        mtmd = self._mtmd
+        found = [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))]
+        return [one for one in found if mtmd.mtmd_input_chunk_get_type(one) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE]
+
+    def _encode(self, task: _Pass, chunk: Any) -> F32:
+        mtmd, self._pass = self._mtmd, task
+        failed = mtmd.mtmd_encode_chunk(self._context, chunk)
+        if task.error is not None:
+            raise task.error
+        if failed:
+            raise VlmExportError("libmtmd failed to encode the image", "check the bundle with `vlmexport check`")
+        if task.stop == "tokens":
+            shape = (1, mtmd.mtmd_input_chunk_get_n_tokens(chunk), self._width)
+            task.found = np.ctypeslib.as_array(mtmd.mtmd_get_output_embd(self._context), shape).copy()
+        if task.found is None:
+            raise Unsupported(f"libmtmd's graph does not show its {task.stop}", HYBRID)
+        return task.found
