@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from lessons import Turns
 
-from vlmexport.errors import UsageError
+from vlmexport.errors import Unsupported, UsageError
 from vlmexport.model import VLM
 from vlmexport.processing import messages
 from vlmexport.processing.prompt import Views
@@ -53,7 +53,13 @@ def pack(checkpoint: Checkpoint, asked: Sequence[Turns]) -> Batch:
 
     Raises:
         UsageError: a question that holds ``<image>``, or none at all.
+        Unsupported: a model whose pictures are cut into several views.
     """
+    if checkpoint.spec.image_processor.mode != "square":
+        raise Unsupported(
+            f"the pictures of {checkpoint.path} are cut into several views, this recipe trains on one of each",
+            "fine-tune it with transformers, and export what that saves",
+        )
     if not any(asked):
         raise UsageError("there is nothing to ask about these pictures", "use another stage or other data")
     before: tuple[int, ...] = ()

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.onnx_bundles import picture, recipe
 from tests.prompts import as_inputs, ask, tokenized
 from tests.recipes.conftest import FINETUNE
+from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.console import QUIET
 from vlmexport.design import Design, create
 from vlmexport.errors import Unsupported, UsageError
@@ -79,6 +81,15 @@ def test_a_packed_turn_equals_a_single_turn(language: str, tmp_path: Path) -> No
                 torch.testing.assert_close(found[at : at + len(single)], single, atol=1e-4, rtol=1e-4)
                 at += len(single)
     assert at == len(found)
+
+
+def test_pictures_of_several_views_are_refused(tiny_folder: Path) -> None:
+    from batches import pack
+
+    checkpoint = open_checkpoint(tiny_folder)
+    checkpoint.spec = replace(checkpoint.spec, image_processor=ImageProcessorSpec.tiles(128, 64))
+    with pytest.raises(Unsupported, match="are cut into several views, this recipe trains on one of each: fine-tune"):
+        pack(checkpoint, [[("What is this?", "cat")]])
 
 
 def test_a_stage_leaves_the_rest_as_it_was(tiny_folder: Path, tiny: Checkpoint, captions: Path, tmp_path: Path) -> None:
