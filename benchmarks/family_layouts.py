@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests import checkpoints, fast_vlm, layouts
+from tests import checkpoints, fast_vlm, layouts, smolvlm
 from vlmexport.design import Design, create
 
 
@@ -77,6 +77,14 @@ def _fast_vlm_apple(folder: Path) -> Tiny:
     return Tiny(fast_vlm.write_apple(folder / "apple", folder / "hf"), theirs=folder / "hf")
 
 
+def _tiles(kind: str) -> Callable[[Path], Tiny]:
+    def write(folder: Path) -> Tiny:
+        smolvlm.write_model(folder / kind, kind)
+        return Tiny(folder / kind, theirs=folder / kind)
+
+    return write
+
+
 def _design(vision: str, projector: str, side: int) -> Callable[[Path], Tiny]:
     def write(folder: Path) -> Tiny:
         create(Design(vision, projector, "llama:tiny", image_size=side), folder / "design")
@@ -92,6 +100,8 @@ LAYOUTS = (
     Layout("llava_hf", "LLaVA-1.5, transformers' layout", _llava_hf, 336),
     Layout("fast_vlm", "FastVLM, transformers' layout", _fast_vlm, 1024),
     Layout("llava_qwen2", "FastVLM, Apple's layout", _fast_vlm_apple, 1024),
+    Layout("idefics3", "Idefics3, SmolVLM", _tiles("idefics3")),
+    Layout("smolvlm", "SmolVLM2", _tiles("smolvlm")),
     Layout("design", "design: CLIP, LDPNetV2, Llama", _design("clip:tiny", "ldpnetv2", 168)),
     Layout("design", "design: EfficientNet, Q-Former, Llama", _design("timm:test_efficientnet", "qformer16x64", 128)),
 )
@@ -124,6 +134,9 @@ REFUSED: tuple[tuple[str, str, Change], ...] = (
     ("FastVLM, transformers' layout", "a tower as it is trained", _set("vision_config", "model_args", value={})),
     ("FastVLM, Apple's layout", "another tower", _set("mm_vision_tower", value="google/siglip-so400m-patch14-384")),
     ("FastVLM, Apple's layout", "a sliding window", _set("use_sliding_window", value=True)),
+    ("Idefics3, SmolVLM", "another language model", _set("text_config", "model_type", value="mistral")),
+    ("Idefics3, SmolVLM", "a resampler", _set("text_config", "use_resampler", value=True)),
+    ("SmolVLM2", "another scale factor", _set("scale_factor", value=2)),
 )  # fmt: skip
 """Layout, what was changed in its config, how."""
 

@@ -15,11 +15,12 @@ import numpy.typing as npt
 import torch
 from family_layouts import Tiny
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaTokenizer
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, LlamaTokenizer
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from vlmexport import open_model, open_runtime
 from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.checkpoint.spec import Spec
 from vlmexport.processing.messages import asked
 from vlmexport.processing.prompt import Prompt, Span
 from vlmexport.runtime.reference import ReferenceRuntime
@@ -50,7 +51,7 @@ def beside_transformers(tiny: Tiny) -> Figures:
     theirs = AutoModelForImageTextToText.from_pretrained(tiny.theirs, dtype=torch.float32).eval()
     image = picture((300, 220))
     seen = _padded(image, spec.image_processor.mean) if spec.image_processor.do_pad else image
-    expected_pixels = _image_processor(tiny.theirs)(seen, return_tensors="pt")["pixel_values"]
+    expected_pixels = _image_processor(tiny.theirs, spec)(seen, return_tensors="pt")["pixel_values"]
     processed = ours.pixels(image)
     pixels, features = processed.pixel_values, ours.features(processed)
     tokens = ours.tokens(features)
@@ -58,7 +59,7 @@ def beside_transformers(tiny: Tiny) -> Figures:
     image_id = theirs.config.image_token_id
     ids = _expanded(prompt, image_id)
     with torch.inference_mode():
-        given = torch.from_numpy(pixels)
+        given = torch.from_numpy(pixels).reshape(expected_pixels.shape)
         found = theirs.model.get_image_features(given, return_dict=True)
         inputs = {"input_ids": torch.tensor([ids]), "pixel_values": given}
         logits = theirs(**inputs).logits
@@ -66,7 +67,7 @@ def beside_transformers(tiny: Tiny) -> Figures:
             **inputs, attention_mask=torch.ones_like(inputs["input_ids"]), max_new_tokens=COUNT, do_sample=False
         )[0, len(ids) :].tolist()
     return {
-        "pixels": float(np.abs(pixels - expected_pixels.numpy()).max()),
+        "pixels": float((given - expected_pixels).abs().max()),
         "features": _relative(features.rows[None], _features(found, theirs.config).numpy()),
         "tokens": _relative(tokens[None], torch.as_tensor(np.stack(found.pooler_output)).numpy()),
         "prompt ids": ids == _prompt_ids(tiny.theirs, prompt, seen, image_id),
@@ -76,7 +77,11 @@ def beside_transformers(tiny: Tiny) -> Figures:
 
 
 def _features(found: Any, config: Any) -> torch.Tensor:
-    """Of FastVLM [1, width, rows, columns] is made rows; of CLIP the layer is taken, without the class token."""
+    """Of FastVLM [1, width, rows, columns] is made rows, and of Idefics3 [views, patches, width]; of CLIP the layer is
+    taken, without the class token."""
+    if found.hidden_states is None and found.last_hidden_state.ndim == 3:
+        rows: torch.Tensor = found.last_hidden_state.flatten(0, 1)[None]
+        return rows
     if found.last_hidden_state.ndim == 4:
         flat: torch.Tensor = found.last_hidden_state.flatten(2).transpose(1, 2)
         return flat
@@ -84,8 +89,10 @@ def _features(found: Any, config: Any) -> torch.Tensor:
     return hidden[:, 1:] if config.vision_feature_select_strategy == "default" else hidden
 
 
-def _image_processor(folder: Path) -> Any:
+def _image_processor(folder: Path, spec: Spec) -> Any:
     """By Pillow, as the published code resizes; torchvision rounds otherwise by one level."""
+    if spec.image_processor.mode == "tiles":
+        return AutoImageProcessor.from_pretrained(folder, backend="pil")
     saved = folder / "processor_config.json"
     if saved.exists():
         return CLIPImageProcessorPil(**json.loads(saved.read_text(encoding="utf-8"))["image_processor"])
@@ -96,7 +103,7 @@ def _prompt_ids(folder: Path, prompt: Prompt, image: Image.Image, image_id: int)
     """Of transformers' processor and its template; of its Llama tokenizer, text by text, as LLaVA's code does."""
     if (folder / "processor_config.json").exists():
         processor = AutoProcessor.from_pretrained(folder)
-        content = [{"type": "text", "text": QUESTION}, {"type": "image"}]
+        content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
         text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         return [int(i) for i in processor(text=text, images=image)["input_ids"][0]]
     tokenizer = LlamaTokenizer.from_pretrained(folder)
@@ -128,10 +135,12 @@ def _ids(runtime: Runtime, prompt: Prompt, tokens: npt.NDArray[np.float32]) -> l
 
 
 def clients(bundle: Path, scratch: Path) -> dict[str, Figures]:
-    """An ONNX bundle in unmodified clients: whether pixels, prompt ids and greedy ids are those of our runtime."""
-    image_id = read_manifest(bundle).decoding.image_token_id
+    """An ONNX bundle in unmodified clients, with a picture that none of them has to resize: whether pixels, prompt ids
+    and greedy ids are those of our runtime."""
+    manifest = read_manifest(bundle)
+    image_id = manifest.decoding.image_token_id
     with closing(open_runtime(bundle)) as runtime:
-        side = runtime.pixels(picture((64, 64))).pixel_values.shape[-1]
+        side = manifest.image_processor.size.longest_edge or manifest.image_processor.side
         image = picture((side, side))
         processed = runtime.pixels(image)
         pixels, tokens = processed.pixel_values, runtime.tokens(runtime.features(processed))
@@ -153,7 +162,8 @@ def _transformers_js(
     if not (shutil.which("node") and (folder / "node_modules" / "@huggingface" / "transformers").is_dir()):
         return {"status": "skipped", "reason": "Node or @huggingface/transformers is not installed"}
     script = SCRIPT if folder == SCRIPT.parent else shutil.copy(SCRIPT, folder / "transformers.run.mjs")
-    command = ["node", str(script), str(bundle), str(image), QUESTION, str(COUNT)]
+    (kind,) = json.loads((bundle / "config.json").read_text(encoding="utf-8"))["architectures"]
+    command = ["node", str(script), str(bundle), str(image), QUESTION, str(COUNT), kind]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
     if done.returncode:
         return {

@@ -7,11 +7,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer
 from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
     Idefics3Processor,
     PreTrainedTokenizerFast,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
     SmolVLMProcessor,
     SmolVLMVideoProcessor,
 )
@@ -110,3 +115,49 @@ CONVERSATIONS: dict[str, tuple[Message, ...]] = {
 }  # fmt: skip
 PICTURES = ((300, 220), (64, 64), (20, 90))
 """3x4 tiles, 4x4 tiles, 4x1 tiles."""
+
+
+VISION = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+          "image_size": SIDE, "patch_size": 8}  # fmt: skip
+TEXT = {
+    "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 1, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "initializer_range": 1 / 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
+}  # fmt: skip
+Model = Idefics3ForConditionalGeneration | SmolVLMForConditionalGeneration
+CLASSES: dict[str, tuple[Any, Any]] = {
+    "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
+    "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
+}
+
+
+def new_model(kind: str, tokens: PreTrainedTokenizerFast, text: dict[str, Any], **others: Any) -> Model:
+    """transformers' class with random weights that matter: norms and biases are not as they are initialised.
+
+    Args:
+        text: of the language model's config.
+        others: of the whole config.
+    """
+    torch.manual_seed(0)
+    config, model = CLASSES[kind]
+    rows = {"vocab_size": len(tokens) + 8, "pad_token_id": tokens.pad_token_id, "bos_token_id": tokens.bos_token_id}
+    image = tokens.convert_tokens_to_ids("<image>")
+    told = {"vision_config": VISION, "scale_factor": 4, "image_token_id": image} | others
+    found = model(config(text_config=TEXT | rows | {"model_type": "llama"} | text, **told)).eval()
+    with torch.no_grad():
+        for name, value in found.named_parameters():
+            if "norm" in name or name.endswith("bias"):
+                value.add_(torch.randn_like(value) * 0.1)
+            elif "vision_model" in name or "connector" in name:
+                value.normal_(std=0.1)
+    found.generation_config.eos_token_id = tokens.eos_token_id
+    return found
+
+
+def write_model(folder: Path, kind: str, marks: Sequence[str] = PLACED, **text: Any) -> tuple[Model, Processor]:
+    """Model and processor as ``save_pretrained`` writes them; more rows of the embedding than tokens, as published."""
+    tokens = tokenizer(marks)
+    model, made = new_model(kind, tokens, text), processor(kind, tokens)
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return model, made

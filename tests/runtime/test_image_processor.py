@@ -45,6 +45,29 @@ def test_what_cannot_be_followed(changes: dict[str, Any], said: str, tmp_path: P
         read_told(told(tmp_path, "pad", **changes), tiny_spec("ldpnetv2").image_processor)
 
 
+TILES = ImageProcessorSpec.tiles(256, 64)
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"size": {"longest_edge": 128}, "image_mean": None}, ImageProcessorSpec.tiles(128, 64)),
+        ({"do_image_splitting": False, "do_pad": True}, ImageProcessorSpec.tiles(256, 64, splits=False)),
+    ],
+)
+def test_tiles(document: dict[str, Any], expected: ImageProcessorSpec, tmp_path: Path) -> None:
+    """What a file leaves out is as it was when the bundle was made."""
+    (tmp_path / FILE).write_text(json.dumps(document))
+    assert read_told(tmp_path, TILES) == expected
+
+
+@pytest.mark.parametrize("document", [{"max_image_size": {"longest_edge": 32}}, {"size": {"shortest_edge": 5}}])
+def test_tiles_that_cannot_be_followed(document: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / FILE).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match="cannot be followed"):
+        read_told(tmp_path, TILES)
+
+
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot be followed"):
         read_told(tmp_path, tiny_spec("ldpnetv2").image_processor)

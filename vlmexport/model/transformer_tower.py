@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
@@ -21,8 +21,10 @@ class TransformerTower:
     imported where it is built: a GGUF export asks a tower what it is, and has no use for them.
 
     ``class_token``: a learned token stands before the patches. ``norm_before``: name of the norm before the first
-    layer, None where there is none. ``unused_tensors``: how the names begin of
-    what features do not need. ``options``: of the config, beside the sizes.
+    layer, None where there is none; ``norm_after``: of the norm that features go through behind the selected one.
+    ``unused_tensors``: how the names begin of what features do not need. ``options``: of the config, beside the sizes.
+    ``places``: of a number of patches along one side, which row and column of the table of positions each has; None
+    where a table is of as many.
     """
 
     model: str
@@ -30,6 +32,8 @@ class TransformerTower:
     unused_tensors: tuple[str, ...]
     class_token: bool = False
     norm_before: str | None = None
+    norm_after: str | None = None
+    places: Callable[[int], torch.Tensor] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -46,7 +50,7 @@ class TransformerTower:
         return "encoder.layers."
 
     def unused(self, spec: VisionSpec) -> tuple[str, ...]:
-        """What follows the last layer: features are hidden states."""
+        """What features do not go through."""
         return self.unused_tensors
 
     def build(self, spec: VisionSpec) -> nn.Module:
@@ -69,12 +73,16 @@ class TransformerTower:
         config = getattr(transformers, self.config)(**{**spec.section, **sizes, **self.options})
         with torch.device("meta"):
             module = getattr(transformers, self.model)(config)
-        positions = torch.arange(spec.grid**2 + self.class_token)[None]
-        module.embeddings.register_buffer("position_ids", positions, persistent=False)
+        positions = torch.arange(spec.grid**2 + self.class_token)
+        if self.places is not None:
+            places = self.places(spec.grid)
+            positions = (places[:, None] * spec.grid + places).flatten()
+        module.embeddings.register_buffer("position_ids", positions[None], persistent=False)
         return cast("nn.Module", module)
 
     def features(self, module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) -> torch.Tensor:
-        """Hidden states of the selected layer; layers after it are not computed.
+        """Hidden states of the selected layer, through the last norm of kinds that have it so; layers after it are not
+        computed.
 
         Args:
             pixel_values: f32 [views, 3, height, width].
@@ -96,5 +104,7 @@ class TransformerTower:
         for layer in tower.encoder.layers[: spec.used_layers]:
             output = layer(hidden, attention_mask=None)
             hidden = output[0] if isinstance(output, tuple) else output
+        if self.norm_after is not None:
+            hidden = getattr(tower, self.norm_after)(hidden)
         first = int(self.class_token and spec.select_feature == "patch")
         return cast("torch.Tensor", hidden[:, first:] if first else hidden)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from vlmexport.checkpoint.documents import read_bounded
 from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec
@@ -24,6 +25,8 @@ def read_told(bundle: Path, known: ImageProcessorSpec) -> ImageProcessorSpec:
     path = bundle / FILE
     try:
         told = json.loads(read_bounded(path))
+        if known.mode == "tiles":
+            return _tiles(told, known)
         crops, pads = bool(told.get("do_center_crop")), bool(told.get("do_pad"))
         if crops == pads:
             raise ValueError("it neither crops nor pads" if not crops else "it crops and pads")
@@ -42,6 +45,19 @@ def read_told(bundle: Path, known: ImageProcessorSpec) -> ImageProcessorSpec:
         )
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be followed ({error})", "export the bundle again") from error
+
+
+def _tiles(told: dict[str, Any], known: ImageProcessorSpec) -> ImageProcessorSpec:
+    """As ``read_told``, of a file of Idefics3's or SmolVLM's, which may leave out what is usual."""
+    told = asdict(known) | {key: value for key, value in told.items() if value is not None}
+    longest, side = (int(told[key]["longest_edge"]) for key in ("size", "max_image_size"))
+    if side != known.side or longest < 1:
+        raise ValueError(f"its tiles have {side} pixels of {longest}")
+    return ImageProcessorSpec.tiles(
+        longest, side, bool(told["do_image_splitting"]), resample=known.resample,
+        do_normalize=bool(told["do_normalize"]), image_mean=_colour(told["image_mean"]),
+        image_std=_colour(told["image_std"]),
+    )  # fmt: skip
 
 
 def _colour(values: list[float]) -> Colour:

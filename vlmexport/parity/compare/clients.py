@@ -42,7 +42,7 @@ class Client(Protocol):
     name: str
 
     def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width].
+        """RGB image → [views, 3, height, width].
 
         Raises:
             VlmExportError: the client cannot read the bundle's files, or make pixels of the image.
@@ -77,10 +77,11 @@ class Transformers:
             ) from error
 
     def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width]."""
+        """RGB image → [views, 3, height, width]; some processors put the number of conversations before that."""
         processor = self._processor
         try:
-            return np.asarray(processor(images=image, return_tensors="np")["pixel_values"], np.float32)
+            found = np.asarray(processor(images=image, return_tensors="np")["pixel_values"], np.float32)
+            return found.reshape(-1, *found.shape[-3:])
         except Exception as error:  # the settings are a stranger's
             raise VlmExportError(
                 f"transformers' image processor fails on a picture of {image.width}x{image.height} ({error})",

@@ -71,7 +71,7 @@ class TransformersJs:
         self._watch = Watch(self._process, deadline())
 
     def pixels(self, image: Image.Image) -> F32:
-        """RGB image → [1, 3, height, width].
+        """RGB image → [views, 3, height, width].
 
         Raises:
             VlmExportError: transformers.js cannot read the bundle's files or make pixels of the image, or it died
@@ -95,7 +95,7 @@ class TransformersJs:
                 f"transformers.js cannot make pixels of a picture of {image.width}x{image.height} ({shape})",
                 "leave out such pictures, or --client node",
             )
-        return np.fromfile(f"{self._picture}.f32", np.float32).reshape(shape)
+        return np.fromfile(f"{self._picture}.f32", np.float32).reshape(-1, *shape[-3:])
 
     def _complaint(self) -> str:
         """The line of its last words that names the error."""

@@ -1,0 +1,18 @@
+"""SmolVLM as transformers saves it: SigLIP sees a picture in tiles, a pixel shuffle, Llama."""
+
+from __future__ import annotations
+
+from vlmexport.checkpoint.spec import Spec
+from vlmexport.families.reading import idefics3
+from vlmexport.families.reading.published import Published
+
+ARCHITECTURES = ("SmolVLMForConditionalGeneration",)
+MODEL_TYPES = ("smolvlm",)
+SECTIONS: tuple[str, ...] = ()
+
+place, tower, clients = idefics3.place, idefics3.tower, idefics3.clients
+
+
+def spec(published: Published) -> Spec:
+    """As both layouts are read."""
+    return idefics3.read(published, "smolvlm")

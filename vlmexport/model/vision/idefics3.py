@@ -1,0 +1,53 @@
+"""SigLIP's vision transformer as Idefics3 and SmolVLM have it: features go through the last norm.
+
+Positions are found as fractions of a side among the borders of the table's cells, in float32. For whole views of the
+published sizes (26, 27 and 32 patches a side) that is one after the other; for a side of 25 it is not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vlmexport.checkpoint.spec import HALF, Colour, VisionSpec
+from vlmexport.model import plugins
+from vlmexport.model.transformer_tower import TransformerTower
+
+if TYPE_CHECKING:
+    import torch
+
+EXAMPLE = "idefics3:tiny"
+_BASE = VisionSpec("idefics3", 512, 16, 768, 3072, 12, 12, "gelu_pytorch_tanh", 1e-6, select_layer=-1)
+_VARIANTS = {
+    "b16-512": _BASE,
+    "so400m-384": replace(_BASE, image_size=384, patch_size=14, hidden_size=1152, intermediate_size=4304,
+                          num_layers=27, num_heads=16),
+    "tiny": replace(_BASE, image_size=96, hidden_size=64, intermediate_size=128, num_layers=3, num_heads=2),
+}  # fmt: skip
+"""Those of SmolVLM (256M and 500M, 2.2B), and one for tests."""
+
+
+def places(side: int) -> torch.Tensor:
+    """Of each of so many patches in a row, which cell of the table of positions it has: i64 [side]."""
+    import torch
+
+    borders = torch.arange(1 / side, 1.0, 1 / side)
+    fractions = torch.arange(side, dtype=torch.float32) * (1.0 / torch.tensor(side))
+    return torch.bucketize(fractions.clamp(max=1.0 - 1e-6), borders, right=True)
+
+
+_TOWER = TransformerTower(
+    "SiglipVisionModel", "SiglipVisionConfig", ("head.",), norm_after="post_layernorm",
+    options={"vision_use_head": False}, places=places,
+)  # fmt: skip
+layers, unused, build, features = _TOWER.layers, _TOWER.unused, _TOWER.build, _TOWER.features
+
+
+def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
+    """A size of ``_VARIANTS``."""
+    return plugins.sized(plugins.variant_of(kind, variant, _VARIANTS), image_size)
+
+
+def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
+    """A half, both."""
+    return HALF, HALF
