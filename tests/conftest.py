@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.smolvlm_bundle import Built
     from vlmexport.source.checkpoint import Checkpoint
 
 FIXTURES = (
@@ -62,3 +63,11 @@ def tiny(tiny_folder: Path) -> Checkpoint:
     from vlmexport.source.checkpoint import open_checkpoint
 
     return open_checkpoint(tiny_folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """A model whose pictures become tiles, its processor and its bundle."""
+    from tests.smolvlm_bundle import build
+
+    return build(tmp_path_factory.mktemp("smolvlm"))

@@ -13,7 +13,7 @@ from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import UsageError
 from vlmexport.files import whole
-from vlmexport.processing.image import Array, cutting
+from vlmexport.processing.image import Array, batched, cutting
 from vlmexport.processing.image_processor import FILE, read_told
 from vlmexport.processing.images import read_image
 
@@ -81,7 +81,7 @@ def _write(source: Path, target: Path, spec: ImageProcessorSpec, arrays: bool) -
     with whole(target) as file:
         if arrays:
             with file.open("wb") as opened:
-                np.savez(opened, allow_pickle=False, **made)
+                np.savez(opened, allow_pickle=False, **batched(made, spec))
         else:
             ready = cut.prepared(image, spec)
             kept = _same(cut.arrays(ready, spec), made)

@@ -12,7 +12,9 @@ const processor = await AutoProcessor.from_pretrained(name);
 const model = await transformers[kind].from_pretrained(name);
 const content = [{ type: 'image' }, { type: 'text', text: question }];
 const text = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
-const inputs = await processor(await RawImage.read(picture), text);
+const image = await RawImage.read(picture);
+const textFirst = ['Idefics3ForConditionalGeneration', 'SmolVLMForConditionalGeneration'].includes(kind);
+const inputs = await (textFirst ? processor(text, [image]) : processor(image, text));
 const output = await model.generate({ ...inputs, max_new_tokens: Number(count), do_sample: false });
 const ids = inputs.input_ids.tolist()[0].map(Number);
 console.log(JSON.stringify({

@@ -106,6 +106,12 @@ def process(image: Image.Image, spec: ImageProcessorSpec, tokens: Grid) -> Proce
     return ProcessedImage(arrays, Views((tokens,) * len(arrays[PIXELS]), file.tiles(image.size, spec)))
 
 
+def batched(arrays: dict[str, Array], spec: ImageProcessorSpec) -> dict[str, Array]:
+    """Arrays of some views as a bundle's vision graph takes them: those of tiles as a batch of one, which is how
+    processors stack the views of a conversation that has several."""
+    return {name: array[None] for name, array in arrays.items()} if spec.mode == "tiles" else arrays
+
+
 def pixel_values(image: Image.Image, spec: ImageProcessorSpec) -> F32:
     """RGB picture of any size → f32 [views, 3, height, width]."""
     return cast(F32, cutting(spec).arrays(image, spec)[PIXELS])

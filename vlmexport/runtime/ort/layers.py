@@ -13,6 +13,7 @@ from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.onnx.read.int8_layers import int8_layers
 from vlmexport.artifact.onnx.read.layer_outputs import Boundary, boundaries
 from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run, with_outputs
+from vlmexport.processing.image import batched
 from vlmexport.runtime.layers import NUM_LOGITS_TO_KEEP, Component
 from vlmexport.runtime.stages import F32
 
@@ -31,6 +32,7 @@ class OrtLayers:
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         graphs = manifest.graphs()
+        self._image_processor = manifest.image_processor
         self._outputs = _OUTPUTS | {"vision": manifest.seeing.output("features")}
         self._paths = {part: bundle / graphs[name] for part, name in GRAPHS.items() if name in graphs}
         self._smoothed = {part: manifest.smoothed(name) for part, name in GRAPHS.items()}
@@ -50,7 +52,8 @@ class OrtLayers:
         path = self._paths[component]
         names = list(dict.fromkeys(end.value for end in ends if end.value not in _OUTPUTS.values()))
         session = open_session(path, graph=with_outputs(path, names))
-        outputs = run(session, _inputs(session, component, given))
+        inputs = _inputs(session, component, given)
+        outputs = run(session, batched(inputs, self._image_processor) if component == "vision" else inputs)
         return [outputs[end.value] for end in ends]
 
     def close(self) -> None:

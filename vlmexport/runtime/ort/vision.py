@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.processing.image import ProcessedImage, process
+from vlmexport.processing.image import ProcessedImage, batched, process
 from vlmexport.processing.image_processor import read_told
 from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.ort.graphs import Graphs, machine_notes
@@ -45,7 +45,7 @@ class OrtVision:
         views: list[F32] = []
         tokens: list[F32] = []
         for part in image.slices():
-            outputs = self._graphs.run("vision_encoder", part, name)
+            outputs = self._graphs.run("vision_encoder", batched(part, self._image_processor), name)
             views.extend(outputs[name])
             tokens.append(outputs["image_features"])
         return Features(tuple(views), np.concatenate(tokens))

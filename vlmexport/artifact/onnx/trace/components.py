@@ -57,6 +57,13 @@ class _Vision(nn.Module):
         return self.projector(features).flatten(0, 1), features
 
 
+class _Stacked(_Vision):
+    """The same of views as a processor stacks them that cuts tiles."""
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().forward(pixel_values.flatten(0, 1))
+
+
 class _Projector(nn.Module):
     def __init__(self, vlm: VLM) -> None:
         super().__init__()
@@ -111,15 +118,19 @@ class _Classifier(nn.Module):
 
 
 def trace_vision(vlm: VLM) -> Traced:
-    """``pixel_values`` [num_images, 3, height, width] → ``image_features`` [num_image_tokens, hidden]."""
+    """``pixel_values`` [num_images, 3, height, width] → ``image_features`` [num_image_tokens, hidden]; of tiles
+    [batch_size, num_images, 3, height, width], as transformers' processor and transformers.js give them."""
     side = vlm.spec.vision.image_size
     random = _random(0)
-    module = _Vision(vlm)
-    model = trace_module(module, (random(2, 3, side, side),), ({0: "num_images"},), ["pixel_values"],
+    tiles = vlm.spec.image_processor.mode == "tiles"
+    module, before = (_Stacked(vlm), (2,)) if tiles else (_Vision(vlm), ())
+    axes = dict(enumerate(("batch_size", "num_images") if tiles else ("num_images",)))
+    model = trace_module(module, (random(*before, 2, 3, side, side),), (axes,), ["pixel_values"],
                     ["image_features", FEATURES])  # fmt: skip
     model.graph.outputs.pop()
     _set_tokens(model, vlm)
-    return Traced("vision_encoder", model, module, ((random(1, 3, side, side),),), _tolerance(vlm))
+    probe = random(*(1 for _ in before), 3 if tiles else 1, 3, side, side)
+    return Traced("vision_encoder", model, module, ((probe,),), _tolerance(vlm))
 
 
 def trace_projector(vlm: VLM) -> Traced:

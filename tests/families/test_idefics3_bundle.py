@@ -1,0 +1,71 @@
+"""A bundle of graphs of a model that sees tiles: five stages, fed by transformers' own processor of its files; and in
+an unmodified transformers.js."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.onnx_bundles import picture
+from tests.runtime.test_clients import SCRIPT
+from tests.smolvlm import CONVERSATIONS, LOOK, PICTURES, asked_of
+from tests.smolvlm_bundle import ANSWER, Built
+from vlmexport.calibrate import Sample
+from vlmexport.parity.check import check
+from vlmexport.processing.prompt import PLACEHOLDER
+from vlmexport.runtime.open import open_runtime
+
+
+def sample(seed: int) -> Sample:
+    """Pictures of 3x4, 4x3 and 4x4 tiles."""
+    size = ((300, 220), (70, 90), (64, 64))[seed % 3]
+    return Sample(f"{seed}", f"{seed}", "what is the image ?", lambda: picture(seed, size), answer="a chat")
+
+
+@pytest.mark.usefixtures("short_answers")
+def test_a_bundle_passes_its_check(tiny_smolvlm: Built) -> None:
+    result = check(tiny_smolvlm[2], samples=[sample(seed) for seed in range(20)])
+    assert result.passed, result.stages
+
+
+def test_two_images_are_answered_about_as_transformers_does(tiny_smolvlm: Built) -> None:
+    """By nothing but the bundle's files; the vision graph takes any number of views."""
+    model, processor, bundle = tiny_smolvlm
+    messages, images = CONVERSATIONS["two-images"], [picture(i, size) for i, size in enumerate(PICTURES[:2])]
+    given = asked_of(processor, messages, images)
+    with closing(open_runtime(bundle)) as runtime:
+        made = [runtime.pixels(image) for image in images]
+        prompt = runtime.prompt(messages, [one.views for one in made])
+        tokens = [runtime.tokens(runtime.features(one)) for one in made]
+        found = [token.id for token in runtime.generate(prompt, tokens, ANSWER)]
+    image = model.config.image_token_id
+    assert [image if i == PLACEHOLDER else i for i in prompt.ids] == given["input_ids"][0].tolist()
+    pixels = np.concatenate([one.pixel_values for one in made])
+    np.testing.assert_allclose(pixels, given["pixel_values"][0].numpy(), atol=1e-6)
+    answer = model.generate(**given, max_new_tokens=ANSWER, do_sample=False)[0, len(prompt.ids) :]
+    assert found == answer.tolist()
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_node(tiny_smolvlm: Built, transformers_js: Path, tmp_path: Path) -> None:
+    """Of a picture that it does not have to enlarge: the view of the whole is a little off, the answer is the same."""
+    model, processor, bundle = tiny_smolvlm
+    picture(3, (256, 192)).save(tmp_path / "picture.png")
+    given = asked_of(processor, (LOOK,), [picture(3, (256, 192))])
+    script = (
+        SCRIPT if SCRIPT.parent == transformers_js else shutil.copy(SCRIPT, transformers_js / "transformers.run.mjs")
+    )
+    command = ["node", script, bundle, tmp_path / "picture.png", "What is in it?", ANSWER, type(model).__name__]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, cwd=transformers_js)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    ids = given["input_ids"][0].tolist()
+    assert found["input_ids"] == ids
+    np.testing.assert_allclose(found["pixels"], given["pixel_values"].numpy().ravel()[:12], atol=1e-6)
+    assert found["tokens"] == model.generate(**given, max_new_tokens=ANSWER, do_sample=False)[0, len(ids) :].tolist()
