@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from tests.checkpoints import write_json, write_weights
-from tests.vocabularies import CHATML, byte_level, write_byte_level
+from tests.vocabularies import CHATML, byte_level, write_vocabulary
 from vlmexport.families.reading.fastvit_tensors import SIZES, Sizes
 from vlmexport.model.random_weights import measure_statistics, randomise
 
@@ -93,7 +93,8 @@ def write_transformers(folder: Path, **text: Any) -> tuple[FastVlmForConditional
 
 
 def write_apple(folder: Path, saved: Path) -> Path:
-    """The weights of ``write_transformers`` under Apple's names, with its config, and a tokenizer without ``<image>``.
+    """The weights of ``write_transformers`` under Apple's names, with its config, and a tokenizer without ``<image>``
+    in the files that LLaVA's training code saves.
 
     Args:
         saved: the folder that it wrote.
@@ -104,7 +105,7 @@ def write_apple(folder: Path, saved: Path) -> Path:
         state[_apples(name, names)] = value.clone()
     folder.mkdir(parents=True, exist_ok=True)
     write_weights(folder, state)
-    tokenizer = write_byte_level(folder)
+    tokenizer = write_vocabulary(folder)
     write_json(folder / "config.json", apples_config(WIDE, tokenizer.token_to_id("<|im_end|>")))
     return folder
 

@@ -69,6 +69,26 @@ def write_byte_level(folder: Path, name: str = "qwen2", end: str = "<|im_end|>",
     return found
 
 
+def write_vocabulary(folder: Path, name: str = "qwen2", end: str = "<|im_end|>") -> Tokenizer:
+    """The same in ``vocab.json`` and ``merges.txt``, as the training code of LLaVA saves a tokenizer."""
+    found = byte_level(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    found.model.save(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "normalized"), False)
+    added = {i: text for text, i in found.get_vocab().items() if text in CHATML}
+    own = {text: i for text, i in vocabulary.items() if text not in CHATML}
+    (folder / "vocab.json").write_text(json.dumps(own, ensure_ascii=False), encoding="utf-8")
+    config = {
+        "tokenizer_class": {"qwen2": "Qwen2Tokenizer", "gpt-2": "GPT2Tokenizer"}[name], "add_prefix_space": False,
+        "bos_token": None, "eos_token": end, "pad_token": "<|endoftext|>", "unk_token": None, "errors": "replace",
+        "added_tokens_decoder": {i: {"content": text, "special": True} | flags for i, text in sorted(added.items())},
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "added_tokens.json").write_text(json.dumps({text: i for i, text in added.items()}))
+    return found
+
+
 @pytest.fixture(scope="session")
 def real_vocabularies(request: pytest.FixtureRequest) -> Path:
     """The folder with llama.cpp's vocabularies of ``REAL``, and texts with their ids by Hugging Face's tokenizers, as

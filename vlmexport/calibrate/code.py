@@ -24,7 +24,7 @@ _COUNTING = (
     "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families", "processing.images",
     "processing.chat_template", "processing.fast_tokenizer", "processing.image", "processing.json_tokenizer",
     "processing.messages", "processing.prompt", "processing.prompt_builder", "processing.sentencepiece_tokenizer",
-    "processing.special_tokens", "processing.tokenizer",
+    "processing.special_tokens", "processing.tokenizer", "processing.vocabulary_files",
 )  # fmt: skip
 """Modules and rooms that imports are followed into. What the others find out is in the key already: the Spec, the bytes
 of tokenizer and images."""

@@ -19,16 +19,16 @@ from vlmexport.checkpoint.documents import read_bounded, read_object
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.processing.special_tokens import SpecialToken, SpecialTokens, looks_special
 from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.vocabulary_files import PLAIN
 
 _AGAIN = "download it again"
-_PLAIN = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
 
 class FastTokenizer(Tokenizer):
     """Byte-pair encoding by ``tokenizers``.
 
     Args:
-        path: the ``tokenizer.json``.
+        path: the ``tokenizer.json``, or what its document was made of.
         document: its content.
         added: text → id of added tokens. Those that the file has besides are plain text.
         special: texts of special tokens; those that llama.cpp takes for special by their looks are so too. A single
@@ -93,12 +93,11 @@ class FastTokenizer(Tokenizer):
     def with_token(self, text: str, i: int) -> str:
         """The file's content, byte for byte where it has this special token; else with the token added to it."""
         if text in self._flags:
-            return read_bounded(self.path).decode()
-        token = _PLAIN | {"id": i, "content": text, "special": True}
+            return read_bounded(self.path).decode() if self.path.name == self.kind else _text(self.document)
+        token = PLAIN | {"id": i, "content": text, "special": True}
         model = self.document["model"] | {"vocab": self._own | {text: i}}
         listed = [*(self.document.get("added_tokens") or []), token]
-        document = self.document | {"added_tokens": listed, "model": model}
-        return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
+        return _text(self.document | {"added_tokens": listed, "model": model})
 
     def _token(self, text: str) -> SpecialToken:
         entry = self._flags.get(text, {})
@@ -109,7 +108,7 @@ class FastTokenizer(Tokenizer):
         """The file without special tokens. Other added tokens stand in the vocabulary too: the library takes their ids
         from there, and would else count them anew."""
         added = [
-            _PLAIN | self._flags.get(text, {}) | {"id": i, "content": text, "special": False}
+            PLAIN | self._flags.get(text, {}) | {"id": i, "content": text, "special": False}
             for text, i in sorted(self.added.items(), key=lambda item: item[1])
             if text not in special
         ]
@@ -140,6 +139,10 @@ def open_file(path: Path) -> FastTokenizer:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} garbles its added tokens ({error!r})", _AGAIN) from error
     return FastTokenizer(path, document, added, special)
+
+
+def _text(document: dict[str, Any]) -> str:
+    return json.dumps(document, ensure_ascii=False, indent=2) + "\n"
 
 
 def _is_byte_level(document: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from vlmexport.processing.tokenizer import IMAGE_MARKER, Tokenizer
 
 FILES = (
     "tokenizer.model", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
 )  # fmt: skip
 """Those that a checkpoint may have; who copies it copies them."""
 
@@ -25,7 +26,7 @@ def open_tokenizer(
     folder: Path, rows: int, prompt: PromptSpec | None = None, image_token: int | None = None
 ) -> Tokenizer:
     """The tokenizer of a checkpoint folder: ``tokenizer.model``, else ``tokenizer.json``: Llama's as SentencePiece, any
-    other byte-pair encoding by ``tokenizers``.
+    other byte-pair encoding by ``tokenizers``; else ``vocab.json`` with ``merges.txt``.
 
     Args:
         rows: of the embedding. Added tokens beyond them cannot be used and are left out.
@@ -58,9 +59,12 @@ def open_tokenizer(
         found: Tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", added, hidden)
     elif (folder / "tokenizer.json").is_file():
         found = _from_json(folder / "tokenizer.json", added, hidden)
+    elif (folder / "vocab.json").is_file():
+        found = _from_vocabulary(folder, added, hidden)
     else:
         raise CheckpointError(
-            f"{folder} has no tokenizer.model and no tokenizer.json", "copy one from the published checkpoint"
+            f"{folder} has no tokenizer.model, no tokenizer.json and no vocab.json with merges.txt",
+            "copy them from the published checkpoint",
         )
     _compare(found, rows)
     return found
@@ -75,6 +79,14 @@ def _from_json(path: Path, added: dict[str, int], special: frozenset[str]) -> To
 
         return JsonTokenizer(path, added, special)
     return FastTokenizer(path, document, added, special)
+
+
+def _from_vocabulary(folder: Path, added: dict[str, int], special: frozenset[str]) -> Tokenizer:
+    from vlmexport.processing.fast_tokenizer import FastTokenizer
+    from vlmexport.processing.vocabulary_files import VOCABULARY, told_as_json
+
+    document = told_as_json(folder, read_object(folder / "tokenizer_config.json"), added, special)
+    return FastTokenizer(folder / VOCABULARY, document, added, special)
 
 
 def _is_llama(document: dict[str, Any]) -> bool:

@@ -77,7 +77,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
         "name": spec.name,
         "layout": spec.layout,
         "tower": checkpoint.tower.origin if checkpoint.tower else "inside",
-        "tokenizer": checkpoint.tokenizer.kind,
+        "tokenizer": checkpoint.tokenizer.path.name,
         "weight_files": list(checkpoint.weight_files),
         "components": components,
         "visual_tokens": plugins.num_tokens(spec.projector),
