@@ -36,6 +36,7 @@ from vlmexport.model.plugins import check_parts, token_grid
 from vlmexport.model.vision import idefics3 as encoder
 from vlmexport.processing.messages import Picture
 from vlmexport.processing.prompt import PLACEHOLDER
+from vlmexport.report.inspection import inspection, table
 from vlmexport.source.checkpoint import open_checkpoint
 
 CLOSE = 1e-5
@@ -108,6 +109,13 @@ def test_the_spec(saved: Saved) -> None:
         tokens = saved[name][2].tokenizer
         assert spec.stop_token_ids == (tokens.eos_token_id,)
         assert spec.image_token_id == tokens.convert_tokens_to_ids("<image>")
+
+
+def test_inspect_tells_of_views(saved: Saved) -> None:
+    facts = inspection(open_checkpoint(saved["smolvlm"][0]))
+    assert (facts["visual_tokens"], facts["views"]) == (4, 17)
+    shown = " ".join(str(cell) for cell in table(facts).columns[-1].cells)
+    assert "64 patches → 4 visual tokens, in each of the 17 views of a square picture" in shown
 
 
 @pytest.mark.parametrize("kind", ["idefics3", "smolvlm"])

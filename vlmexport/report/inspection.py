@@ -16,9 +16,13 @@ from vlmexport.artifact.gguf.mmproj import projector_of
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
+from vlmexport.processing.image import cutting
 from vlmexport.report import bundle, library
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 from vlmexport.source.locate import open_model
+
+_SQUARE = (1, 1)
+"""Width and height of a picture; of pictures that are cut into tiles a square has the most."""
 
 
 def describe(
@@ -81,6 +85,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
         "weight_files": list(checkpoint.weight_files),
         "components": components,
         "visual_tokens": plugins.num_tokens(spec.projector),
+        "views": len(cutting(spec.image_processor).boxes(_SQUARE, spec.image_processor)),
         "formats": holds,
         "spec": asdict(spec),
     }
@@ -92,7 +97,8 @@ def table(facts: dict[str, Any]) -> Table:
     vision, language = spec["vision"], spec["language"]
     sizes = {
         "vision": f"{vision['image_size']} px, patch {vision['patch_size']}, {_layers(vision)}",
-        "projector": f"{spec['projector']['in_tokens']} patches → {facts['visual_tokens']} visual tokens",
+        "projector": f"{spec['projector']['in_tokens']} patches → {facts['visual_tokens']} visual tokens"
+        + (f", in each of the {facts['views']} views of a square picture" if facts["views"] > 1 else ""),
         "language": f"{language['num_layers']} layers of {language['hidden_size']}, "
         f"vocabulary {language['vocab_size']}{_classes(language)}",
     }
