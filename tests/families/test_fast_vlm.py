@@ -30,7 +30,7 @@ from vlmexport.families import fast_vlm, llava_qwen2
 from vlmexport.families.reading.published import Published
 from vlmexport.model import VLM, load
 from vlmexport.model.plugins import check_parts
-from vlmexport.processing.messages import asked
+from vlmexport.processing.messages import Message, Picture, asked
 from vlmexport.processing.prompt import Views
 from vlmexport.source.checkpoint import open_checkpoint
 
@@ -311,6 +311,23 @@ def test_prompt_ids_are_those_of_the_processor(question: str, saved: Saved) -> N
     prompt = open_checkpoint(root / "hf").prompts.prompt(asked(plain), [Views(((4, 4),))])
     assert with_image(prompt, *[383] * 16) == [int(i) for i in expected]
     assert prompt.text == system_prompt(plain)
+
+
+def test_a_conversation_about_three_pictures_is_that_of_the_processor(saved: Saved) -> None:
+    """Two pictures in the first turn and one in the second, each with its sixteen tokens."""
+    root, _, processor = saved
+    images = [{"type": "image", "image": picture(seed)} for seed in range(3)]
+    turns: list[tuple[str, list[dict[str, Any]], str]] = [
+        ("user", images[:2], "what is the chat ?"), ("assistant", [], "curious"), ("user", images[2:], "don't 12"),
+    ]  # fmt: skip
+    expected = processor.apply_chat_template(
+        [{"role": role, "content": [*shown, {"type": "text", "text": text}]} for role, shown, text in turns],
+        add_generation_prompt=True, tokenize=True, return_dict=True,
+    )["input_ids"][0]  # fmt: skip
+    messages = [Message(role, (*[Picture.NEXT] * len(shown), text)) for role, shown, text in turns]
+    prompt = open_checkpoint(root / "hf").prompts.prompt(messages, [Views(((4, 4),))] * 3)
+    assert with_image(prompt, *[383] * 16) == [int(i) for i in expected]
+    assert [span.image for span in prompt.spans] == [0, 1, 2]
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
