@@ -23,9 +23,11 @@ from vlmexport.model.language.bert import ANSWERS
 from vlmexport.parity import check
 from vlmexport.pipeline import open_whole
 from vlmexport.plan import plan
+from vlmexport.processing.prompt import Seen, Views
 from vlmexport.recipe import resolve
 from vlmexport.runtime.open import open_runtime
 from vlmexport.runtime.reference import ReferenceRuntime
+from vlmexport.runtime.stages import F32
 
 QUESTION = "Is there a cat?"
 SAMPLES = 24
@@ -120,15 +122,18 @@ def test_a_recorded_check_says_the_same(float_bundle: Path, tmp_path: Path) -> N
     assert [stage.metrics for stage in again.stages] == [stage.metrics for stage in first.stages]
 
 
+def nothing(count: int) -> Seen[F32]:
+    return Seen(np.zeros((count, 128), np.float32), Views(((1, count),)))
+
+
 @pytest.mark.slow
 def test_bench_counts_no_tokens(float_bundle: Path) -> None:
     request = Request(picture(0), QUESTION, 64)
     found = answers(float_bundle, request)
     assert (len(found.prompt), found.token) == (3, [])
-    tokens = np.zeros((1, 36, 128), np.float32)
-    assert decoder_peak(float_bundle, read_manifest(float_bundle), request, tokens)
+    assert decoder_peak(float_bundle, read_manifest(float_bundle), request, nothing(36))
     with pytest.raises(UsageError, match="512"):
-        decoder_peak(float_bundle, read_manifest(float_bundle), request, np.zeros((1, 500, 128), np.float32))
+        decoder_peak(float_bundle, read_manifest(float_bundle), request, nothing(500))
 
 
 def test_what_it_costs_has_no_token(model: Path) -> None:

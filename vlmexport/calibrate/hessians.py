@@ -127,7 +127,7 @@ def _before_layers(vlm: VLM, tokens: Sequence) -> _State:
     handle = _layers(vlm)[0].register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with torch.no_grad():
-            vlm.language(inputs_embeds=tokens.inputs.embeds, use_cache=False, logits_to_keep=1)
+            vlm.language(**tokens.inputs.arguments(), use_cache=False, logits_to_keep=1)
     except _Stop:
         return states[0]
     finally:

@@ -128,7 +128,8 @@ def accumulate(
     with _watched(language, found), _recomputing(language):
         for sequence in sequences:
             embeds = sequence.inputs.embeds.clone().requires_grad_(True)
-            logits = language(inputs_embeds=embeds, use_cache=False, logits_to_keep=sequence.decided).logits[0]
+            given = {**sequence.inputs.arguments(), "inputs_embeds": embeds}
+            logits = language(**given, use_cache=False, logits_to_keep=sequence.decided).logits[0]
             likely = logits.log_softmax(-1)
             drawn = torch.multinomial(likely.detach().exp(), 1, generator=generator)
             likely.gather(1, drawn).sum().backward()

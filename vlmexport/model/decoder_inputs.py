@@ -25,6 +25,10 @@ class DecoderInputs:
     def __len__(self) -> int:
         return self.embeds.shape[1]
 
+    def arguments(self) -> dict[str, torch.Tensor]:
+        """What ``forward`` of the language model takes of it, by name."""
+        return {"inputs_embeds": self.embeds}
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:

@@ -82,11 +82,10 @@ class VLM(nn.Module):
         Args:
             num_logits_to_keep: how many positions at the end are wanted; 0 for all.
         """
-        embeds = inputs.embeds
+        given = inputs.arguments()
         if not self.spec.language.generates:
-            return cast(torch.Tensor, self.language(inputs_embeds=embeds).logits)[:, None]
-        kept = {"use_cache": False, "logits_to_keep": num_logits_to_keep}
-        return cast(torch.Tensor, self.language(inputs_embeds=embeds, **kept).logits)
+            return cast(torch.Tensor, self.language(**given).logits)[:, None]
+        return cast(torch.Tensor, self.language(**given, use_cache=False, logits_to_keep=num_logits_to_keep).logits)
 
     def generate(
         self, inputs: DecoderInputs, max_new_tokens: int, ignore_eos: bool = False
@@ -101,14 +100,14 @@ class VLM(nn.Module):
             logits = self.logits(inputs, 1)[0]
             yield int(logits[-1].argmax()), logits
             return
-        cache, embeds = DynamicCache(), inputs.embeds
+        cache, given = DynamicCache(), inputs.arguments()
         for _ in range(max_new_tokens):
-            logits = self.language(inputs_embeds=embeds, cache=cache, use_cache=True, logits_to_keep=1).logits[0]
+            logits = self.language(**given, cache=cache, use_cache=True, logits_to_keep=1).logits[0]
             token = int(logits[-1].argmax())
             yield token, logits
             if token in self.spec.stop_token_ids and not ignore_eos:
                 return
-            embeds = self.embed([token])
+            given = {"inputs_embeds": self.embed([token])}
 
 
 def load(
