@@ -10,7 +10,8 @@ ARCHITECTURES = ("Idefics3ForConditionalGeneration",)
 MODEL_TYPES = ("idefics3",)
 SECTIONS: tuple[str, ...] = ()
 
-place, tower, clients = idefics3.place, idefics3.tower, idefics3.clients
+place, tower = idefics3.place, idefics3.tower
+clients, gguf = idefics3.clients, idefics3.gguf
 
 
 def spec(published: Published) -> Spec:

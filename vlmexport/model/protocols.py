@@ -21,6 +21,9 @@ HYBRID = "export a hybrid (--vision onnx): vision encoder and projector as ONNX,
 class GgufTower:
     """What a vision encoder's file says about its place in an mmproj."""
 
+    projectors: tuple[str, ...]
+    """libmtmd's types of projector behind which it computes such a tower."""
+
     outside: dict[str, str]
     """Canonical name → GGUF name of the tensors outside of the layers."""
 
@@ -53,6 +56,9 @@ class GgufProjector:
 
     fields: dict[str, Field] = field(default_factory=dict)
     """Metadata beyond its type."""
+
+    mode: str = "square"
+    """How libmtmd cuts pictures for it (``ImageProcessorSpec.mode``)."""
 
 
 @dataclass(frozen=True)

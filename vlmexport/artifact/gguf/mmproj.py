@@ -39,12 +39,16 @@ def projector_of(spec: Spec) -> GgufProjector:
         Unsupported: libmtmd cannot hold tower or projector, or would compute them wrongly.
     """
     vision = spec.vision
-    plugins.gguf_tower(vision)
+    tower = plugins.gguf_tower(vision)
     if vision.hidden_act not in _ACTIVATIONS:
         raise Unsupported(f"libmtmd has no activation {vision.hidden_act!r}", HYBRID)
     if vision.intermediate_size == vision.hidden_size:
         raise Unsupported("libmtmd swaps the two layers of an MLP that is as wide as its tower", HYBRID)
     found = plugins.projector(spec.projector).gguf(spec.projector)
+    if found.projector_type not in tower.projectors:
+        raise Unsupported(f"libmtmd has no {found.projector_type} behind a {vision.kind!r} tower", HYBRID)
+    if spec.image_processor.mode != found.mode:
+        raise Unsupported(f"libmtmd cuts pictures another way before {found.projector_type} ({found.mode})", HYBRID)
     if found.norm_eps not in (None, vision.layer_norm_eps):
         raise Unsupported(
             f"libmtmd takes the tower's epsilon {vision.layer_norm_eps:g} for the projector's norms, whose own is "

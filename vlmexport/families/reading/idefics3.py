@@ -9,7 +9,7 @@ from vlmexport.checkpoint.image_text import ImageText
 from vlmexport.checkpoint.spec import ImageProcessorSpec, ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families.reading import language, nested, vision
-from vlmexport.families.reading.bundles import OWN, Clients
+from vlmexport.families.reading.bundles import OWN, Clients, Mmproj
 from vlmexport.families.reading.defaults import filled, refuse_unread
 from vlmexport.families.reading.image_processor import read_image_processor
 from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type
@@ -40,6 +40,7 @@ _VISION_READ = (*vision.READ, "size", "max_image_size", "use_base_siglip")
 """The sections of published files say what they were trained with beside what their classes read."""
 
 _CURE = "use the files that were published together"
+_LANCZOS = 1
 
 
 def place(name: str) -> tuple[str, str]:
@@ -60,6 +61,19 @@ def clients(spec: Spec) -> Clients:
     """The checkpoint's own documents, as transformers and transformers.js read them; onnxruntime-genai has no such
     kind."""
     return Clients(OWN, genai=None)
+
+
+def gguf(spec: Spec) -> Mmproj:
+    """libmtmd cuts pictures as both processors do, and knows one way of it."""
+    pixels = spec.image_processor
+    notes = []
+    if not pixels.do_image_splitting:
+        notes.append("libmtmd cuts every picture into tiles, this model sees it as a whole alone")
+    elif pixels.size.longest_edge == pixels.side:
+        notes.append("libmtmd shows a picture twice, as a tile and as a whole, this model once")
+    if pixels.resample != _LANCZOS:
+        notes.append("libmtmd resizes pictures by Lanczos, this model's processor does not")
+    return Mmproj({"clip.vision.preproc_image_size": ("u32", pixels.size.longest_edge)}, tuple(notes))
 
 
 def read(published: Published, kind: str) -> Spec:

@@ -10,8 +10,8 @@ import re
 from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint.spec import ProjectorSpec
-from vlmexport.errors import Unsupported
-from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.families.reading.bundles import Field
+from vlmexport.model.protocols import GgufProjector
 from vlmexport.model.squares import divided, joined
 from vlmexport.processing.prompt import Grid
 
@@ -65,5 +65,6 @@ def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
 
 
 def gguf(spec: ProjectorSpec) -> GgufProjector:
-    """libmtmd has it behind Idefics3's own tower; how that is written to an mmproj is not known here."""
-    raise Unsupported(f"an mmproj with {spec.kind} is not known", HYBRID)
+    """libmtmd's ``idefics3``, for which it cuts pictures into tiles."""
+    factor: dict[str, Field] = {"clip.vision.projector.scale_factor": ("u32", side(spec))}
+    return GgufProjector("idefics3", {"proj.weight": "mm.model.fc.weight"}, fields=factor, mode="tiles")

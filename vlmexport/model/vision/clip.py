@@ -57,6 +57,6 @@ def gguf(spec: VisionSpec) -> GgufTower:
     if not 0 < spec.used_layers <= spec.num_layers:
         raise Unsupported(f"libmtmd cannot stop at hidden state {spec.used_layers}", HYBRID)
     return GgufTower(
-        _OUTSIDE, _TOWER.gguf_inside, frozenset({"v.position_embd.weight", "v.class_embd"}),
+        ("mlp", "ldp", "ldpv2"), _OUTSIDE, _TOWER.gguf_inside, frozenset({"v.position_embd.weight", "v.class_embd"}),
         {"clip.vision.feature_layer": ("i32[]", [spec.used_layers])}, (_WRONG,),
     )  # fmt: skip

@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint.spec import HALF, Colour, VisionSpec
+from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
+from vlmexport.model.protocols import HYBRID, GgufTower
 from vlmexport.model.transformer_tower import TransformerTower
 
 if TYPE_CHECKING:
@@ -51,3 +53,20 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
 def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
     """A half, both."""
     return HALF, HALF
+
+
+_IN_ORDER = (26, 27, 32)
+"""Patches along a side of the published sizes."""
+
+_GGUF = {"embeddings.patch_embedding": "v.patch_embd", "post_layernorm": "v.post_ln"}
+
+
+def gguf(spec: VisionSpec) -> GgufTower:
+    """As libmtmd's SigLIP, which runs every layer and the last norm, and counts positions one after the other."""
+    if spec.used_layers != spec.num_layers or spec.select_feature != "patch":
+        raise Unsupported(f"libmtmd cannot stop at hidden state {spec.used_layers}", HYBRID)
+    if spec.grid not in _IN_ORDER and places(spec.grid).tolist() != list(range(spec.grid)):
+        raise Unsupported(f"libmtmd counts the positions of {spec.grid} patches a side otherwise", HYBRID)
+    names = {f"{name}.{part}": f"{held}.{part}" for name, held in _GGUF.items() for part in ("weight", "bias")}
+    table = {"embeddings.position_embedding.weight": "v.position_embd.weight"}
+    return GgufTower(("idefics3",), names | table, _TOWER.gguf_inside, frozenset(table.values()))
