@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnxruntime import InferenceSession
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 
 from tests.checkpoints import tiny_spec
 from tests.command import vlmexport
@@ -42,10 +42,11 @@ def write_bundle(folder: Path, image_processor: ImageProcessorSpec, kind: str = 
 
 
 def photo(path: Path, size: tuple[int, int] = TALL) -> Path:
-    """A picture that lies on its side."""
+    """A picture that lies on its side and has colours of its own."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    picture(3, size[::-1]).save(path, exif=exif)
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB", 5000))
+    picture(3, size[::-1]).save(path, exif=exif, icc_profile=profile.tobytes())
     return path
 
 
@@ -88,6 +89,9 @@ def test_the_model_sees_the_same(spec: ImageProcessorSpec, arrays: bool, tmp_pat
         found = np.load(one.file)["pixel_values"] if arrays else pixel_values(Image.open(one.file), spec)
         found = found[0] if arrays and spec.mode == "tiles" else found
         np.testing.assert_array_equal(found, expected)
+        if not arrays:
+            with Image.open(one.file) as written:
+                assert written.info == {}
 
 
 def test_a_picture_that_clients_resize_again_is_told_of(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.checkpoint.spec import ImageProcessorSpec
@@ -85,7 +86,8 @@ def _write(source: Path, target: Path, spec: ImageProcessorSpec, arrays: bool) -
         else:
             ready = cut.prepared(image, spec)
             kept = _same(cut.arrays(ready, spec), made)
-            ready.save(file, "PNG")
+            plain = Image.fromarray(np.asarray(ready))  # without a colour profile, by which clients would change it
+            plain.save(file, "PNG")
     return Prepared(source, target, shape, kept)
 
 
