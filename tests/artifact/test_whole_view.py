@@ -60,10 +60,16 @@ def test_the_whole_is_pillows(rows: int, columns: int) -> None:
 
 
 def test_what_is_left_as_it_is() -> None:
-    """One view, views along the batch, views of two pictures in a row, and a view that is of something else."""
-    _, one = views_of(0, 4, 1)
+    """The right views, one view, views along the batch, views of two pictures in a row, and one of something else."""
+    right, one = views_of(0, 4, 1)
     _, other = views_of(1, 1, 4)
-    for given in (one[:, :1], one.transpose(1, 0, 2, 3, 4), np.concatenate([one, other], 1), one[:, [0, 1, 2, 3, 0]]):
+    for given in (
+        right,
+        one[:, :1],
+        one.transpose(1, 0, 2, 3, 4),
+        np.concatenate([one, other], 1),
+        one[:, [0, 1, 2, 3, 0]],
+    ):
         np.testing.assert_array_equal(repaired(given), given)
 
 

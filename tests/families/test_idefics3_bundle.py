@@ -11,12 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from onnxruntime import InferenceSession
+from PIL import Image
 
 from tests.onnx_bundles import picture
 from tests.runtime.test_clients import SCRIPT
 from tests.smolvlm import CONVERSATIONS, LOOK, PICTURES, asked_of
 from tests.smolvlm_bundle import ANSWER, Built
+from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
+from vlmexport.calibrate.samples import calibration_folder
 from vlmexport.parity.check import check
 from vlmexport.processing.prompt import PLACEHOLDER
 from vlmexport.runtime.open import open_runtime
@@ -52,9 +57,27 @@ def test_two_images_are_answered_about_as_transformers_does(tiny_smolvlm: Built)
     assert found == answer.tolist()
 
 
+def test_the_graph_makes_a_clients_view_of_the_whole_again(tiny_smolvlm: Built) -> None:
+    """The tiles are right, as of a prepared picture; the whole is made without antialiasing, as by transformers.js."""
+    _, processor, bundle = tiny_smolvlm
+    photo = Image.open(calibration_folder() / "images" / "photo-coffee.jpg").resize((400, 300))
+    right = asked_of(processor, (LOOK,), [photo])["pixel_values"].numpy()
+    tiles = right[0, :12].reshape(3, 4, 3, 64, 64).transpose(2, 0, 3, 1, 4).reshape(1, 3, 192, 256)
+    sent = right.copy()
+    sent[0, 12] = torch.nn.functional.interpolate(torch.from_numpy(tiles.copy()), (64, 64), mode="bilinear")[0]
+    session = InferenceSession(bundle / read_manifest(bundle).seeing.file("vision_encoder"))
+    ours, side_by_side, repaired = (
+        session.run(["image_features"], {"pixel_values": views})[0]
+        for views in (right.transpose(1, 0, 2, 3, 4), right, sent)
+    )
+    np.testing.assert_allclose(side_by_side, ours, atol=1e-5)
+    assert np.square(repaired - ours).sum() / np.square(ours).sum() < 1e-6
+    assert np.abs(sent - right).max() > 0.1
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_node(tiny_smolvlm: Built, transformers_js: Path, tmp_path: Path) -> None:
-    """Of a picture that it does not have to enlarge: the view of the whole is a little off, the answer is the same."""
+    """Of a picture that it does not have to enlarge: the graph makes the view of the whole again."""
     model, processor, bundle = tiny_smolvlm
     picture(3, (256, 192)).save(tmp_path / "picture.png")
     given = asked_of(processor, (LOOK,), [picture(3, (256, 192))])

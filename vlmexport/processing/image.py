@@ -107,9 +107,9 @@ def process(image: Image.Image, spec: ImageProcessorSpec, tokens: Grid) -> Proce
 
 
 def batched(arrays: dict[str, Array], spec: ImageProcessorSpec) -> dict[str, Array]:
-    """Arrays of some views as a bundle's vision graph takes them: those of tiles as a batch of one, which is how
-    processors stack the views of a conversation that has several."""
-    return {name: array[None] for name, array in arrays.items()} if spec.mode == "tiles" else arrays
+    """Arrays of some views as a bundle's vision graph takes them: those of tiles along the batch. Side by side, as
+    clients' processors stack them, the last one would be of the whole."""
+    return {name: array[:, None] for name, array in arrays.items()} if spec.mode == "tiles" else arrays
 
 
 def pixel_values(image: Image.Image, spec: ImageProcessorSpec) -> F32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,11 +50,14 @@ class GraphWriter:
         """File → graph."""
         return {path: role for role, path in self.files.items()}
 
-    def part(self, part: str, precision: str, fuses: bool = False) -> None:
+    def part(
+        self, part: str, precision: str, fuses: bool = False, then: Callable[[ir.Model], None] | None = None
+    ) -> None:
         """Compare a part of the model, quantize it, and save its graph.
 
         Args:
             fuses: attention becomes one operator of ONNX Runtime.
+            then: what else is done to the graph, last.
         """
         self.graphs.compare(part)
         model, report = self.graphs.model(part), GraphReport(precision=precision, nodes=0)
@@ -61,6 +65,8 @@ class GraphWriter:
             self._quantize(model, part, self.int8, report)
         if fuses:
             report.fused = fuse(model)
+        if then:
+            then(model)
         if part == "language" and self.graphs.generates:
             self.decoder(model, precision, report)
         else:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx_ir as ir
+
 from vlmexport.artifact.bundle.halves import ONNXRUNTIME, Role, SeeingHalf
 from vlmexport.artifact.bundle.writing import Progress, Written
+from vlmexport.artifact.onnx.build import whole_view
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
 from vlmexport.artifact.onnx.graphs import GraphWriter
 from vlmexport.artifact.onnx.session import FEATURES
@@ -25,7 +28,7 @@ class OnnxSeeing:
     notes = ()
 
     def __init__(self, checkpoint: Checkpoint, settings: Onnx, graphs: FloatGraphs) -> None:
-        self._settings, self._graphs = settings, graphs
+        self._settings, self._graphs, self._image_processor = settings, graphs, checkpoint.spec.image_processor
         self.sizes: dict[Role, int] = vision_sizes(checkpoint, settings)
 
     def refuse(self) -> None:
@@ -39,7 +42,7 @@ class OnnxSeeing:
         writer = GraphWriter(self._graphs, measured.int8, folder, progress)
         with SILENT:
             self._graphs.trace()
-            writer.part("vision", self._settings.vision, fuses=self._settings.fuse)
+            writer.part("vision", self._settings.vision, fuses=self._settings.fuse, then=self._repair)
             writer.part("projector", self._settings.vision)
         half = SeeingHalf(
             engine=ONNXRUNTIME,
@@ -50,3 +53,8 @@ class OnnxSeeing:
             reports=writer.reports,
         )
         return Written(half, writer.roles, writer.hashes, writer.float_layers)
+
+    def _repair(self, model: ir.Model) -> None:
+        """Of tiles, a client's view of the whole is made again."""
+        if whole_view.can_repair(self._image_processor):
+            whole_view.prepend(model, self._image_processor)
