@@ -102,7 +102,7 @@ def test_features_and_tokens_of_each_view(vision: LlamaCppVision, model: tuple[n
     """Features that are given go to the projector alone."""
     image = vision.pixels(picture(5, (300, 200)))
     with torch.inference_mode():
-        features = model[0](torch.from_numpy(image.pixel_values)).last_hidden_state
+        features = model[0](torch.from_numpy(image.pixel_values.copy())).last_hidden_state
         tokens = model[1](features).flatten(0, 1).numpy()
     found = vision.features(image)
     assert [view.shape for view in found.views] == [(64, WIDTH)] * len(image.views.grids)
