@@ -13,7 +13,7 @@ from vlmexport.artifact.bundle.halves import GraphReport, Role
 from vlmexport.artifact.bundle.writing import Progress
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
 from vlmexport.artifact.onnx.names import graph_path
-from vlmexport.artifact.onnx.passes import kept_rows
+from vlmexport.artifact.onnx.passes import fuse_bias, kept_rows
 from vlmexport.artifact.onnx.passes.clean import save, share
 from vlmexport.artifact.onnx.passes.fuse_attention import fuse
 from vlmexport.artifact.onnx.trace import compare as verify
@@ -56,7 +56,7 @@ class GraphWriter:
         """Compare a part of the model, quantize it, and save its graph.
 
         Args:
-            fuses: attention becomes one operator of ONNX Runtime.
+            fuses: attention becomes one operator of ONNX Runtime, and a bias before a GELU part of its product.
             then: what else is done to the graph, last.
         """
         self.graphs.compare(part)
@@ -64,6 +64,7 @@ class GraphWriter:
         if precision == "int8" and self.int8 is not None:
             self._quantize(model, part, self.int8, report)
         if fuses:
+            fuse_bias.fuse(model)
             report.fused = fuse(model)
         if then:
             then(model)

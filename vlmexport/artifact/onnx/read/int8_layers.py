@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from vlmexport.artifact.bundle.inside import refuse_outside
-from vlmexport.artifact.onnx.passes import fold_batch_norm
+from vlmexport.artifact.onnx.passes import fold_batch_norm, fuse_bias
 from vlmexport.quantize.products import OPERATORS
 
 F32 = npt.NDArray[np.float32]
@@ -28,7 +28,8 @@ class Int8Layer:
 
     Attributes:
         path: of its module in the float model.
-        node: that takes its weight back to float.
+        held: levels of its weight, their scale and their zero point.
+        axis: of the scales.
         is_product: a matrix product, which holds its weight transposed; else a convolution.
         written, read: how its input is quantized, and how it is taken back.
         terms: 2 where the input is read as two int8 terms.
@@ -38,7 +39,8 @@ class Int8Layer:
     """
 
     path: str
-    node: ir.Node
+    held: tuple[ir.Value | None, ...]
+    axis: int
     is_product: bool
     written: Parameters
     read: Parameters
@@ -49,9 +51,8 @@ class Int8Layer:
 
     def weight(self) -> tuple[F32, F32]:
         """Read from the file: f32 [outputs, inputs], or [outputs, inputs, height, width], and each output's step."""
-        levels, scale, zero = (np.asarray(_constant(value), np.float32) for value in self.node.inputs)
-        axis = self.node.attributes.get_int("axis", 1) if scale.ndim else 0
-        shape = [-1 if i == axis and scale.ndim else 1 for i in range(levels.ndim)]
+        levels, scale, zero = (np.asarray(_constant(value), np.float32) for value in self.held)
+        shape = [-1 if i == self.axis and scale.ndim else 1 for i in range(levels.ndim)]
         values = (levels - zero.reshape(shape)) * scale.reshape(shape)
         if self.is_product:
             values = np.ascontiguousarray(values.T)
@@ -63,19 +64,36 @@ def int8_layers(path: Path) -> Iterator[Int8Layer]:
     graph = _graph(path)
     names = {node.name for node in graph}
     for node in graph:
-        layer = str(node.name)
-        if node.op_type not in OPERATORS or layer.endswith(REST):
+        layer, taken = str(node.name), _operands(node)
+        if taken is None or layer.endswith(REST):
             continue
-        held, back = (_dequantized(value) for value in node.inputs[:2][::-1])
-        there = _producer(back.inputs[0]) if back is not None else None
-        if held is None or back is None or there is None or not _is_constant(held.inputs[0]):
+        (levels, *read), held, axis = taken
+        there = _producer(levels)
+        if there is None or not _is_constant(held[0]):
             continue
         source = there.inputs[0]
         yield Int8Layer(
-            layer, held, node.op_type == "MatMul", _parameters(there), _parameters(back),
+            layer, held, axis, node.op_type not in ("Gemm", "Conv"), _parameters(there.inputs[1:]), _parameters(read),
             2 if f"{layer}{REST}" in names else 1,
             _norm_of(source), _maker_of(source), f"{layer}{fold_batch_norm.BIAS}" in graph.initializers,
         )  # fmt: skip
+
+
+Operand = tuple[ir.Value | None, ...]
+"""Levels, scale and zero point."""
+
+
+def _operands(node: ir.Node) -> tuple[Operand, Operand, int] | None:
+    """Input and weight of a product by an int8 weight, and the weight's axis of scales; None for another node."""
+    if node.op_type == fuse_bias.OPERATOR and len(node.inputs) >= 6 and None not in node.inputs[:6]:
+        levels, weight, step, steps, zero, zeros = node.inputs[:6]
+        return (levels, step, zero), (weight, steps, zeros), 1
+    if node.op_type not in OPERATORS:
+        return None
+    back, held = (_dequantized(value) for value in node.inputs[:2])
+    if back is None or held is None:
+        return None
+    return tuple(back.inputs), tuple(held.inputs), held.attributes.get_int("axis", 1)
 
 
 def _graph(path: Path) -> ir.Graph:
@@ -126,6 +144,10 @@ def int8_products(path: Path) -> Iterator[Int8Product]:
         name = str(node.name)
         if node.op_type == "MatMulNBits":  # rounds its input to S8 itself
             yield Int8Product(name, False, None)
+        if node.op_type == fuse_bias.OPERATOR:
+            levels, weight = node.inputs[:2]
+            is_unsigned = levels is None or levels.dtype != ir.DataType.INT8
+            yield Int8Product(name, is_unsigned, weight if _is_constant(weight) else None)
         if node.op_type not in ("MatMul", "Gemm"):
             continue
         back, held = (_dequantized(_untransposed(value)) for value in node.inputs[:2])
@@ -153,8 +175,8 @@ def _dequantized(value: ir.Value | None) -> ir.Node | None:
     return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
-def _parameters(node: ir.Node) -> Parameters:
-    scale, zero = (_constant(value) for value in node.inputs[1:])
+def _parameters(values: Sequence[ir.Value | None]) -> Parameters:
+    scale, zero = (_constant(value) for value in values)
     return float(scale.item()), int(zero.item())
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import onnx
 
-from vlmexport.artifact.onnx.passes import fold_batch_norm
+from vlmexport.artifact.onnx.passes import fold_batch_norm, fuse_bias
 
-_PRODUCTS = ("MatMul", "MatMulNBits", "Conv", "Gemm")
+_PRODUCTS = ("MatMul", "MatMulNBits", "Conv", "Gemm", fuse_bias.OPERATOR)
 _NORMS = ("LayerNormalization", "Mul", "Gather", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization")
 _WEIGHT = ".weight"
 
