@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export, random_statistics
 from tests.onnx_bundles import Bundles, recipe
 from vlmexport.artifact.bundle.manifest import Manifest, read_manifest
+from vlmexport.artifact.onnx.sizes import vision_sizes
+from vlmexport.design import Design, create
 from vlmexport.flags import vision_flags
 from vlmexport.plan import plan
 from vlmexport.recipe import parse, resolve, shipped
@@ -40,6 +44,21 @@ def test_onnx_within_two_percent(name: str, short: Checkpoint, onnx_bundle: Bund
     precision = "int8" if name == "int8" else "fp32"
     chosen = recipe(precision, decoder=name if name in ("int4", "fp16") else precision)
     assert plan(short, [chosen])[0].bytes == pytest.approx(size(read_manifest(onnx_bundle(name))), rel=0.02)
+
+
+def test_what_an_encoder_keeps_in_float_is_counted_so(tmp_path: Path) -> None:
+    """FastViT's stem, downsampling and first stage, depthwise kernels and gates."""
+    pytest.importorskip("timm", reason="timm is not installed")
+    create(Design("fastvit:tiny", "mlp2x_gelu", "llama:tiny", image_size=128), tmp_path / "design")
+    checkpoint = open_checkpoint(tmp_path / "design")
+    int8 = re.compile(r"stages\.[1-4]\.blocks\.\d+\.(mlp\.fc[12]|token_mixer\.(qkv|proj))\.weight")
+    shapes = [tensor.shape for name, tensor in checkpoint.tensors["vision"].items() if int8.fullmatch(name)]
+    shapes += [tensor.shape for tensor in checkpoint.tensors["projector"].values() if len(tensor.shape) == 2]
+    saved = sum(3 * prod(shape) - 5 * shape[0] for shape in shapes)  # a scale and a zero point for each output
+    sizes = {name: vision_sizes(checkpoint, resolve(name).onnx)["vision_encoder"] for name in ("onnx-fp32", "onnx-x86")}
+    nodes = len(checkpoint.tensors["vision"]) / 16 * (15_000 - 7_500)
+    assert len(shapes) == 16
+    assert sizes["onnx-fp32"] - sizes["onnx-x86"] == pytest.approx(saved - nodes, abs=1)
 
 
 def test_every_shipped_recipe_on_the_demo() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from fnmatch import fnmatchcase
 from math import prod
 
 from vlmexport.artifact.bundle.halves import Role
@@ -54,13 +55,14 @@ def decoder_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
 
 
 def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
-    """The same of the seeing half."""
+    """The same of the seeing half. What the kind of encoder keeps in float is counted so."""
     tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
     spec = checkpoint.spec.vision
+    kept = plugins.float_layers(spec)
     stack = plugins.vision(spec).layers(spec) is not None
     nodes = int((spec.used_layers if stack else len(tower) / _TENSORS) * _NODES[settings.vision])
     return {
-        "vision_encoder": _graph([*tower, *projector], settings.vision) + nodes,
+        "vision_encoder": _graph(tower, settings.vision, kept) + _graph(projector, settings.vision) + nodes,
         "projector": _graph(projector, settings.vision),
     }
 
@@ -84,18 +86,21 @@ def used_tower(checkpoint: Checkpoint) -> list[tuple[str, LazyTensor]]:
     return found
 
 
-def _graph(tensors: Iterable[tuple[str, LazyTensor]], precision: str) -> int:
+def _graph(tensors: Iterable[tuple[str, LazyTensor]], precision: str, kept: Collection[str] = ()) -> int:
+    """``kept``: patterns of an encoder's layers that stay in float, as paths in ``model.VLM``."""
     total = 0
     for name, tensor in tensors:
         quantized = precision == "int8" and _is_product(name, tensor)
+        quantized &= not any(fnmatchcase(f"vision.{name}", pattern) for pattern in kept)
         total += _int8(tensor.shape) if quantized else _FLOAT * tensor.numel
     return total
 
 
 def _is_product(name: str, tensor: LazyTensor) -> bool:
-    """The weight of a linear layer or of a convolution that is neither depthwise nor the first, of three colours."""
+    """The weight of a linear layer or of a convolution that is neither depthwise, nor a gate (timm's ``se``), nor the
+    first, of three colours."""
     shape = tensor.shape
-    is_convolution = len(shape) == 4 and shape[1] not in (1, _COLOURS)
+    is_convolution = len(shape) == 4 and shape[1] not in (1, _COLOURS) and ".se." not in name
     return name.endswith(".weight") and not name.endswith("embedding.weight") and (len(shape) == 2 or is_convolution)
 
 
