@@ -27,6 +27,7 @@ REAL = ("qwen2", "llama-bpe", "gpt-2")
 """Real vocabularies, under llama.cpp's names of their pre-tokenizers."""
 
 _VOCABULARY = "ggml-vocab-"
+_CONVERTER = Path("llama.cpp", "convert_hf_to_gguf.py")
 _BETWEEN = "\n__ggml_vocab_test__\n"
 
 
@@ -98,9 +99,16 @@ def real_vocabularies(request: pytest.FixtureRequest) -> Path:
     made: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
     folder = Path(kept.mkdir(f"vocabularies-{release}")) if kept else made.mktemp("vocabularies")
     with FileLock(f"{folder}.lock"):
-        if not all((folder / f"{_VOCABULARY}{name}.gguf.out").is_file() for name in REAL):
+        known = [*(folder / f"{_VOCABULARY}{name}.gguf.out" for name in REAL), folder / _CONVERTER]
+        if not all(file.is_file() for file in known):
             _fetch(release, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def converter(real_vocabularies: Path) -> Path:
+    """The folder of llama.cpp's ``convert_hf_to_gguf.py`` and what it imports, out of the same archive."""
+    return (real_vocabularies / _CONVERTER).parent
 
 
 def _fetch(release: str, folder: Path) -> None:
@@ -108,11 +116,21 @@ def _fetch(release: str, folder: Path) -> None:
         fetched = _download(Path(scratch), "llama-cpp-python", release, "--no-binary", "llama-cpp-python")
         with tarfile.open(fetched) as archive:
             for member in archive:
-                name = Path(member.name).name
-                if name.startswith(_VOCABULARY) and name.removeprefix(_VOCABULARY).partition(".gguf")[0] in REAL:
-                    inside = archive.extractfile(member)
-                    assert inside is not None
-                    (folder / name).write_bytes(inside.read())
+                place = _place(Path(member.name))
+                inside = archive.extractfile(member) if place else None
+                if place and inside:
+                    (folder / place).parent.mkdir(parents=True, exist_ok=True)
+                    (folder / place).write_bytes(inside.read())
+
+
+def _place(member: Path) -> Path | None:
+    """Where a file of the archive is kept: a vocabulary, or a part of the converter."""
+    name, inner = member.name, member.parts[3:]
+    if name.startswith(_VOCABULARY) and name.removeprefix(_VOCABULARY).partition(".gguf")[0] in REAL:
+        return Path(name)
+    if member.suffix == ".py" and (inner[:1] in (("conversion",), ("gguf-py",)) or inner == (_CONVERTER.name,)):
+        return _CONVERTER.parent.joinpath(*inner)
+    return None
 
 
 @pytest.fixture(scope="session")

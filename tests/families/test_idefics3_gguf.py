@@ -59,18 +59,17 @@ def test_what_libmtmd_does_otherwise_is_said(smolvlm: Checkpoint) -> None:
         pixels = replace(smolvlm.spec.image_processor, **changes)
         return families.gguf(smolvlm.family, replace(smolvlm.spec, image_processor=pixels)).notes
 
+    size = smolvlm.spec.image_processor.size
     assert notes() == ()
-    assert "cuts every picture into tiles" in notes(do_image_splitting=False)[0]
-    assert "twice" in notes(size=replace(smolvlm.spec.image_processor.size, longest_edge=SIDE))[0]
+    assert "twice" in notes(do_image_splitting=False)[0]
+    assert "twice" in notes(size=replace(size, longest_edge=SIDE))[0]
+    assert "256 pixels at once, the model to 200 first" in notes(size=replace(size, longest_edge=200))[0]
     assert "Lanczos" in notes(resample=3)[0]
 
 
-def test_positions_that_are_not_in_order(smolvlm: Checkpoint) -> None:
-    """Of 25 patches a side two share a cell of the table, in transformers alone."""
-    with pytest.raises(Unsupported, match="positions of 25 patches a side"):
-        gguf_tower(replace(smolvlm.spec.vision, image_size=200))
-    for side in (26, 27, 32):
-        assert gguf_tower(replace(smolvlm.spec.vision, image_size=8 * side)).outside
+def test_layers_that_are_not_in_use(smolvlm: Checkpoint) -> None:
+    with pytest.raises(Unsupported, match="cannot stop at hidden state 1"):
+        gguf_tower(replace(smolvlm.spec.vision, select_layer=-2))
 
 
 def test_what_libmtmd_does_not_join(smolvlm: Checkpoint, tiny: Checkpoint) -> None:

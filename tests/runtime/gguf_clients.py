@@ -130,17 +130,17 @@ class LlamaCppPython:
         text: str = reply["choices"][0]["message"]["content"]
         return text
 
-    def ids(self, prompt: str, images: int) -> list[int]:
-        """Token ids of a prompt with ``<__media__>`` in it as libmtmd cuts it, ``IMAGE_TOKEN`` for each image."""
-        mtmd, context = self._handler._mtmd_cpp, self._handler.mtmd_ctx
-        pixels = (ctypes.c_uint8 * (3 * 32 * 32))()
-        bitmaps = [mtmd.mtmd_bitmap_init(32, 32, pixels) for _ in range(images)]
+    def ids(self, prompt: str, images: Sequence[Image.Image]) -> list[int]:
+        """Token ids of a prompt with ``<__media__>`` in it as libmtmd cuts it, ``IMAGE_TOKEN`` for each view."""
+        mtmd, context, count = self._handler._mtmd_cpp, self._handler.mtmd_ctx, len(images)
+        pixels = [(ctypes.c_uint8 * len(data)).from_buffer_copy(data) for data in (image.tobytes() for image in images)]
+        bitmaps = [mtmd.mtmd_bitmap_init(*image.size, data) for image, data in zip(images, pixels, strict=True)]
         chunks = mtmd.mtmd_input_chunks_init()
         data = prompt.encode()
         text = mtmd.mtmd_input_text(text=data, text_len=len(data), add_special=True, parse_special=True)
         try:
-            array = (mtmd.mtmd_bitmap_p_ctypes * images)(*bitmaps)
-            assert mtmd.mtmd_tokenize(context, chunks, ctypes.byref(text), array, images) == 0
+            array = (mtmd.mtmd_bitmap_p_ctypes * count)(*bitmaps)
+            assert mtmd.mtmd_tokenize(context, chunks, ctypes.byref(text), array, count) == 0
             parts = [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))]
             return [i for part in parts for i in self._chunk(part)]
         finally:

@@ -102,7 +102,7 @@ def test_pictures_that_are_not_square(
     manifest, picture = read_manifest(bundle), image.resize(size)
     spec = manifest.image_processor.with_padding(aspect == "pad")
     expected = pixel_values(picture, spec)
-    found = runtime.seeing.preprocess(as_square(picture, spec), squares=False)
+    found = runtime.seeing.preprocess(as_square(picture, spec), own=False)
     assert np.abs(found.pixel_values - expected).max() < 1e-6
     if aspect != "pad":
         return
@@ -120,7 +120,7 @@ def test_a_prepared_picture_is_taken_as_it_is(
     image.resize((300, 900)).save(tmp_path / "photo.png")
     (one,) = prepare(bundle, [tmp_path / "photo.png"], tmp_path / "out")
     expected = pixel_values(Image.open(one.source), read_manifest(bundle).image_processor)
-    found = runtime.seeing.preprocess(Image.open(one.file), squares=False)
+    found = runtime.seeing.preprocess(Image.open(one.file), own=False)
     assert np.abs(found.pixel_values - expected).max() < 1e-6
 
 

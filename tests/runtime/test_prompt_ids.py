@@ -25,7 +25,7 @@ from vlmexport.runtime.joined import Joined, join
 from vlmexport.runtime.llamacpp.halves import LlamaCppHalves
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
-MARKER = "<__media__>"
+MARKER, SQUARE = "<__media__>", Image.new("RGB", (32, 32))
 ADDED = ("<box>", "[ref 1]")
 QUESTIONS = [
     "What is it?", "", " ", " a leading space", "  two", "\nnewline first", "\n", "trailing space ", "tab\tand\r\nline",
@@ -94,7 +94,7 @@ def test_difficult_prompts(
 ) -> None:
     expected = mobilevlm.image_token_ids(prompt)
     assert ours(checkpoint, prompt) == expected
-    assert client.ids(prompt.replace("<image>", MARKER), prompt.count("<image>")) == expected
+    assert client.ids(prompt.replace("<image>", MARKER), [SQUARE] * prompt.count("<image>")) == expected
 
 
 @settings(deadline=None)
@@ -106,7 +106,7 @@ def test_any_prompt(prompt: str, mobilevlm: SlowTokenizer, checkpoint: Checkpoin
     )  # text to us: see test_special_tokens_in_a_question
     expected = mobilevlm.image_token_ids(prompt)
     assert ours(checkpoint, prompt) == expected
-    assert client.ids(prompt.replace("<image>", MARKER), prompt.count("<image>")) == expected
+    assert client.ids(prompt.replace("<image>", MARKER), [SQUARE] * prompt.count("<image>")) == expected
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -148,7 +148,7 @@ def test_special_tokens_in_a_question(mobilevlm: SlowTokenizer, checkpoint: Chec
     prompt = "USER: One? ASSISTANT: Yes.</s>USER: Two? ASSISTANT:"
     expected = mobilevlm.image_token_ids(prompt)
     assert 2 in expected
-    assert client.ids(prompt, 0) == expected
+    assert client.ids(prompt, []) == expected
     assert 2 not in ours(checkpoint, prompt)
 
 

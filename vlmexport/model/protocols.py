@@ -39,6 +39,9 @@ class GgufTower:
     notes: tuple[str, ...] = ()
     """What stock libmtmd does with it."""
 
+    rows: dict[str, list[int]] = field(default_factory=dict)
+    """GGUF name → which rows of the published table a table in the file has, in its order."""
+
 
 @dataclass(frozen=True)
 class GgufProjector:

@@ -7,16 +7,19 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from vlmexport import families
 from vlmexport.artifact.gguf import metadata as gguf_about
 from vlmexport.artifact.gguf.file import GgufFile
 from vlmexport.artifact.gguf.rows import Entry
 from vlmexport.checkpoint.spec import Spec, VisionSpec
+from vlmexport.checkpoint.tensors import LazyTensor, to_float32
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading.bundles import Field
 from vlmexport.model import plugins
 from vlmexport.model.protocols import HYBRID, GgufProjector
-from vlmexport.quantize.ggml import TYPES
+from vlmexport.quantize.ggml import F32, TYPES
 
 if TYPE_CHECKING:  # the probe writes an mmproj without a checkpoint
     from vlmexport.source.checkpoint import Checkpoint
@@ -103,13 +106,14 @@ def entries(checkpoint: Checkpoint, type_name: str) -> list[Entry]:
     Where that is q8_0, the patch embedding and matrices whose rows are no whole blocks are F16.
     """
     spec = checkpoint.spec
-    projector, always = projector_of(spec), plugins.gguf_tower(spec.vision).f32
+    projector, held = projector_of(spec), plugins.gguf_tower(spec.vision)
     found: list[Entry] = []
     for name, tensor in checkpoint.tensors["vision"].items():
         target = tower_name(name, spec.vision)
         if target is not None:
-            kind = "f32" if target in always else _type(tensor.shape, type_name)
-            found.append(Entry(target, tensor.shape, kind, tensor))
+            kind = "f32" if target in held.f32 else _type(tensor.shape, type_name)
+            source = _values(tensor)[held.rows[target]] if target in held.rows else tensor
+            found.append(Entry(target, tensor.shape, kind, source))
     for name, tensor in checkpoint.tensors["projector"].items():
         if name not in projector.tensors:
             raise Unsupported(f"libmtmd's {projector.projector_type} has no tensor {name}", HYBRID)
@@ -117,6 +121,10 @@ def entries(checkpoint: Checkpoint, type_name: str) -> list[Entry]:
         kind = "f16" if name in projector.f16 else _type(shape, type_name)
         found.append(Entry(projector.tensors[name], shape, kind, tensor))
     return found
+
+
+def _values(tensor: LazyTensor) -> F32:
+    return to_float32(tensor.read_into(np.empty(tensor.nbytes, np.uint8)), tensor.dtype).reshape(tensor.shape)
 
 
 def _type(shape: tuple[int, ...], wanted: str) -> str:

@@ -13,12 +13,17 @@ from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.console import Console
 from vlmexport.measure import Measured
 from vlmexport.model import plugins
+from vlmexport.processing.tokenizer import Tokenizer
 from vlmexport.recipe import Gguf
 from vlmexport.source.checkpoint import Checkpoint
 
 _PADDING = (122, 116, 104)
 _OTHER_COLOUR = f"libmtmd pads with {_PADDING}, CLIP's mean, this model was trained with another: wide images differ"
 _NOT_PADDED = "libmtmd pads images to a square, this model was trained on centre crops: wide images differ"
+_SPELLED = (
+    "stock llama.cpp cannot show this model a picture: it needs one token for {}, which the vocabulary spells; "
+    "vlmexport runs the bundle"
+)
 
 
 class GgufSeeing:
@@ -35,9 +40,10 @@ class GgufSeeing:
         self._type = settings.mmproj_type
         self._file = mmproj.file(checkpoint, self._type)
         spec = checkpoint.spec
+        said = families.gguf(checkpoint.family, spec)
         self.notes = [
-            *plugins.gguf_tower(spec.vision).notes, *_pictures(spec.image_processor),
-            *families.gguf(checkpoint.family, spec).notes,
+            *plugins.gguf_tower(spec.vision).notes, *_pictures(spec.image_processor), *said.notes,
+            *_marks(said.one_token, checkpoint.tokenizer),
         ]  # fmt: skip
 
     @property
@@ -66,3 +72,9 @@ def _pictures(pixels: ImageProcessorSpec) -> list[str]:
     if not pixels.do_pad:
         return [_NOT_PADDED]
     return [] if pixels.background == _PADDING else [_OTHER_COLOUR]
+
+
+def _marks(texts: tuple[str, ...], tokenizer: Tokenizer) -> list[str]:
+    """Marks that libmtmd cannot write with this vocabulary."""
+    lacking = [text for text in texts if len(tokenizer.encode(text, special=True)) != 1]
+    return [_SPELLED.format(", ".join(map(repr, lacking)))] if lacking else []

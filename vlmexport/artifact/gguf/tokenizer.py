@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from vlmexport.artifact.gguf import byte_level
 from vlmexport.artifact.gguf.chat_template import chat_template
+from vlmexport.artifact.gguf.media_template import media_template
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families.reading.bundles import Field
@@ -49,7 +50,9 @@ def fields(tokenizer: Tokenizer, spec: Spec, rows: int) -> dict[str, Field]:
 
 
 def _template(spec: Spec, end: str) -> str:
-    return spec.chat_template or chat_template(spec.prompt, end)
+    if not spec.chat_template:
+        return chat_template(spec.prompt, end)
+    return media_template(spec.chat_template) if spec.image_text else spec.chat_template
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer, spec: Spec, rows: int) -> dict[str, Field]:

@@ -37,8 +37,10 @@ class Clients:
 class Mmproj:
     """What an mmproj says beside what the files of its tower and its projector say.
 
-    ``fields``: of its metadata, put over theirs. ``notes``: where libmtmd makes other pixels or tokens.
+    ``fields``: of its metadata, put over theirs. ``notes``: where libmtmd makes other pixels or tokens. ``one_token``:
+    texts that it writes around views as one token each, and that the vocabulary may lack.
     """
 
     fields: Mapping[str, Field] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    one_token: tuple[str, ...] = ()

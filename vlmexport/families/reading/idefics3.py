@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Any
 
 from vlmexport.checkpoint.documents import read_object, section, whole
@@ -13,6 +14,7 @@ from vlmexport.families.reading.bundles import OWN, Clients, Mmproj
 from vlmexport.families.reading.defaults import filled, refuse_unread
 from vlmexport.families.reading.image_processor import read_image_processor
 from vlmexport.families.reading.published import Published, pad_id, stop_ids, stored_type
+from vlmexport.processing.tiles import LARGEST
 
 IMAGE_TEXT = ImageText(
     tile="<fake_token_around_image><row_{row}_col_{column}>",
@@ -39,8 +41,19 @@ _TEXT_READ = (
 _VISION_READ = (*vision.READ, "size", "max_image_size", "use_base_siglip")
 """The sections of published files say what they were trained with beside what their classes read."""
 
-_CURE = "use the files that were published together"
+_ONE_TOKEN = ("\n", "\n\n", "<fake_token_around_image>", "<global-img>")
 _LANCZOS = 1
+_TWICE = (
+    "stock llama.cpp shows this model a picture twice, as its only tile and as the whole, the model sees it once: it "
+    "has twice as many visual tokens there; vlmexport runs the bundle as the model does"
+)
+_AT_ONCE = (
+    "stock llama.cpp resizes a picture to {} pixels at once, the model to {} first: the same tiles, of pixels that "
+    "differ a little"
+)
+_OTHER_FILTER = "stock llama.cpp resizes pictures by Lanczos, this model's processor by another filter: pixels differ"
+
+_CURE = "use the files that were published together"
 
 
 def place(name: str) -> tuple[str, str]:
@@ -64,16 +77,19 @@ def clients(spec: Spec) -> Clients:
 
 
 def gguf(spec: Spec) -> Mmproj:
-    """libmtmd cuts pictures as both processors do, and knows one way of it."""
-    pixels = spec.image_processor
-    notes = []
-    if not pixels.do_image_splitting:
-        notes.append("libmtmd cuts every picture into tiles, this model sees it as a whole alone")
-    elif pixels.size.longest_edge == pixels.side:
-        notes.append("libmtmd shows a picture twice, as a tile and as a whole, this model once")
+    """libmtmd resizes a picture by Lanczos to one longest edge, and that to multiples of a tile: the two are the same
+    where the file says a multiple. It always cuts: where the model does not, the file says the edge of a view, which
+    gives one tile and the whole in place of many."""
+    pixels, notes = spec.image_processor, []
+    longest, side = min(pixels.size.longest_edge or LARGEST, LARGEST), pixels.side
+    edge = ceil(longest / side) * side if pixels.do_image_splitting else side
+    if edge == side:
+        notes.append(_TWICE)
+    elif edge != pixels.size.longest_edge:
+        notes.append(_AT_ONCE.format(edge, pixels.size.longest_edge))
     if pixels.resample != _LANCZOS:
-        notes.append("libmtmd resizes pictures by Lanczos, this model's processor does not")
-    return Mmproj({"clip.vision.preproc_image_size": ("u32", pixels.size.longest_edge)}, tuple(notes))
+        notes.append(_OTHER_FILTER)
+    return Mmproj({"clip.vision.preproc_image_size": ("u32", edge)}, tuple(notes), _ONE_TOKEN)
 
 
 def read(published: Published, kind: str) -> Spec:

@@ -55,18 +55,28 @@ def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
     return HALF, HALF
 
 
-_IN_ORDER = (26, 27, 32)
-"""Patches along a side of the published sizes."""
+_IN_ORDER = (8, 14, 26, 27, 32)
+"""Patches along a side of the published sizes, and of two small ones: torch need not be asked for ``places``."""
 
 _GGUF = {"embeddings.patch_embedding": "v.patch_embd", "post_layernorm": "v.post_ln"}
+_POSITIONS = "v.position_embd.weight"
 
 
 def gguf(spec: VisionSpec) -> GgufTower:
-    """As libmtmd's SigLIP, which runs every layer and the last norm, and counts positions one after the other."""
+    """As libmtmd's SigLIP, which runs every layer and the last norm. It gives the patches the table's rows in their
+    order: where two patches have one row, the file has that row twice. The embeddings are F32, as llama.cpp's converter
+    writes them.
+
+    Raises:
+        Unsupported: not every layer is in use.
+    """
     if spec.used_layers != spec.num_layers or spec.select_feature != "patch":
         raise Unsupported(f"libmtmd cannot stop at hidden state {spec.used_layers}", HYBRID)
-    if spec.grid not in _IN_ORDER and places(spec.grid).tolist() != list(range(spec.grid)):
-        raise Unsupported(f"libmtmd counts the positions of {spec.grid} patches a side otherwise", HYBRID)
     names = {f"{name}.{part}": f"{held}.{part}" for name, held in _GGUF.items() for part in ("weight", "bias")}
-    table = {"embeddings.position_embedding.weight": "v.position_embd.weight"}
-    return GgufTower(("idefics3",), names | table, _TOWER.gguf_inside, frozenset(table.values()))
+    table = {"embeddings.position_embedding.weight": _POSITIONS}
+    rows = {}
+    if spec.grid not in _IN_ORDER:
+        cells = places(spec.grid).tolist()
+        rows[_POSITIONS] = [row * spec.grid + column for row in cells for column in cells]
+    floats = frozenset({_POSITIONS, "v.patch_embd.weight"})
+    return GgufTower(("idefics3",), names | table, _TOWER.gguf_inside, floats, rows=rows)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.processing.image import PIXELS, ProcessedImage, cutting
+from vlmexport.processing.image import PIXELS, ProcessedImage, process
 from vlmexport.processing.prompt import Views
 from vlmexport.processing.square import as_square
 from vlmexport.runtime.llamacpp.probe.probe import probe
@@ -18,10 +18,15 @@ from vlmexport.runtime.llamacpp.process import Process
 from vlmexport.runtime.stages import F32, Features, Seeing
 from vlmexport.threads import operator_threads
 
-_OWN = "pixels are libmtmd's own"
-_PIXELS = f"{_OWN}; a picture that is not square is {{}}"
+_SQUARE = "pixels are libmtmd's own; a picture that is not square is {}"
 _SQUARED = "made square before libmtmd gets it, as the model does; stock llama.cpp resizes it first, then pads"
 _AS_IS = "resized first, then padded; the model makes it square first"
+_VIEWS = (
+    "each view is made as the model's processor makes it, and given to libmtmd by itself; stock llama.cpp cuts them"
+)
+_CUT = "views are those that libmtmd cuts"
+_ROUNDING = 1e-4
+"""A level of eight bits is some 0.01 of a normalised pixel."""
 
 
 class LlamaCppVision:
@@ -30,47 +35,51 @@ class LlamaCppVision:
     Float pixels are written over libmtmd's own input (``inp_raw``), given features over the input of the projector:
     both are exact. Where the probe says that the installed libmtmd fills its two index inputs wrongly, they are set
     right in every pass. libmtmd resizes a picture and then pads it: one that is not square is made so before the call,
-    as the model does; what the library makes of a square is its own.
+    as the model does; what the library makes of a square is its own. Of a picture that is cut into views, each is made
+    before the call as the model does, and goes in as float pixels.
 
     Args:
-        process: the worker that loads it, with a language model or without one.
-        repair: False leaves the index inputs and the pictures as they are.
+        worker: loads it, with a language model or without one.
+        repair: False leaves the index inputs and the pictures to libmtmd.
 
     Raises:
         VlmExportError: llama.cpp cannot load the file, or it died.
     """
 
     def __init__(
-        self, bundle: Path, manifest: Manifest, process: Process, *, threads: int | None = None, repair: bool = True
+        self, bundle: Path, manifest: Manifest, worker: Process, *, threads: int | None = None, repair: bool = True
     ) -> None:
         spec, mmproj = manifest.source.spec, str(bundle / manifest.seeing.file("mmproj"))
-        sizes: dict[str, Any] = {"image_size": spec.vision.image_size, "width": spec.language.hidden_size}
-        self.process, self._spec = process, manifest.image_processor
-        is_square = self._spec.mode == "square"
-        self._squares, self._grid = repair and is_square, manifest.token_grid
-        if not is_square:
-            sizes["vocabulary"] = str(bundle / manifest.decoding.file("language"))
-        found = probe()
+        request: dict[str, Any] = {"image_size": spec.vision.image_size, "width": spec.language.hidden_size}
+        self.process, self._spec, self._own = worker, manifest.image_processor, repair
+        self._grid, self._cuts = manifest.token_grid, self._spec.mode != "square"
+        if self._cuts:
+            request["vocabulary"] = str(bundle / manifest.decoding.file("language"))
+        found = None if self._cuts else probe()
         opened = self.process.ask(
-            {"op": "open_vision", "mmproj": mmproj, "threads": threads or operator_threads(), **sizes},
+            {"op": "open_vision", "mmproj": mmproj, "threads": threads or operator_threads(), **request},
             f"loading {mmproj}",
         )
         self.name = f"llama-cpp-python {opened.body['version']}"
-        self.repair = self._squares and found.repairable and not found.right
-        own = _PIXELS.format(_SQUARED if repair else _AS_IS) if is_square else _OWN
-        self.notes: tuple[str, ...] = (own, found.note(repair)) if is_square else (own,)
+        self.repair = repair and found is not None and found.repairable and not found.right
+        self.notes: tuple[str, ...] = (
+            (_VIEWS if repair else _CUT,) if found is None
+            else (_SQUARE.format(_SQUARED if repair else _AS_IS), found.note(repair))
+        )  # fmt: skip
 
     def pixels(self, image: Image.Image) -> ProcessedImage:
-        """RGB image → its views, by libmtmd's own preprocessing."""
-        return self.preprocess(image, self._squares)
+        """RGB image → its views."""
+        return self.preprocess(image, self._own)
 
-    def preprocess(self, image: Image.Image, squares: bool) -> ProcessedImage:
-        """``pixels``, of the picture that the model would make square, or of the picture as it is."""
+    def preprocess(self, image: Image.Image, own: bool) -> ProcessedImage:
+        """``pixels`` as the model makes them, as far as that is done here; or as libmtmd does."""
         image = image.convert("RGB")
-        rgb = np.asarray(as_square(image, self._spec) if squares else image, np.uint8)
-        values = self.process.ask({"op": "pixels"}, "preprocessing an image", rgb).arrays[0]
-        tiles = cutting(self._spec).tiles(image.size, self._spec)
-        return ProcessedImage({PIXELS: values}, Views((self._grid,) * len(values), tiles))
+        if own and self._cuts:
+            return process(image, self._spec, self._grid)
+        rgb = np.asarray(as_square(image, self._spec) if own else image, np.uint8)
+        reply = self.process.ask({"op": "pixels"}, "preprocessing an image", rgb)
+        (values,), tiles = reply.arrays, reply.body["tiles"]
+        return ProcessedImage({PIXELS: values}, Views((self._grid,) * len(values), (tiles[0], tiles[1])))
 
     def features(self, image: ProcessedImage) -> Features:
         """What the encoder makes of each view."""
@@ -88,8 +97,13 @@ class LlamaCppVision:
     def stock(self, images: Iterable[Image.Image]) -> Seeing | None:
         """The same as this libmtmd computes these images when nobody repairs it; None where that makes no difference.
         Both have one worker: close this one alone."""
-        differs = self.repair or any(image.width != image.height for image in images)
-        return _Stock(self) if self._squares and differs else None
+        return _Stock(self) if self._own and (self.repair or any(map(self._differs, images))) else None
+
+    def _differs(self, image: Image.Image) -> bool:
+        if not self._cuts:
+            return image.width != image.height
+        one, other = (self.preprocess(image, own).pixel_values for own in (True, False))
+        return one.shape != other.shape or bool(np.abs(one - other).max() > _ROUNDING)
 
     def close(self) -> None:
         """End the worker."""
@@ -101,14 +115,14 @@ class LlamaCppVision:
 
 
 class _Stock:
-    """A view whose pixels and features are those of the library as it is."""
+    """Views whose pixels and features are those of the library as it is."""
 
     def __init__(self, repaired: LlamaCppVision) -> None:
         self.name, self.notes, self._repaired = repaired.name, repaired.notes, repaired
 
     def pixels(self, image: Image.Image) -> ProcessedImage:
-        """RGB image → its view."""
-        return self._repaired.preprocess(image, squares=False)
+        """RGB image → its views."""
+        return self._repaired.preprocess(image, own=False)
 
     def features(self, image: ProcessedImage) -> Features:
         """What the encoder makes of each view."""

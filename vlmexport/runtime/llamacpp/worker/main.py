@@ -78,8 +78,9 @@ class Worker:
         return Message({"row": self.vision.class_row(pixels)})
 
     def do_pixels(self, rgb: npt.NDArray[np.uint8]) -> Message:
-        """The pixels stage."""
-        return Message({}, [self.vision.pixels(rgb)])
+        """The pixels stage, and rows and columns of the tiles."""
+        values, tiles = self.vision.pixels(rgb)
+        return Message({"tiles": tiles}, [values])
 
     def do_features(self, pixels: npt.NDArray[np.float32], repair: bool) -> Message:
         """The features stage."""

@@ -13,7 +13,6 @@ A picture that it cuts into several views becomes as many chunks, between chunks
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +22,12 @@ import numpy.typing as npt
 
 from vlmexport.errors import Unsupported, VlmExportError
 from vlmexport.model.protocols import HYBRID
+from vlmexport.runtime.llamacpp.worker.pictures import Pictures, vocabulary
 from vlmexport.runtime.llamacpp.worker.tensor import Node
 from vlmexport.runtime.llamacpp.worker.watch import Watch
 
 F32 = npt.NDArray[np.float32]
-_CLASS_TOKEN = "v.class_embd"
-_LAST_NORM = "v.post_ln.bias"
+_CLASS_TOKEN, _LAST_NORM = "v.class_embd", "v.post_ln.bias"
 
 
 @dataclass
@@ -57,11 +56,9 @@ class _Pass:
                 self.class_row = 0 if i == 0 else node.shape[-2] - 1
             elif source.name == "positions":
                 self._positions(source)
-            elif source.name == "patches":
-                self._patches(source)
-                self.features_name = node.name
-                wanted = True
-            elif source.name == _LAST_NORM:
+            elif source.name in ("patches", _LAST_NORM):
+                if source.name == "patches":
+                    self._patches(source)
                 self.features_name = node.name
                 wanted = True
         return wanted
@@ -109,15 +106,16 @@ class Vision:
         path: the mmproj.
         image_size: side of the views it takes.
         width: of a visual token.
-        vocabulary: a GGUF whose tokenizer libmtmd writes the text between views with; of a picture that is one view, it
+        words: a GGUF whose vocabulary libmtmd writes the text between views with; of a picture that is one view, it
             writes none.
     """
 
-    def __init__(self, path: Path, image_size: int, width: int, threads: int, vocabulary: Path | None = None) -> None:
+    def __init__(self, path: Path, image_size: int, width: int, threads: int, words: Path | None = None) -> None:
         from llama_cpp import llama_cpp, mtmd_cpp
 
         self._mtmd: Any = mtmd_cpp
-        self._image_size, self._width = image_size, width
+        self._width = width
+        self._words = None if words is None else vocabulary(words)
         self._pass = _Pass("tokens")
         self._known = False
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._evaluate)
@@ -128,23 +126,17 @@ class Vision:
         params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.warmup = False
         params.cb_eval = self._callback
-        self._stand_in: Any = None
-        self._vocabulary = None
-        if vocabulary is not None:
-            words = llama_cpp.llama_model_default_params()
-            words.vocab_only = True
-            self._vocabulary = llama_cpp.llama_model_load_from_file(str(vocabulary).encode(), words)
-        self._context = mtmd_cpp.mtmd_init_from_file(str(path).encode(), self._vocabulary, params)
+        self._context = mtmd_cpp.mtmd_init_from_file(str(path).encode(), self._words, params)
         if not self._context:
             raise VlmExportError(f"libmtmd cannot load {path}", "the file is damaged: export the bundle again")
+        self._pictures = Pictures(self._context)
+        self._blank = self._pictures.blank(image_size)
 
-    def pixels(self, rgb: npt.NDArray[np.uint8]) -> F32:
-        """u8 [height, width, 3] → f32 [views, 3, height, width]: libmtmd's own preprocessing."""
-        chunks = self._cut(rgb)
-        try:
-            return np.concatenate([self._encode(_Pass("pixels"), view) for view in self._views(chunks)])
-        finally:
-            self._mtmd.mtmd_input_chunks_free(chunks)
+    def pixels(self, rgb: npt.NDArray[np.uint8]) -> tuple[F32, tuple[int, int]]:
+        """u8 [height, width, 3] → f32 [views, 3, height, width], and rows and columns of the tiles: libmtmd's own
+        preprocessing."""
+        with self._pictures.cut(rgb) as found:
+            return np.concatenate([self._run(_Pass("pixels"), view) for view in found.views]), found.tiles
 
     def features(self, pixels: F32, repair: bool) -> F32:
         """f32 [1, 3, height, width] → f32 [1, patches, vision width].
@@ -191,34 +183,9 @@ class Vision:
             self._pass.error = error
             return False
 
-    def _run(self, task: _Pass) -> F32:
-        """One view, whatever it shows: its pixels are written over, or its features."""
-        if self._stand_in is None:
-            self._stand_in = self._cut(np.zeros((self._image_size, self._image_size, 3), np.uint8))
-        return self._encode(task, self._views(self._stand_in)[0])
-
-    def _cut(self, rgb: npt.NDArray[np.uint8]) -> Any:
-        """libmtmd's chunks of u8 [height, width, 3]; they are to be freed."""
-        mtmd, rgb = self._mtmd, np.ascontiguousarray(rgb)
-        data = rgb.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-        bitmap, chunks = mtmd.mtmd_bitmap_init(rgb.shape[1], rgb.shape[0], data), mtmd.mtmd_input_chunks_init()
-        try:
-            part = ctypes.pointer(mtmd.mtmd_input_part(None, bitmap))
-            if mtmd.mtmd_tokenize_from_parts(self._context, chunks, ctypes.pointer(part), 1, False):
-                mtmd.mtmd_input_chunks_free(chunks)
-                raise VlmExportError("libmtmd cannot take this image", "try a PNG of another size")
-            return chunks
-        finally:
-            mtmd.mtmd_bitmap_free(bitmap)
-
-    def _views(self, chunks: Any) -> list[Any]:
-        """Those that are views, in their order."""
-        mtmd = self._mtmd
-        found = [mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))]
-        return [one for one in found if mtmd.mtmd_input_chunk_get_type(one) == mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE]
-
-    def _encode(self, task: _Pass, chunk: Any) -> F32:
+    def _run(self, task: _Pass, view: Any = None) -> F32:
         mtmd, self._pass = self._mtmd, task
+        chunk = self._blank if view is None else view
         failed = mtmd.mtmd_encode_chunk(self._context, chunk)
         if task.error is not None:
             raise task.error
