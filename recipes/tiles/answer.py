@@ -34,14 +34,14 @@ MODES = ("tiles", "four", "one")  # 3 × 3 tiles, 2 × 2 tiles, one view
 class Plan:
     """Counts are steps and pictures per step; ``shares`` of MODES."""
 
-    steps: int = 600
+    steps: int = 680
     batch: int = 12
     shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
     rate: float = 1.5e-3
     warmup: int = 30
-    look_weight: float = 0.2
+    look_weight: float = 0.15
     count_weight: float = 2.0
-    check_every: int = 100
+    check_every: int = 50
     seed: int = 2
 
 

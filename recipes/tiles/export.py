@@ -25,6 +25,7 @@ def export(work: Path, out: Path, scenes: int) -> None:
     model.load_state_dict(torch.load(work / "answer.pt")["model"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.half().save_pretrained(fresh)
+    (fresh / "model.safetensors").chmod(0o644)
     processor().save_pretrained(fresh)
     found = evaluate(fresh, scenes)
     (fresh / "scores.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -1,11 +1,11 @@
 """Teach a few heads where to look, for as long as nothing reads what they bring.
 
 An answer alone is a poor teacher at first: a head that finds the cat is of no use until another reads what it brings,
-and the other way round. So two heads of three blocks are told:
+and the other way round. So in three blocks a head of each group of keys is told:
 
 1. a visual token looks at the marker of its tile;
 2. the name in a question looks at the tokens that show it, or at itself where there are none; the token before an
-   answer looks at the words for a place;
+   answer looks at the words for a place, one head at that of the row and one at that of the column;
 3. the token before an answer looks at the name that was asked for, or at the token that shows what lies at the place.
 """
 
@@ -23,7 +23,6 @@ from recipes.tiles.scenes import NAMES, PLACES, plural
 from recipes.tiles.views import NOTHING
 from recipes.tiles.vocabulary import IMAGE, tokenizer
 
-TAUGHT = 2  # heads
 IMAGE_ID = tokenizer().convert_tokens_to_ids(IMAGE)
 _SINGULAR = {plural(name): name for name in NAMES}
 
@@ -31,19 +30,17 @@ _SINGULAR = {plural(name): name for name in NAMES}
 def missing(text: Any, block: int, states: Tensor, packed: Packed, who: Tensor, wanted: Tensor) -> Tensor:
     """−log of the attention that the taught heads of a block give to the wanted tokens, averaged.
 
-    states [n, tokens, hidden]: what the block reads; who [k, 2]: (picture, token) that looks; wanted [k, tokens].
+    states [n, tokens, hidden]: what the block reads; who [k, 2]: (picture, token) that looks; wanted [k, taught
+    heads or 1, tokens].
     """
     layer = text.layers[block]
     attention, normed = layer.self_attn, layer.input_layernorm(states)
-    head = attention.head_dim
-    q = attention.q_proj(normed).unflatten(-1, (-1, head)).transpose(1, 2)[:, :TAUGHT]
+    head, every = attention.head_dim, attention.num_key_value_groups
+    q = attention.q_proj(normed).unflatten(-1, (-1, head)).transpose(1, 2)[:, ::every]
     k = attention.k_proj(normed).unflatten(-1, (-1, head)).transpose(1, 2)
-    k = k.repeat_interleave(attention.num_key_value_groups, 1)[:, :TAUGHT]
     q, k = apply_rotary_pos_emb(q, k, *text.rotary_emb(normed, packed.positions))
-    picture, token = who[:, 0], who[:, 1]
-    scores = (q[picture, :, token].unsqueeze(2) @ k[picture].transpose(2, 3) * head**-0.5).squeeze(2)
-    scores = scores + packed.mask[picture, :, token]
-    given = scores.masked_fill(~wanted[:, None], -1e9).logsumexp(2) - scores.logsumexp(2)
+    scores = (q @ k.transpose(2, 3) * head**-0.5 + packed.mask)[who[:, 0], :, who[:, 1]]
+    given = scores.masked_fill(~wanted, -1e9).logsumexp(2) - scores.logsumexp(2)
     return cast(Tensor, -given.mean())
 
 
@@ -82,7 +79,7 @@ def look_loss(model: Any, states: tuple[Tensor, ...], packed: Packed, labels: Te
     if labels.shape[1] > 1:
         who = (shown != NOTHING).nonzero()
         markers = where[torch.searchsorted(where, who[:, 1].contiguous()) // SEEN * SEEN] - 1
-        loss = loss + missing(text, 0, states[0], packed, who, _one(markers, total))
+        loss = loss + missing(text, 0, states[0], packed, who, _one(markers, total)[:, None])
     named = packed.names != NOBODY
     asking = torch.stack([packed.picture, packed.asking], 1)
 
@@ -91,15 +88,16 @@ def look_loss(model: Any, states: tuple[Tensor, ...], packed: Packed, labels: Te
     ids = torch.tensor([_named(text) for text in texts])
     cells = shown[packed.picture[named]] == ids[:, None]
     cells = torch.where(cells.any(1, keepdim=True), cells, _one(packed.names[named], total))
-    places = _one(packed.places[~named, 0], total) | _one(packed.places[~named, 1], total)
-    loss = loss + missing(text, 1, states[1], packed, torch.cat([names, asking[~named]]), torch.cat([cells, places]))
+    places = torch.stack([_one(packed.places[~named, word], total) for word in range(2)], 1)
+    loss = loss + missing(text, 1, states[1], packed, names, cells[:, None])
+    loss = loss + missing(text, 1, states[1], packed, asking[~named], places)
 
     about_name = named[packed.owners]
     itself = _one(packed.names[packed.owners[about_name]], total)
     object_there = there(packed, shown, labels.shape[1], where)
     some = object_there.any(1)
-    who = torch.cat([packed.answers[about_name], asking[some]])
-    return loss + missing(text, 2, states[2], packed, who, torch.cat([itself, object_there[some]]))
+    loss = loss + missing(text, 2, states[2], packed, packed.answers[about_name], itself[:, None])
+    return loss + missing(text, 2, states[2], packed, asking[some], object_there[some][:, None])
 
 
 def _one(at: Tensor, total: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ def new_model(seed: int) -> Any:
     return model
 
 
-def word_ids(words: list[str]) -> torch.Tensor:
+@cache
+def word_ids(words: tuple[str, ...]) -> torch.Tensor:
     """The token of each word, with the space before it.
 
     Raises:
@@ -86,6 +88,7 @@ def _start_vision(vision: Any) -> None:
     axis = torch.cat([angle.sin(), angle.cos()], 1) * 0.5
     table = torch.cat([axis.repeat_interleave(side, 0), axis.repeat(side, 1)], 1)
     vision.embeddings.position_embedding.weight.copy_(table)
+    nn.init.normal_(vision.embeddings.patch_embedding.weight, std=(3 * PATCH * PATCH) ** -0.5)
     for name, parameter in vision.encoder.named_parameters():
         if parameter.ndim == 2:
             gain = 0.5 if "out_proj" in name or "fc2" in name else 1.0
@@ -118,7 +121,7 @@ def _start_words(model: Any) -> None:
     table, pieces = model.model.text_model.embed_tokens.weight, model.lm_head.weight
     nn.init.normal_(table, std=LOUDNESS)
     share_names(model)
-    rows, columns = table[word_ids(list(ROWS))], table[word_ids(list(COLUMNS))]
+    rows, columns = table[word_ids(ROWS)], table[word_ids(COLUMNS)]
     markers = tokenizer()
     for row in range(GRID):
         for column in range(GRID):
@@ -131,6 +134,6 @@ def _start_words(model: Any) -> None:
 def share_names(model: Any) -> None:
     """Give plurals the embeddings of their singulars, and the output layer those of the names."""
     table = model.model.text_model.embed_tokens.weight
-    names = word_ids(list(NAMES))
-    table[word_ids([plural(name) for name in NAMES])] = table[names]
+    names = word_ids(NAMES)
+    table[word_ids(tuple(plural(name) for name in NAMES))] = table[names]
     model.lm_head.weight[names] = 0.1 * table[names]

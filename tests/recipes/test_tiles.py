@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +17,11 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from recipes.tiles import scenes, views  # noqa: E402
+from recipes.tiles.model import processor  # noqa: E402
 from recipes.tiles.scenes import NAMES, NUMBERS, PLACES, SEEDS, ask, is_unseen, make_scene, paint  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "models" / "tiles"
 MODES = ((3, {}), (2, {"size": {"longest_edge": 144}}), (0, {"do_image_splitting": False}))
 
 
@@ -85,7 +89,7 @@ def test_every_name_is_one_token_and_the_vocabulary_is_smollms() -> None:
     from recipes.tiles.vocabulary import END, MARKERS, tokenizer
 
     pieces = tokenizer()
-    word_ids([*NAMES, *map(scenes.plural, NAMES), *(word for place in PLACES for word in place.split()), *NUMBERS])
+    word_ids((*NAMES, *map(scenes.plural, NAMES), *(word for place in PLACES for word in place.split()), *NUMBERS))
     assert pieces.convert_ids_to_tokens([0, 1, 2]) == ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     assert pieces.eos_token == END
     assert len(pieces) % 64 == 0
@@ -97,7 +101,6 @@ def test_every_name_is_one_token_and_the_vocabulary_is_smollms() -> None:
 @pytest.mark.parametrize(("grid", "told"), MODES)
 def test_packed_turns_are_single_turns(model: Any, grid: int, told: dict[str, Any]) -> None:
     """Against the model's own forward pass of what the processor makes, in all tiles, fewer, and one view."""
-    from recipes.tiles.model import processor
     from recipes.tiles.packing import pack, run
     from recipes.tiles.see import visual_tokens
     from recipes.tiles.views import cut
@@ -118,6 +121,19 @@ def test_packed_turns_are_single_turns(model: Any, grid: int, told: dict[str, An
     if grid == 3:
         scaled = torch.from_numpy(cut(scene, prepare.image_processor)).float() / 127.5 - 1
         torch.testing.assert_close(scaled, inputs["pixel_values"][0], atol=1e-5, rtol=0)
+
+
+def test_labels_lie_where_the_objects_are() -> None:
+    """A patch is called after the sprite on it: its colours there differ from the background's."""
+    scene = make_scene(SEEDS["validation"].start + 3)
+    plain = dataclasses.replace(scene, objects=())
+    with_objects, without = (views.cut(one, processor().image_processor).astype(int) for one in (scene, plain))
+    changed = np.abs(with_objects - without).mean(1).reshape(10, 9, 8, 9, 8).mean((2, 4)).reshape(10, 81)
+    labels = views.patch_labels(scene, 3)
+    names = {NAMES.index(one.name) for one in scene.objects}
+    assert set(labels.flatten()) == names | {views.NOTHING, views.UNCLEAR}
+    assert changed[np.isin(labels, list(names))].mean() > 20
+    assert changed[labels == views.NOTHING].mean() < 1
 
 
 @pytest.mark.parametrize("grid", [3, 2, 0])
@@ -142,12 +158,47 @@ def test_lessons_point_at_what_the_question_is_about(grid: int) -> None:
             assert NAMES[int(shown[0, there[0]])] == question.answer
 
 
+def test_the_shipped_model_needs_the_tiles() -> None:
+    """Its first held-out scenes, once more; all of them stand in scores.json."""
+    from recipes.tiles.evaluate import scores
+
+    kept = json.loads((MODEL / "scores.json").read_text(encoding="utf-8"))
+    assert kept["10 views"]["all"]["exact"] >= 0.85
+    assert kept["10 views"]["all"]["exact"] - kept["1 view"]["all"]["exact"] >= 0.15
+    found = {mode: scores(MODEL, mode, 20)["all"]["exact"] for mode in kept}
+    assert found["10 views"] >= 0.8
+    assert found["10 views"] - found["1 view"] >= 0.15
+
+
+def test_the_shipped_model_answers_by_generate() -> None:
+    """Every greedy token at once, as scores are counted, and one after the other, as everybody runs it."""
+    from recipes.tiles.packing import exact, pack, run
+    from recipes.tiles.see import visual_tokens
+
+    prepare = transformers.AutoProcessor.from_pretrained(MODEL)
+    shipped = transformers.AutoModelForImageTextToText.from_pretrained(MODEL, dtype=torch.float32).eval()
+    scene = make_scene(SEEDS["heldout"].start)
+    questions = ask(scene)
+    for question in questions[::3]:
+        turn = [{"type": "image"}, {"type": "text", "text": question.text}]
+        text = prepare.apply_chat_template([{"role": "user", "content": turn}], add_generation_prompt=True)
+        inputs = prepare(text=text, images=[paint(scene)], return_tensors="pt")
+        with torch.no_grad():
+            visual = visual_tokens(shipped, inputs["pixel_values"][0]).flatten(0, 1)[None]
+            packed = pack([[question]], 3)
+            right = exact(run(shipped, visual, packed)[0], packed)[0]
+            ids = shipped.generate(**inputs, max_new_tokens=6, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert right == (prepare.decode(ids, skip_special_tokens=True) == f" {question.answer}")
+    assert sum(file.stat().st_size for file in MODEL.iterdir()) < 20_000_000
+
+
 def test_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
     from recipes.tiles import answer, see
     from recipes.tiles.model import new_model
 
     draw = torch.Generator().manual_seed(0)
-    pixels, labels = torch.randn(4, 3, 72, 72, generator=draw), torch.randint(0, 49, (4, 9), generator=draw)
+    labels, patches = (torch.randint(0, 49, (4, count), generator=draw) for count in (9, 81))
+    batch = see.Batch(torch.randn(4, 3, 72, 72, generator=draw), labels, patches)
     tokens = torch.randn(3, 10, 9, 256, generator=draw).half().numpy()
     seen = answer.Seen(0, 3, tokens, np.stack([views.cell_labels(make_scene(seed), 3) for seed in range(3)]))
     modes = dict.fromkeys(answer.MODES, seen)
@@ -158,15 +209,16 @@ def test_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
     def second(folder: Path) -> answer.Trainer:
         return answer.Trainer(folder, answer.Plan(steps=2, batch=2), new_model(0))
 
-    for make, inputs in ((first, (pixels, labels)), (second, (modes,))):
+    make: Any
+    for make, inputs in ((first, batch), (second, modes)):
         unbroken, stopped = make(tmp_path / "nothing"), make(tmp_path)
         for _ in range(2):
-            unbroken.advance(*inputs)
-        stopped.advance(*inputs)
+            unbroken.advance(inputs)
+        stopped.advance(inputs)
         stopped.save()
         again = make(tmp_path)
         assert again.step == 1
-        again.advance(*inputs)
+        again.advance(inputs)
         kept = again.model.state_dict()
         for name, tensor in unbroken.model.state_dict().items():
             torch.testing.assert_close(kept[name], tensor, atol=0, rtol=0)
