@@ -12,6 +12,7 @@ from tests.prompts import ask, with_image
 from tests.runtime.rows import assert_rows_are_those_that_are_asked_for
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import CheckpointError
+from vlmexport.processing import image as image_module
 from vlmexport.processing.image import PIXELS, ProcessedImage
 from vlmexport.processing.prompt import Views
 from vlmexport.runtime.joined import Joined, join
@@ -65,8 +66,9 @@ def test_chained_tokens_come_from_the_whole_graph(onnx_bundle: Bundles) -> None:
 
 
 @pytest.mark.parametrize("name", ["fp32", "int8"])
-def test_views_are_computed_side_by_side(name: str, onnx_bundle: Bundles) -> None:
-    """Five views in slices of four and one: each gives what it gives alone, and tokens lie view by view."""
+def test_views_are_computed_side_by_side(name: str, onnx_bundle: Bundles, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five views, four and one at a time: each gives what it gives alone, and tokens lie view by view."""
+    monkeypatch.setattr(image_module, "VIEWS_AT_ONCE", 4)
     runtime = open_exact(onnx_bundle(name))
     alone = [runtime.pixels(picture(number)) for number in range(5)]
     views = ProcessedImage(

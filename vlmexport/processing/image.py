@@ -24,7 +24,8 @@ from vlmexport.processing.prompt import Grid, Views
 F32 = npt.NDArray[np.float32]
 Array = npt.NDArray[Any]
 PIXELS = "pixel_values"
-VIEWS_AT_ONCE = 4
+VIEWS_AT_ONCE = 1
+"""On a processor several together take more memory and, because that falls out of its caches, more time."""
 
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of a picture. What lies beyond its edges is padding."""
