@@ -280,7 +280,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, int]] = {
     "SmolDocling-256M-preview": ("idefics3", SMALL, M256, 4, 256_484_928),
     "granite-docling-258M": ("idefics3", SMALL, M256 | {"vocab_size": 100352}, 4, 257_517_120),
 }
-"""Layout, tower, language model, scale factor and number of parameters, as their model pages have them."""
+"""Layout, tower, language model, scale factor and number of parameters, as expected of what is published."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

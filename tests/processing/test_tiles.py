@@ -41,7 +41,7 @@ ULPS = 2**-22
 
 LEVELS, SHARE = 3, 0.03
 """By how many levels of 255, and in which share of pixels, torchvision differs from Pillow at most on smooth pictures.
-On noise it is up to 50 where Pillow resizes the height first, which torchvision never does."""
+On noise it is up to 39 where Pillow resizes the height first, which torchvision never does."""
 
 
 def processor(longest: int = 256, side: int = 64, **others: object) -> Processor:

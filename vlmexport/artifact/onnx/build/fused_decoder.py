@@ -16,17 +16,17 @@ import onnx_ir as ir
 import torch
 from onnx_ir import tape
 
-from vlmexport.artifact.onnx.passes import kept_rows
 from vlmexport.artifact.onnx.build.half_weights import half_weight
-from vlmexport.artifact.onnx.trace.components import OPSET
+from vlmexport.artifact.onnx.passes import kept_rows
 from vlmexport.artifact.onnx.passes.attach_weights import find, read, read_raw
+from vlmexport.artifact.onnx.trace.components import OPSET
 from vlmexport.calibrate.hessians import Hessians
-from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.model import plugins
 from vlmexport.quantize import blocks, gptq
 from vlmexport.quantize.blocks import F32
+from vlmexport.source.checkpoint import Checkpoint
 
 _MS = "com.microsoft"
 

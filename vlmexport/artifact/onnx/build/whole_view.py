@@ -1,12 +1,12 @@
 """The last view of a picture in tiles, made again from the tiles inside the graph.
 
-transformers.js makes it by a bilinear filter without antialiasing, of the picture that it cut. Where the tiles are right
-(the picture had its final size), the view follows from them: put together and resized by Lanczos as Pillow does, to 8
-bits after each way. A graph is not told how the tiles stand. Of the grids with as many tiles it takes the one whose
-view is nearest to the client's; where none is near, as of two pictures in a row, the client's stays.
+transformers.js makes it by a bilinear filter without antialiasing, of the picture that it cut. Where the tiles are
+right (the picture had its final size), the view follows from them: put together and resized by Lanczos as Pillow does,
+to 8 bits after each way. A graph is not told how the tiles stand. Of the grids with as many tiles it takes the one
+whose view is nearest to the client's; where none is near, as of two pictures in a row, the client's stays.
 
-A view that is right stays to the bit, and so do views that stand along the batch (axis 0): a runtime that computes a few
-at a time stacks them so.
+A view that is right stays to the bit, and so do views that stand along the batch (axis 0): a runtime that computes a
+few at a time stacks them so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from vlmexport.checkpoint.spec import ImageProcessorSpec
 
 _REACH, _BITS = 3, 22  # of Lanczos, of Pillow's integer weights
 _NEAR = 16.0
-"""Levels, on average: of 51 photographs, scenes and emoji the right view was up to 14.7 away, a wrong one 17.2 or more."""
+"""Levels, on average: of 51 pictures the right view was up to 14.7 away, a wrong one 17.2 or more."""
 
 _RIGHT = 0.05
 """Levels, on average: made in single precision, a few pixels of a right view are a level away."""
@@ -124,7 +124,10 @@ def _constants(spec: ImageProcessorSpec, most: int) -> dict[str, npt.NDArray[Any
     }  # fmt: skip
     for factor in range(2, most + 1):
         kernel, inverse = lanczos(factor, side)
-        found |= {f"whole_across{factor}": kernel.reshape(1, 1, 1, -1), f"whole_down{factor}": kernel.reshape(1, 1, -1, 1)}
+        found |= {
+            f"whole_across{factor}": kernel.reshape(1, 1, 1, -1),
+            f"whole_down{factor}": kernel.reshape(1, 1, -1, 1),
+        }
         found |= {f"whole_right{factor}": inverse.reshape(1, 1, 1, -1)}
         found |= {f"whole_below{factor}": inverse.reshape(1, 1, -1, 1)}
     for rows, columns in _grids(most):
@@ -170,7 +173,9 @@ def _whole(rows: int, columns: int) -> GraphProto:
         if factor == 1:
             continue
         before, after = _outside(factor)
-        pads, strides = ([0, before, 0, after], [1, factor]) if way == "across" else ([before, 0, after, 0], [factor, 1])
+        pads, strides = (
+            ([0, before, 0, after], [1, factor]) if way == "across" else ([before, 0, after, 0], [factor, 1])
+        )
         summed = build.add("Conv", [last, f"whole_{way}{factor}"], pads=pads, strides=strides)
         levels = build.rounded(build.add("Mul", [summed, f"whole_{edge}{factor}"]))
         last = build.add("Clip", [levels, "whole_low", "whole_high"])
