@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vlmexport.artifact.onnx.passes import fold_batch_norm
+from vlmexport.artifact.onnx.passes import fold_batch_norm, fuse_bias
 from vlmexport.artifact.onnx.passes.clean import save
 from vlmexport.artifact.onnx.passes.fuse_attention import fuse
 from vlmexport.artifact.onnx.session import open_session
@@ -85,6 +85,7 @@ def quantize(folder: Path, name: str, int8: Int8, layers: set[str] | None = None
         found.kept |= dict.fromkeys(found.choices.keys() - layers, "not asked")
         found.choices = {path: choice for path, choice in found.choices.items() if path in layers}
     int8.apply(model, found)
+    fuse_bias.fuse(model)
     fuse(model)
     save(model, folder / f"{name}.onnx")
     return len(found.choices)

@@ -214,6 +214,8 @@ SIZES = {
              "num_key_value_heads": 2, "vocab_size": 151936},
     "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
              "num_key_value_heads": 2, "vocab_size": 151936},
+    "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+           "num_key_value_heads": 4, "vocab_size": 152064},
 }  # fmt: skip
 """Qwen2's sizes, as arXiv:2407.10671 has them."""
 
@@ -237,10 +239,12 @@ def full_size(text: dict[str, Any], folder: Path) -> tuple[Spec, FastVlmForCondi
     return fast_vlm.spec(Published(folder, "full", config, shapes)), model
 
 
-@pytest.mark.parametrize(("name", "millions"), [("0.5b", 758.8), ("1.5b", 1909.2)])
-def test_full_size(name: str, millions: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "millions", "published"), [("0.5b", 758.8, "0.8B"), ("1.5b", 1909.2, "2B"), ("7b", 7764.6, "8B")]
+)
+def test_full_size(name: str, millions: float, published: str, tmp_path: Path) -> None:
     """Every shape and the number of parameters are those of transformers' class of that size; with the tower's head
-    [3072, 768], which Apple's files carry and nothing uses, there are as many million as published."""
+    [3072, 768], which Apple's files carry and nothing uses, there are as many as the Hub shows of Apple's models."""
     spec, model = full_size(SIZES[name], tmp_path)
     assert (spec.vision.variant, spec.vision.image_size, spec.vision.num_patches) == ("mci3", 1024, 256)
     vlm = VLM(spec)
@@ -252,7 +256,9 @@ def test_full_size(name: str, millions: float, tmp_path: Path) -> None:
     assert {key: tuple(value.shape) for key, value in vlm.state_dict().items()} == theirs
     count = sum(value.numel() for value in vlm.parameters())
     assert count == sum(value.numel() for value in model.parameters())
-    assert (count + 3072 * 768) / 1e6 == pytest.approx(millions, abs=0.05)
+    count += 3072 * 768
+    assert count / 1e6 == pytest.approx(millions, abs=0.05)
+    assert f"{count / 1e9:.1g}B" == published
 
 
 PICTURES = ((300, 220), (220, 300), (256, 256), (1000, 90), (40, 31))
