@@ -15,7 +15,7 @@ from vlmexport.measures.arrays import ArrayMeasure
 from vlmexport.measures.logits import LogitsMeasure
 from vlmexport.parity.compare import spread
 from vlmexport.parity.compare.evaluate import run_samples
-from vlmexport.parity.compare.measured import Measured
+from vlmexport.parity.compare.measured import Measured, Rows
 from vlmexport.parity.result import Answer
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -37,7 +37,7 @@ def _short_answers() -> None:
 def measured(seed: int) -> Measured:
     """Of one random sample."""
     generator = np.random.default_rng(seed)
-    found = Measured(images={f"{seed // 2}": {}}, samples=1)
+    found = Measured(images={f"{seed // 2}": Rows()}, samples=1)
     a, b = generator.standard_normal((2, 1, 5, 8), np.float32)
     found.arrays["tokens", "chained"] = ArrayMeasure()
     found.arrays["tokens", "chained"].add(a, b)

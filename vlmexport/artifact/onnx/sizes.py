@@ -59,8 +59,10 @@ def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
     tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
     spec = checkpoint.spec.vision
     kept = plugins.float_layers(spec)
+    floats = sum(_is_kept(name, kept) for name, _ in tower) / len(tower)
     stack = plugins.vision(spec).layers(spec) is not None
-    nodes = int((spec.used_layers if stack else len(tower) / _TENSORS) * _NODES[settings.vision])
+    layers = spec.used_layers if stack else len(tower) / _TENSORS
+    nodes = int(layers * (floats * _NODES["fp32"] + (1 - floats) * _NODES[settings.vision]))
     return {
         "vision_encoder": _graph(tower, settings.vision, kept) + _graph(projector, settings.vision) + nodes,
         "projector": _graph(projector, settings.vision),
@@ -90,10 +92,13 @@ def _graph(tensors: Iterable[tuple[str, LazyTensor]], precision: str, kept: Coll
     """``kept``: patterns of an encoder's layers that stay in float, as paths in ``model.VLM``."""
     total = 0
     for name, tensor in tensors:
-        quantized = precision == "int8" and _is_product(name, tensor)
-        quantized &= not any(fnmatchcase(f"vision.{name}", pattern) for pattern in kept)
+        quantized = precision == "int8" and _is_product(name, tensor) and not _is_kept(name, kept)
         total += _int8(tensor.shape) if quantized else _FLOAT * tensor.numel
     return total
+
+
+def _is_kept(name: str, kept: Collection[str]) -> bool:
+    return any(fnmatchcase(f"vision.{name}", pattern) for pattern in kept)
 
 
 def _is_product(name: str, tensor: LazyTensor) -> bool:
