@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from onnxruntime.capi._pybind_state import quantize_matmul_4bits, quantize_matmul_8bits
 
@@ -53,6 +53,7 @@ def test_no_value_is_further_off_than_half_a_step(rows: int, columns: int, bits:
 
 @given(st.integers(1, 5), st.integers(1, 200), st.sampled_from([16, 32, 128]), st.integers(0, 99))
 @settings(deadline=None)  # the first call compiles
+@example(2, 2, 16, 43)  # one weight is 300,000 times the other
 def test_a_search_never_loses(rows: int, columns: int, block: int, seed: int) -> None:
     weight = random(rows, columns, seed) ** 3
     importance = (random(1, columns, seed + 1)[0] ** 4).numpy()
@@ -61,7 +62,8 @@ def test_a_search_never_loses(rows: int, columns: int, block: int, seed: int) ->
     for given_ in (None, importance):
         back = blocks.dequantize(*blocks.quantize(raw, "f32", columns, 4, block, given_), 4, columns)
         errors.append(float((importance * (back - weight.numpy()).astype(np.float64) ** 2).sum()))
-    assert errors[1] <= errors[0] * 1.0001 + 1e-12
+    energy = float((importance * weight.numpy().astype(np.float64) ** 2).sum())
+    assert errors[1] <= errors[0] * 1.0001 + 2**-22 * energy  # the search adds up in float32
 
 
 def test_a_search_gains() -> None:
