@@ -34,6 +34,7 @@ def sample(seed: int) -> Sample:
 
 
 @pytest.mark.usefixtures("short_answers")
+@pytest.mark.slow
 def test_a_bundle_passes_its_check(tiny_smolvlm: Built) -> None:
     result = check(tiny_smolvlm[2], samples=[sample(seed) for seed in range(20)])
     assert result.passed, result.stages

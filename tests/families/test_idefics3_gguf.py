@@ -33,6 +33,7 @@ def bundle(smolvlm: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.mark.usefixtures("short_answers")
+@pytest.mark.slow
 def test_five_stages(bundle: Path) -> None:
     """Pixels of all tiles, too, for libmtmd cuts them as the model's processor does."""
     result = check(bundle, samples=[sample(seed) for seed in range(20)])

@@ -121,6 +121,7 @@ def write(folder: Path) -> tuple[Path, Spec]:
 
 
 @pytest.mark.usefixtures("made_up", "short_answers")
+@pytest.mark.slow
 def test_one_file_adds_a_family(tmp_path: Path) -> None:
     path, spec = write(tmp_path)
     found = open_checkpoint(path)
