@@ -19,8 +19,8 @@ _SCALE, _ZERO_POINT, _FLOAT, _HALF = 4, 1, 4, 2
 _NODES = {"fp32": 7_500, "fp16": 3_500, "int8": 15_000, "int4": 5_300}
 """Bytes of a layer's nodes, measured: names mostly, so that they hardly depend on its widths."""
 
-_TENSORS, _COLOURS = 16, 3
-"""Tensors of a layer that ``_NODES`` was measured on."""
+_TENSORS, _PRODUCTS, _COLOURS = 16, 6, 3
+"""Tensors and products of a layer that ``_NODES`` was measured on."""
 
 _SETTINGS = 10_000
 """Bytes of the clients' configuration files and the manifest."""
@@ -59,10 +59,10 @@ def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
     tower, projector = used_tower(checkpoint), checkpoint.tensors["projector"].items()
     spec = checkpoint.spec.vision
     kept = plugins.float_layers(spec)
-    floats = sum(_is_kept(name, kept) for name, _ in tower) / len(tower)
+    quantized = sum(_is_product(name, tensor) and not _is_kept(name, kept) for name, tensor in tower)
     stack = plugins.vision(spec).layers(spec) is not None
-    layers = spec.used_layers if stack else len(tower) / _TENSORS
-    nodes = int(layers * (floats * _NODES["fp32"] + (1 - floats) * _NODES[settings.vision]))
+    layers, int8 = (spec.used_layers,) * 2 if stack else (len(tower) / _TENSORS, quantized / _PRODUCTS)
+    nodes = int(layers * _NODES["fp32"] + int8 * (_NODES[settings.vision] - _NODES["fp32"]))
     return {
         "vision_encoder": _graph(tower, settings.vision, kept) + _graph(projector, settings.vision) + nodes,
         "projector": _graph(projector, settings.vision),
