@@ -118,7 +118,7 @@ def test_cores_have_the_instructions_that_they_stand_for(core: Joined) -> None:
 def test_an_int4_decoder_is_near(core: Joined, onnx_bundle: Bundles) -> None:
     """Kernels of accuracy level 4 round activations, each in its own way. On one core, steps are as in one pass."""
     prompt = ask(core, "what is polite?")
-    tokens = np.random.default_rng(0).normal(0, 0.02, (1, 144, 256)).astype(np.float32)
+    tokens = np.random.default_rng(0).normal(0, 0.02, (144, 256)).astype(np.float32)
     with closing(join(OrtHalves(onnx_bundle("int4"), read_manifest(onnx_bundle("int4"))))) as here:
         expected = here.logits(prompt, [tokens], 0)
     off = np.linalg.norm(core.logits(prompt, [tokens], 0) - expected) / np.linalg.norm(expected)
