@@ -16,6 +16,7 @@ SPECS = {
     "middle": ImageProcessorSpec.square(64, pads=False, do_normalize=False),
     "padded, middle": replace(ImageProcessorSpec.square(64, pads=True, do_normalize=False), do_center_crop=True),
     "tiles": replace(ImageProcessorSpec.tiles(256, 64), do_normalize=False),
+    "canvas": replace(ImageProcessorSpec.canvas(64), do_normalize=False),
     "one tile": replace(ImageProcessorSpec.tiles(64, 64), do_normalize=False),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from math import isqrt
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from vlmexport.checkpoint.image_text import ImageText
 from vlmexport.checkpoint.rope import RopeScaling
@@ -35,11 +35,12 @@ class ImageProcessorSpec:
     ``mode`` names the file in ``processing`` that cuts the picture into views. A ``square`` one gives a single view:
     with ``do_pad`` the picture is padded to a square of its own mean colour first, then resized to ``size``, and with
     ``do_center_crop`` its middle is cut out. One of ``tiles`` resizes the picture to ``size.longest_edge`` and cuts it
-    into squares of ``max_image_size.longest_edge``, unless ``do_image_splitting`` is off. ``resample`` is Pillow's
-    number of a filter.
+    into squares of ``max_image_size.longest_edge``, unless ``do_image_splitting`` is off. One of ``canvas`` stretches
+    the picture over ``min_patches`` to ``max_patches`` squares of ``size``, unless ``do_image_splitting`` is off.
+    ``resample`` is Pillow's number of a filter.
     """
 
-    mode: Literal["square", "tiles", "anyres", "native"]
+    mode: Literal["square", "tiles", "canvas", "anyres", "native"]
     size: Size
     do_center_crop: bool
     do_pad: bool
@@ -50,6 +51,21 @@ class ImageProcessorSpec:
     image_std: Colour = CLIP_STD
     max_image_size: Size | None = None
     do_image_splitting: bool = False
+    min_patches: int = 1
+    max_patches: int = 1
+
+    @classmethod
+    def canvas(cls, side: int, least: int = 1, most: int = 12, splits: bool = True, **others: Any) -> Self:
+        """Views of ``side`` squared, of a picture that is stretched over ``least`` to ``most`` of them.
+
+        Args:
+            splits: whether it is cut into tiles, else it is one view.
+            others: fields that are not as GOT-OCR 2 has them.
+        """
+        return cls(
+            "canvas", Size(height=side, width=side), do_center_crop=False, do_pad=False, do_image_splitting=splits,
+            min_patches=least, max_patches=most, **others,
+        )  # fmt: skip
 
     @classmethod
     def tiles(cls, longest: int, side: int, splits: bool = True, **others: Any) -> ImageProcessorSpec:

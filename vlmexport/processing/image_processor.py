@@ -27,6 +27,8 @@ def read_told(bundle: Path, known: ImageProcessorSpec) -> ImageProcessorSpec:
         told = json.loads(read_bounded(path))
         if known.mode == "tiles":
             return _tiles(told, known)
+        if known.mode == "canvas":
+            return _canvas(told, known)
         crops, pads = bool(told.get("do_center_crop")), bool(told.get("do_pad"))
         if crops == pads:
             raise ValueError("it neither crops nor pads" if not crops else "it crops and pads")
@@ -57,6 +59,19 @@ def _tiles(told: dict[str, Any], known: ImageProcessorSpec) -> ImageProcessorSpe
         longest, side, bool(told["do_image_splitting"]), resample=known.resample,
         do_normalize=bool(told["do_normalize"]), image_mean=_colour(told["image_mean"]),
         image_std=_colour(told["image_std"]),
+    )  # fmt: skip
+
+
+def _canvas(told: dict[str, Any], known: ImageProcessorSpec) -> ImageProcessorSpec:
+    """As ``read_told``, of a file of GOT-OCR 2's, which may leave out what is usual. Whether a picture is cut is not
+    for it to say: InternVL's processor cuts whatever the file says."""
+    told = asdict(known) | {key: value for key, value in told.items() if value is not None}
+    least, most, size = int(told["min_patches"]), int(told["max_patches"]), told["size"]
+    if size["height"] != known.side or size["width"] != known.side or not 1 <= least <= most:
+        raise ValueError(f"its pictures have {least} to {most} tiles of {size}")
+    return replace(
+        known, min_patches=least, max_patches=most, do_normalize=bool(told["do_normalize"]),
+        image_mean=_colour(told["image_mean"]), image_std=_colour(told["image_std"]),
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ class Sides(Part):
 class ImageProcessor(Part):
     """How a picture becomes pixels."""
 
-    mode: Literal["square", "tiles", "anyres", "native"]
+    mode: Literal["square", "tiles", "canvas", "anyres", "native"]
     size: Sides
     do_center_crop: bool
     do_pad: bool
@@ -39,6 +39,8 @@ class ImageProcessor(Part):
     image_std: Colour
     max_image_size: Sides | None = None
     do_image_splitting: bool = False
+    min_patches: int = 1
+    max_patches: int = 1
 
     @classmethod
     def of(cls, spec: ImageProcessorSpec) -> ImageProcessor:

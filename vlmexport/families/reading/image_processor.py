@@ -24,8 +24,19 @@ _TILES: dict[str, Any] = {
     "do_normalize": True, "image_mean": HALF, "image_std": HALF, "do_image_splitting": True,
     "max_image_size": {"longest_edge": 364},
 }  # fmt: skip
+_CANVAS: dict[str, Any] = {
+    "do_resize": True, "size": {"height": 384, "width": 384}, "resample": 3, "do_rescale": True,
+    "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": CLIP_MEAN, "image_std": CLIP_STD,
+    "crop_to_patches": False, "min_patches": 1, "max_patches": 12,
+}  # fmt: skip
+_MOST = 1024
+"""Tiles of a picture: no published model has a tenth of it."""
+
+_STRETCHES = "GotOcr2ImageProcessor"
 _PADS, _CUTS = "LlavaImageProcessor", ("Idefics3ImageProcessor", "SmolVLMImageProcessor")
-CLASSES = {"CLIPImageProcessor": _CLIP, _PADS: _CLIP | {"do_pad": False}, **dict.fromkeys(_CUTS, _TILES)}
+CLASSES = {
+    "CLIPImageProcessor": _CLIP, _PADS: _CLIP | {"do_pad": False}, **dict.fromkeys(_CUTS, _TILES), _STRETCHES: _CANVAS,
+}  # fmt: skip
 """Image processors and their defaults in transformers. The first two give one square, and LLaVA's alone pads to it."""
 
 _WITHOUT_EFFECT = frozenset((
@@ -58,6 +69,8 @@ def read_image_processor(folder: Path) -> ImageProcessorSpec | None:
     _refuse_unknown(found, set(CLASSES[name]), path)
     try:
         told = CLASSES[name] | {key: value for key, value in found.items() if value is not None}
+        if name == _STRETCHES:
+            return _canvas(told, path)
         return _tiles(told, path) if name in _CUTS else _square(name, told, path)
     except (TypeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} lacks or garbles {error}", _CURE) from error
@@ -104,6 +117,19 @@ def _tiles(told: dict[str, Any], path: Path) -> ImageProcessorSpec:
     return ImageProcessorSpec.tiles(
         _edge(told["size"], "size"), _edge(told["max_image_size"], "max_image_size"), flag(told, "do_image_splitting"),
         resample=told["resample"], do_normalize=flag(told, "do_normalize"), image_mean=_colour(told["image_mean"]),
+        image_std=_colour(told["image_std"]),
+    )  # fmt: skip
+
+
+def _canvas(told: dict[str, Any], path: Path) -> ImageProcessorSpec:
+    """Tiles of a picture that is stretched over them, as GOT-OCR 2's class cuts them, which InternVL has."""
+    _refuse(told, path, {1: "Lanczos", 2: "bilinear", 3: "bicubic"})
+    least, most = whole(told, "min_patches"), whole(told, "max_patches")
+    if not 1 <= least <= most <= _MOST:
+        raise ValueError(f"min_patches and max_patches ({least} and {most} tiles)")
+    return ImageProcessorSpec.canvas(
+        _side(told["size"], "size"), least, most, flag(told, "crop_to_patches"), resample=told["resample"],
+        do_normalize=flag(told, "do_normalize"), image_mean=_colour(told["image_mean"]),
         image_std=_colour(told["image_std"]),
     )  # fmt: skip
 
