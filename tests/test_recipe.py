@@ -101,6 +101,17 @@ def test_every_key_from_the_environment(section: str) -> None:
         assert shown == text.lower()
 
 
+def test_a_budget_of_views_from_file_environment_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text("max_views = 9\n")
+    assert resolve(str(file), environ={}).max_views == 9
+    environ = {"VLMEXPORT_MAX_VIEWS": "5"}
+    assert resolve(str(file), environ=environ).max_views == 5
+    assert resolve(str(file), {"max_views": 1}, environ).max_views == 1
+    with pytest.raises(UsageError, match="max_views: Input should be greater than or equal to 1"):
+        resolve(str(file), environ={"VLMEXPORT_MAX_VIEWS": "0"})
+
+
 def test_tensor_types_from_file_environment_and_flags(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text('format = "gguf"\n[gguf]\ntype = "q8_0"\ntensor_types = ["attn_v=f16", "ffn_up=bf16"]\n')

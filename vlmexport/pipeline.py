@@ -77,7 +77,7 @@ def export_checkpoint(
         MissingDependency: a package that writes the format is not installed.
     """
     refuse_destination(destination, force)
-    aside = scratch(destination)
+    checkpoint, aside = checkpoint.within(recipe.max_views), scratch(destination)
     writer = Writer(checkpoint, recipe, aside)
     writer.refuse()
     with staged(destination, force, writer.bytes_needed) as folder:

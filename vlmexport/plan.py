@@ -112,7 +112,7 @@ def plan(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> list[Plan]:
 
 
 def _plan(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -> Plan:
-    calibrates = recipe.statistics_components
+    checkpoint, calibrates = checkpoint.within(recipe.max_views), recipe.statistics_components
     try:
         parts, peak = _onnx(checkpoint, recipe, settings) if recipe.format == "onnx" else _gguf(checkpoint, recipe)
     except Unsupported as error:

@@ -184,6 +184,9 @@ class Recipe(_Frozen):
     name: str = "custom"
     format: Literal["onnx", "gguf"] = "onnx"
     target: Literal["x86", "arm64", "web", "any"] = "any"
+    max_views: int | None = Field(
+        None, ge=1, description="Views of a picture, at most: the tiles that it is cut into, and the whole."
+    )
     calibration: Calibration = Calibration()
     onnx: Onnx = Onnx()
     gguf: Gguf = Gguf()

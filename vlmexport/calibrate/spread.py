@@ -18,13 +18,12 @@ from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import Statistics
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
 from vlmexport.model import VLM, load
-from vlmexport.source.checkpoint import Checkpoint
-from vlmexport.source.locate import open_model
+from vlmexport.source.checkpoint import Checkpoint, FoundAt
+from vlmexport.source.locate import open_again
 from vlmexport.threads import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
-FoundAt = tuple[str, str | None]
 _AHEAD = 2  # shards a worker: the next is there when one is done, and few wait for their turn to be added
 _CONNECT = "30s"
 _one_at_a_time = threading.Lock()
@@ -141,5 +140,5 @@ def _statistics(part: tuple[FoundAt, tuple[str, ...], list[Sample]], share: floa
 @lru_cache(maxsize=1)
 def _opened(found_at: FoundAt, components: tuple[str, ...], share: float) -> tuple[Checkpoint, VLM]:
     """A worker keeps its model between shards."""
-    checkpoint = open_model(*found_at)
+    checkpoint = open_again(found_at)
     return checkpoint, load(checkpoint, components=components, share=share)

@@ -17,6 +17,7 @@ from vlmexport.cli.options import (
     Imatrix,
     Json,
     MaxSize,
+    MaxViews,
     Model,
     Output,
     Phones,
@@ -135,6 +136,7 @@ def onnx(
     target: Annotated[Target, typer.Option(help="The machine it is for.")] = Target.x86,
     precision: Annotated[Precision, typer.Option(help="Precision of all components.")] = Precision.int8,
     decoder: Annotated[Decoder | None, typer.Option(help="Precision of the decoder.", show_default=False)] = None,
+    max_views: MaxViews = None,
     vision_tower: Tower = None,
     output: Output = None,
     recipe: RecipeFile = None,
@@ -147,7 +149,7 @@ def onnx(
     """Export to ONNX: each component traced, in static int8."""
     base = "onnx-fp32" if precision is Precision.fp32 else f"onnx-{target}"
     name = recipe or (f"{base}-{decoder}" if decoder in (Decoder.int4, Decoder.fp16) else base)
-    flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples}
+    flags: dict[str, Any] = {"onnx.decoder": decoder, "calibration.samples": samples, "max_views": max_views}
     if recipe is None and precision is Precision.fp32:
         flags["target"] = target
     _export(model, name, flags, vision_tower, dask, output, force, Console(as_json, quiet))
@@ -165,6 +167,7 @@ def gguf(
     ] = None,
     vision: Vision = None,
     imatrix: Imatrix = None,
+    max_views: MaxViews = None,
     vision_tower: Tower = None,
     output: Output = None,
     recipe: RecipeFile = None,
@@ -178,7 +181,8 @@ def gguf(
     from vlmexport.flags import budget_flags, gguf_recipe, gguf_type, vision_flags
 
     flags: dict[str, Any] = {
-        "gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix, "calibration.samples": samples
+        "gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix, "calibration.samples": samples,
+        "max_views": max_views,
     }  # fmt: skip
     wanted = gguf_type(kind, bits)
     name, chosen = (recipe, {"gguf.type": wanted}) if recipe else gguf_recipe(wanted)
@@ -203,6 +207,8 @@ def _export(
     from vlmexport.report.bundle import facts, table
 
     chosen = resolve(name, flags)
+    if flags["max_views"] is not None:
+        chosen = chosen.model_copy(update={"name": f"{chosen.name}-{flags['max_views']}views"})
     require("export", *(("gguf",) if chosen.format == "gguf" else ()))
     from vlmexport.pipeline import export
 

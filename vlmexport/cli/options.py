@@ -68,6 +68,10 @@ Vision = Annotated[
     str | None,
     typer.Option(help="mmproj, onnx (a hybrid, int8), or the ONNX recipe to take it from.", show_default=False),
 ]
+MaxViews = Annotated[
+    int | None,
+    typer.Option(help="Views of a picture, at most: tiles and the whole.", min=1, show_default=False),
+]
 Imatrix = Annotated[
     str | None, typer.Option(help="auto (calibration set), none, or llama.cpp's imatrix file.", show_default=False)
 ]

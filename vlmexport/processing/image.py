@@ -1,8 +1,9 @@
 """The pixels stage: a picture becomes the named arrays that a vision encoder takes, cut as its image processor says.
 
 A way of cutting is a file of this folder, named by ``ImageProcessorSpec.mode``. It has ``arrays``, which makes them,
-``tiles``, how they lie, ``boxes``, which part of a picture each view is of, and ``prepared``, the picture that is
-resized no further. NumPy and Pillow alone: a bundle runs without torch.
+``tiles``, how they lie, ``boxes``, which part of a picture each view is of, ``prepared``, the picture that is resized
+no further, ``most``, how many views there can be, ``within``, the same with fewer, and ``told``, what an image
+processor's file says of it. NumPy and Pillow alone: a bundle runs without torch.
 """
 
 from __future__ import annotations
@@ -77,6 +78,19 @@ class Cutting(Protocol):
 
     def tiles(self, size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
         """Rows and columns of the views that are tiles of a picture of this width and height; 0 and 0 if none is."""
+
+    def most(self, spec: ImageProcessorSpec) -> int:
+        """How many views a picture has at most, of whatever size."""
+
+    def within(self, spec: ImageProcessorSpec, views: int) -> ImageProcessorSpec:
+        """The nearest Spec by which no picture has more than so many views; the same one where none has.
+
+        Raises:
+            UsageError: it cuts nothing, so there is nothing to choose.
+        """
+
+    def told(self, spec: ImageProcessorSpec) -> dict[str, Any]:
+        """What an image processor's file says of the number of views, in its own keys."""
 
 
 def cutting(spec: ImageProcessorSpec) -> Cutting:

@@ -5,6 +5,8 @@ As transformers' ``LlavaImageProcessor`` and ``CLIPImageProcessor`` do it, and M
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -45,6 +47,25 @@ def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
 def tiles(size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
     """None: 0 and 0."""
     return 0, 0
+
+
+def most(spec: ImageProcessorSpec) -> int:
+    """One view."""
+    return 1
+
+
+def within(spec: ImageProcessorSpec, views: int) -> ImageProcessorSpec:
+    """There is nothing to choose.
+
+    Raises:
+        UsageError: always.
+    """
+    raise UsageError(f"max_views is {views}, but this model sees every picture as one view", "leave out --max-views")
+
+
+def told(spec: ImageProcessorSpec) -> dict[str, Any]:
+    """Nothing."""
+    return {}
 
 
 def prepared(image: Image.Image, spec: ImageProcessorSpec) -> Image.Image:

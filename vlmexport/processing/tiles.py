@@ -12,14 +12,15 @@ rounds otherwise: on pictures by a level or two, on noise by dozens, where Pillo
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, isqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vlmexport.checkpoint.spec import ImageProcessorSpec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, Size
 from vlmexport.processing.image import Box
 from vlmexport.processing.prompt import Grid
 from vlmexport.processing.square import normalise
@@ -79,6 +80,35 @@ def tiles(size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
     """Rows and columns of the tiles of a picture of this width and height; 0 and 0 where it is one view."""
     cuts = plan(*size[::-1], spec)
     return cuts.rows, cuts.columns
+
+
+def most(spec: ImageProcessorSpec) -> int:
+    """How many views a picture has at most: a square one, as many tiles down as across, and the whole."""
+    longest = spec.size.longest_edge
+    assert longest is not None
+    along = ceil(min(_even(longest), LARGEST) / spec.side)  # an edge that is made even may be the longest
+    return along**2 + 1 if spec.do_image_splitting and along > 1 else 1
+
+
+def within(spec: ImageProcessorSpec, views: int) -> ImageProcessorSpec:
+    """The same with the longest edge as short as it takes for no picture to have more views than so many, the whole
+    included, and as long as that allows. Of one view nothing is cut out, and its longest edge is its own: clients that
+    resize by other filters then do so once.
+
+    Args:
+        views: at least 1.
+    """
+    if most(spec) <= views:
+        return spec
+    along = isqrt(views - 1)
+    if along < 2:
+        return replace(spec, size=Size(longest_edge=spec.side), do_image_splitting=False)
+    return replace(spec, size=Size(longest_edge=along * spec.side // 2 * 2))
+
+
+def told(spec: ImageProcessorSpec) -> dict[str, Any]:
+    """The longest edge, and whether a picture is cut."""
+    return {"size": {"longest_edge": spec.size.longest_edge}, "do_image_splitting": spec.do_image_splitting}
 
 
 def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArray[np.float32]]:

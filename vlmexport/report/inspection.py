@@ -21,9 +21,6 @@ from vlmexport.report import bundle, library
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 from vlmexport.source.locate import open_model
 
-_SQUARE = (1, 1)
-"""Width and height of a picture; of pictures that are cut into tiles a square has the most."""
-
 
 def describe(
     model: str, vision_tower: str | None = None, console: Console = QUIET
@@ -85,7 +82,7 @@ def inspection(checkpoint: Checkpoint) -> dict[str, Any]:
         "weight_files": list(checkpoint.weight_files),
         "components": components,
         "visual_tokens": plugins.num_tokens(spec.projector),
-        "views": len(cutting(spec.image_processor).boxes(_SQUARE, spec.image_processor)),
+        "views": cutting(spec.image_processor).most(spec.image_processor),
         "formats": holds,
         "spec": asdict(spec),
     }

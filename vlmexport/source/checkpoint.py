@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmexport import families
 from vlmexport.checkpoint.about import About, read_about
@@ -22,6 +22,7 @@ from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.families import Family
 from vlmexport.families.reading.published import Published, TowerFolder
+from vlmexport.processing.image import cutting
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 from vlmexport.processing.tokenizer import Tokenizer
 from vlmexport.processing.tokenizer_files import open_tokenizer
@@ -38,13 +39,22 @@ _WRAPPERS = ("module.", "_orig_mod.")
 Sorted = dict[str, dict[str, LazyTensor]]
 
 
+class FoundAt(NamedTuple):
+    """What opens a checkpoint again, in another process too (``locate.open_again``)."""
+
+    model: str
+    vision_tower: str | None
+    max_views: int | None
+
+
 @dataclass
 class Checkpoint:
     """A checkpoint folder, opened: its Spec, and its tensors by component under canonical names.
 
     Canonical names are those of transformers' ``CLIPVisionModel`` (vision), of the published projector after
     ``model.mm_projector.`` (projector), and of the module of the language model's kind. ``tower`` is the folder of a
-    tower that the checkpoint does not carry itself.
+    tower that the checkpoint does not carry itself. ``max_views`` is the budget that its image processor was brought
+    within; None where that is as its files say.
     """
 
     path: Path
@@ -54,11 +64,31 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: Sorted = field(repr=False)
     tower: Tower | None = None
+    max_views: int | None = None
+
+    def within(self, max_views: int | None) -> Checkpoint:
+        """The same, of no picture more than so many views; itself where that is so, or None is said.
+
+        Raises:
+            UsageError: it sees every picture as one view.
+        """
+        known = self.spec.image_processor
+        cuts = cutting(known)
+        fewer = known if max_views is None else cuts.within(known, max_views)
+        if fewer == known:
+            return self
+        return replace(self, spec=replace(self.spec, image_processor=fewer), max_views=max_views)
 
     @property
-    def found_at(self) -> tuple[str, str | None]:
-        """What ``open_model`` takes to open it again."""
-        return self.origin, self.tower.origin if self.tower else None
+    def pixels(self) -> dict[str, Any]:
+        """Keys that take the place of those in its image processor's file."""
+        spec = self.spec.image_processor
+        return {} if self.max_views is None else cutting(spec).told(spec)
+
+    @property
+    def found_at(self) -> FoundAt:
+        """How to open it again."""
+        return FoundAt(self.origin, self.tower.origin if self.tower else None, self.max_views)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -8,7 +8,7 @@ from vlmexport.checkpoint.hub import download, is_hub_id, pinned
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError
 from vlmexport.extras import require
-from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
+from vlmexport.source.checkpoint import Checkpoint, FoundAt, open_checkpoint
 from vlmexport.text import is_utf8
 
 
@@ -33,6 +33,11 @@ def open_model(model: str, vision_tower: str | None = None, console: Console = Q
     folder = locate(model, console)
     origin = None if Path(model).exists() else pinned(model, folder)
     return open_checkpoint(folder, origin, vision_tower, console)
+
+
+def open_again(found: FoundAt) -> Checkpoint:
+    """Open a checkpoint as it was; raises what ``open_model`` does."""
+    return open_model(found.model, found.vision_tower).within(found.max_views)
 
 
 def locate(model: str, console: Console = QUIET) -> Path:

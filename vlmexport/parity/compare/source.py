@@ -107,7 +107,7 @@ def _reference(
     manifest: Manifest, reference: str | None, vision_tower: str | None, console: Console = QUIET
 ) -> Checkpoint:
     """The float model, when its weights and its configuration are those that the bundle was made from."""
-    checkpoint = _opened(manifest, reference, vision_tower, console)
+    checkpoint = _opened(manifest, reference, vision_tower, console).within(manifest.recipe.max_views)
     difference = other_model(
         (manifest.source.weights, manifest.source.configuration), "the bundle",
         (checkpoint.fingerprints, configuration_of(checkpoint.spec)), "the checkpoint",

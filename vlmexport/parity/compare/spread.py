@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vlmexport.calibrate import Sample
-from vlmexport.calibrate.spread import FoundAt, spread
+from vlmexport.calibrate.spread import spread
 from vlmexport.errors import CheckpointError
 from vlmexport.parity.compare.evaluate import Evaluation, run_samples
 from vlmexport.parity.compare.measured import Measured
-from vlmexport.source.checkpoint import Checkpoint
-from vlmexport.source.locate import open_model
+from vlmexport.source.checkpoint import Checkpoint, FoundAt
+from vlmexport.source.locate import open_again
 
 _Part = tuple[Path, FoundAt, list[Sample], int]
 
@@ -68,4 +68,4 @@ def _shards(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 def _evaluate(part: _Part, share: float) -> Evaluation:
     bundle, found_at, samples, stock = part
-    return run_samples(bundle, open_model(*found_at), samples, share=share, stock=stock)
+    return run_samples(bundle, open_again(found_at), samples, share=share, stock=stock)

@@ -1,0 +1,191 @@
+"""``--max-views``: the image processor's file of the bundle says it, and every client follows by that file alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers import AutoImageProcessor, AutoProcessor
+
+from tests.command import vlmexport
+from tests.families.test_idefics3_bundle import sample
+from tests.onnx_bundles import picture
+from tests.runtime.test_clients import SCRIPT
+from tests.smolvlm import LOOK, PICTURES, SIDE, TOKENS, asked_of, write_model
+from tests.smolvlm_bundle import Built
+from vlmexport.artifact.bundle.contents import source_of
+from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.artifact.onnx.documents import documents, of_pictures
+from vlmexport.checkpoint.documents import read_object
+from vlmexport.families.reading.image_processor import read_image_processor
+from vlmexport.parity.check import check
+from vlmexport.pipeline import export
+from vlmexport.processing.image import pixel_values, process
+from vlmexport.processing.image_processor import read_told
+from vlmexport.processing.prompt import PLACEHOLDER
+from vlmexport.recipe import Onnx, resolve
+from vlmexport.runtime.open import open_runtime
+from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
+
+BUDGETS = (1, 4, 5, 12)
+
+
+@pytest.fixture(scope="module")
+def smolvlm(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("budget") / "model"
+    write_model(folder, "smolvlm")
+    return open_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def written(smolvlm: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """What a bundle's clients read, by budget: its documents, and the tokenizer."""
+    found = {}
+    for views in BUDGETS:
+        found[views] = tmp_path_factory.mktemp(f"{views}")
+        texts = documents(smolvlm.within(views), Onnx(), ())
+        texts["tokenizer.json"] = (smolvlm.path / "tokenizer.json").read_text()
+        for name, text in texts.items():
+            (found[views] / name).write_text(text)
+    return found
+
+
+@pytest.mark.parametrize("views", BUDGETS)
+def test_the_files_of_a_bundle_say_it(views: int, smolvlm: Checkpoint, written: dict[int, Path]) -> None:
+    """Each file that any client reads, nothing else in it, and the manifest."""
+    within = smolvlm.within(views)
+    said = {"size": {"longest_edge": {1: 64, 4: 64, 5: 128, 12: 192}[views]}, "do_image_splitting": views > 4}
+    before = documents(smolvlm, Onnx(), ())
+    for name in before:
+        old, new = (
+            json.loads(text[name]) if name.endswith(".json") else {}
+            for text in (before, {name: (written[views] / name).read_text()})
+        )
+        if name == "preprocessor_config.json":
+            assert new == old | said
+        elif name == "processor_config.json":
+            assert new == old | {"image_processor": old["image_processor"] | said}
+        else:
+            assert new == old
+    assert json.loads(of_pictures(within)["preprocessor_config.json"]) == read_object(
+        written[views] / "preprocessor_config.json"
+    )
+    assert read_told(written[views], smolvlm.spec.image_processor) == within.spec.image_processor
+    assert read_image_processor(written[views]) == within.spec.image_processor
+    source = source_of(within)
+    assert source.spec.image_processor.spec() == within.spec.image_processor
+    assert source.configuration["image_processor"]["size"]["longest_edge"] == said["size"]["longest_edge"]
+
+
+def test_a_checkpoint_of_older_transformers(smolvlm: Checkpoint, tmp_path: Path) -> None:
+    """Its image processor is in a file of its own, and leaves out what is usual."""
+    for file in smolvlm.path.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "processor_config.json").unlink()
+    told: dict[str, Any] = {"image_processor_type": "SmolVLMImageProcessor", "size": {"longest_edge": 256}}
+    told["max_image_size"] = {"longest_edge": SIDE}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    found = documents(open_checkpoint(tmp_path).within(1), Onnx(), ())
+    assert json.loads(found["preprocessor_config.json"]) == told | {
+        "size": {"longest_edge": SIDE},
+        "do_image_splitting": False,
+    }
+
+
+@settings(max_examples=25, deadline=None)
+@given(width=st.integers(1, 500), height=st.integers(1, 500), views=st.sampled_from(BUDGETS))
+@example(width=4000, height=1, views=5)
+@example(width=1, height=4000, views=12)
+@example(width=64, height=64, views=5)
+@example(width=65, height=64, views=1)
+def test_transformers_by_the_bundles_own_file(
+    width: int, height: int, views: int, smolvlm: Checkpoint, written: dict[int, Path]
+) -> None:
+    """Views and every pixel of them, of pictures of any size."""
+    theirs = AutoImageProcessor.from_pretrained(written[views], backend="pil")
+    image, spec = picture(width, (width, height)), smolvlm.within(views).spec.image_processor
+    expected = theirs([image], return_tensors="np")["pixel_values"][0]
+    assert len(expected) <= views
+    np.testing.assert_allclose(pixel_values(image, spec), expected, rtol=0, atol=2**-22)
+
+
+@pytest.mark.parametrize("views", BUDGETS)
+def test_a_prompt_is_the_processors_of_the_bundles_files(
+    views: int, smolvlm: Checkpoint, written: dict[int, Path]
+) -> None:
+    """Of one view: without places and newlines, as of a picture that is not cut."""
+    processor = AutoProcessor.from_pretrained(written[views])
+    processor.image_processor = AutoImageProcessor.from_pretrained(written[views], backend="pil")
+    within = smolvlm.within(views)
+    for number, size in enumerate(PICTURES):
+        image = picture(number, size)
+        seen = process(image, within.spec.image_processor, (2, 2)).views
+        ids = within.prompts.prompt((LOOK,), [seen]).ids
+        expected = asked_of(processor, (LOOK,), [image])["input_ids"][0].tolist()
+        token = processor.tokenizer.convert_tokens_to_ids("<image>")
+        assert [token if i == PLACEHOLDER else i for i in ids] == expected
+
+
+def test_a_budget_that_holds_already_changes_nothing(smolvlm: Checkpoint) -> None:
+    assert smolvlm.within(17) is smolvlm
+    assert smolvlm.within(None) is smolvlm
+    assert (smolvlm.pixels, smolvlm.within(5).found_at.max_views) == ({}, 5)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_smolvlm: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of graphs, of five views at most."""
+    recipe = resolve("onnx-fp32", {"max_views": 5}, environ={})
+    return export(str(tiny_smolvlm[2].parent / "model"), recipe, tmp_path_factory.mktemp("five") / "bundle")
+
+
+def test_a_bundle_runs_within_it(bundle: Path) -> None:
+    manifest = read_manifest(bundle)
+    assert (manifest.recipe.max_views, manifest.image_processor.size.longest_edge) == (5, 2 * SIDE)
+    with closing(open_runtime(bundle)) as runtime:
+        for number, (size, views) in enumerate(((PICTURES[0], 5), (PICTURES[1], 5), ((20, 90), 3), ((4000, 1), 3))):
+            made = runtime.pixels(picture(number, size))
+            assert len(made.pixel_values) == len(made.views.grids) == views
+            assert len(runtime.tokens(runtime.features(made))) == views * TOKENS
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize("size", [(128, 96), (300, 220)])
+def test_transformers_js_makes_as_many_views(
+    size: tuple[int, int], bundle: Path, tiny_smolvlm: Built, transformers_js: Path, tmp_path: Path
+) -> None:
+    picture(3, size).save(tmp_path / "picture.png")
+    script = (
+        SCRIPT if SCRIPT.parent == transformers_js else shutil.copy(SCRIPT, transformers_js / "transformers.run.mjs")
+    )
+    kind = type(tiny_smolvlm[0]).__name__
+    command = ["node", script, bundle, tmp_path / "picture.png", "What is in it?", 2, kind]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, cwd=transformers_js)
+    assert done.returncode == 0, done.stderr
+    processor = AutoProcessor.from_pretrained(bundle)
+    expected = asked_of(processor, (LOOK,), [picture(3, size)])["input_ids"][0].tolist()
+    assert json.loads(done.stdout.strip().splitlines()[-1])["input_ids"] == expected
+    assert expected.count(processor.tokenizer.convert_tokens_to_ids("<image>")) == 5 * TOKENS
+
+
+@pytest.mark.usefixtures("short_answers")
+@pytest.mark.slow
+def test_a_check_is_against_the_float_model_under_the_same_budget(bundle: Path) -> None:
+    result = check(bundle, samples=[sample(seed) for seed in range(20)])
+    assert result.passed, result.stages
+
+
+@pytest.mark.parametrize("command", ["onnx", "gguf"])
+def test_a_family_without_views_says_so(command: str, tmp_path: Path) -> None:
+    found = vlmexport(command, "demo", "--max-views", "5", "--output", str(tmp_path / "bundle"))
+    assert (found.returncode, list(tmp_path.iterdir())) == (2, [])
+    line = "error: max_views is 5, but this model sees every picture as one view: leave out --max-views\n"
+    assert found.stderr == line

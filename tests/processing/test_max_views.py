@@ -1,0 +1,83 @@
+"""A budget of views: by transformers' own sizes no picture has more, and the longest edge is the largest that holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
+
+from tests.processing.test_tiles import Sizes
+from vlmexport.checkpoint.spec import ImageProcessorSpec, Size
+from vlmexport.errors import UsageError
+from vlmexport.processing.image import cutting
+from vlmexport.processing.tiles import most, plan, told, within
+
+PUBLISHED = ((2048, 512), (1536, 384), (1456, 364), (216, 72))
+"""Longest edge and tile of SmolVLM's sizes, of the class, and of the trained model here."""
+
+
+def counted(width: int, height: int, spec: ImageProcessorSpec) -> int:
+    """Views as transformers' class counts them."""
+    said = told(spec)
+    if not said["do_image_splitting"]:
+        return 1
+    found = get_resize_output_image_size(np.broadcast_to(np.uint8(0), (3, height, width)), said["size"]["longest_edge"])
+    wide, high = Sizes().resize_for_vision_encoder(np.broadcast_to(np.uint8(0), (3, *found)), spec.side)
+    tiles = wide // spec.side * (high // spec.side)
+    return tiles + 1 if tiles > 1 else 1
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    width=st.integers(1, 50000), height=st.integers(1, 50000), longest=st.integers(1, 9000), side=st.integers(9, 999),
+    views=st.integers(1, 70),
+)  # fmt: skip
+@example(width=4000, height=1, longest=2048, side=512, views=5)
+@example(width=1, height=4000, longest=2048, side=512, views=10)
+@example(width=7, height=7, longest=9000, side=333, views=10)
+@example(width=50000, height=50000, longest=4097, side=101, views=1)
+@example(width=99, height=99, longest=99, side=99, views=2)
+def test_no_picture_has_more(width: int, height: int, longest: int, side: int, views: int) -> None:
+    spec = within(ImageProcessorSpec.tiles(longest, side), views)
+    found = counted(width, height, spec)
+    assert found <= most(spec) <= views
+    assert found == len(plan(height, width, spec).views)
+
+
+@settings(max_examples=300, deadline=None)
+@given(longest=st.integers(1, 9000), side=st.integers(9, 999), views=st.integers(5, 70))
+@example(longest=9000, side=333, views=10)
+def test_a_longer_edge_would_break_it(longest: int, side: int, views: int) -> None:
+    """Of a square, at the next pixel; unless the edge is as it was."""
+    known = ImageProcessorSpec.tiles(longest, side)
+    edge = within(known, views).size.longest_edge
+    assert edge is not None
+    if edge < longest:
+        assert counted(1, 1, replace(known, size=Size(longest_edge=edge + 1))) > views
+
+
+@pytest.mark.parametrize(("longest", "side"), PUBLISHED)
+def test_published_sizes(longest: int, side: int) -> None:
+    known = ImageProcessorSpec.tiles(longest, side)
+    along = longest // side
+    assert most(known) == along**2 + 1
+    assert within(known, along**2 + 1) is known
+    for views, tiles in ((5, 2), (9, 2), (10, 3), (16, 3)):
+        if tiles < along:
+            assert within(known, views) == ImageProcessorSpec.tiles(tiles * side, side)
+    for views in (1, 2, 4):
+        assert within(known, views) == ImageProcessorSpec.tiles(side, side, splits=False)
+
+
+def test_one_that_cuts_nothing() -> None:
+    """Of tiles, its file says so and any budget holds; a square leaves nothing to choose."""
+    whole = ImageProcessorSpec.tiles(2048, 512, splits=False)
+    assert (most(whole), within(whole, 1)) == (1, whole)
+    square = ImageProcessorSpec.square(56, pads=True)
+    with pytest.raises(UsageError, match="max_views is 3, but this model sees every picture as one view"):
+        cutting(square).within(square, 3)
+    assert cutting(square).most(square) == 1
