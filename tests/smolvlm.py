@@ -124,6 +124,17 @@ TEXT = {
     "num_key_value_heads": 2, "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "initializer_range": 1 / 16,
     "rope_parameters": {"rope_type": "default", "rope_theta": 1e5},
 }  # fmt: skip
+SMALL = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 512, "patch_size": 16}
+"""Tower of the two smaller published sizes, and their language models."""
+
+M256 = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+    "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49280,
+}  # fmt: skip
+M500 = M256 | {
+    "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
+    "num_key_value_heads": 5,
+}  # fmt: skip
 Model = Idefics3ForConditionalGeneration | SmolVLMForConditionalGeneration
 CLASSES: dict[str, tuple[Any, Any]] = {
     "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),

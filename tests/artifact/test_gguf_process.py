@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.smolvlm import write_model
 from vlmexport.artifact.bundle.contents import verify
 from vlmexport.artifact.bundle.manifest import read_manifest
 
@@ -55,8 +56,11 @@ def run(script: str, model: Path, folder: Path) -> subprocess.CompletedProcess[s
     return subprocess.run(command(script, model, folder), capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_without_calibration_torch_is_not_imported(tiny_folder: Path, tmp_path: Path) -> None:
-    done = run(TORCHLESS, tiny_folder, tmp_path / "out")
+@pytest.mark.parametrize("tiles", [False, True])
+def test_without_calibration_torch_is_not_imported(tiles: bool, tiny_folder: Path, tmp_path: Path) -> None:
+    if tiles:
+        write_model(tmp_path / "model", "smolvlm")
+    done = run(TORCHLESS, tmp_path / "model" if tiles else tiny_folder, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     assert "imported: []" in done.stdout
 

@@ -16,8 +16,11 @@ from tests.smolvlm import (
     CLASSES,
     CONVERSATIONS,
     FIRST,
+    M256,
+    M500,
     PICTURES,
     PLACED,
+    SMALL,
     TEMPLATE,
     Model,
     Processor,
@@ -37,6 +40,7 @@ from vlmexport.model.vision import idefics3 as encoder
 from vlmexport.processing.messages import Picture
 from vlmexport.processing.prompt import PLACEHOLDER
 from vlmexport.report.inspection import inspection, table
+from vlmexport.source import shapes as expected_shapes
 from vlmexport.source.checkpoint import open_checkpoint
 
 CLOSE = 1e-5
@@ -256,18 +260,9 @@ def test_what_is_not_known_is_refused_by_name(name: str, saved: Saved, tmp_path:
     assert caught.value.cure
 
 
-SMALL = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 512, "patch_size": 16}
 LARGE = {
     "hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16,
     "image_size": 384, "patch_size": 14,
-}  # fmt: skip
-M256 = {
-    "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-    "num_key_value_heads": 3, "head_dim": 64, "vocab_size": 49280,
-}  # fmt: skip
-M500 = M256 | {
-    "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 15,
-    "num_key_value_heads": 5,
 }  # fmt: skip
 B2 = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 24, "vocab_size": 49280}
 PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any], int, int]] = {
@@ -304,6 +299,7 @@ def test_published_sizes(name: str, tmp_path: Path) -> None:
     vlm = VLM(spec)
     theirs = {f"{part}.{key}": shape for part, found in shapes.items() for key, shape in found.items()}
     assert {key: tuple(value.shape) for key, value in vlm.state_dict().items()} == theirs
+    assert expected_shapes.idefics3(spec.vision) == shapes["vision"]
     grid = side // vision["patch_size"] // factor
     assert (spec.projector.kind, token_grid(spec.projector)) == (f"shuffle{factor}_linear", (grid, grid))
     assert spec.vision.layer_norm_eps == 1e-6

@@ -18,14 +18,24 @@ _HEAD = "lm_head.weight"
 
 def clip(spec: VisionSpec) -> Shapes:
     """Of transformers' ``CLIPVisionModel``, without ``vision_model.``."""
-    width, inner, patch = spec.hidden_size, spec.intermediate_size, spec.patch_size
-    found: Shapes = {
-        "embeddings.class_embedding": (width,),
-        "embeddings.patch_embedding.weight": (width, 3, patch, patch),
-        "embeddings.position_embedding.weight": (spec.grid**2 + 1, width),
-        **_with_bias("pre_layrnorm", (width,)),
-        **_with_bias("post_layernorm", (width,)),
-    }
+    patch = {"embeddings.patch_embedding.weight": _patches(spec)}
+    own: Shapes = {"embeddings.class_embedding": (spec.hidden_size,), **_with_bias("pre_layrnorm", (spec.hidden_size,))}
+    return own | patch | _transformer(spec, spec.grid**2 + 1)
+
+
+def idefics3(spec: VisionSpec) -> Shapes:
+    """Of transformers' ``SiglipVisionModel`` without its head."""
+    return _with_bias("embeddings.patch_embedding", _patches(spec)) | _transformer(spec, spec.grid**2)
+
+
+def _patches(spec: VisionSpec) -> tuple[int, ...]:
+    return (spec.hidden_size, 3, spec.patch_size, spec.patch_size)
+
+
+def _transformer(spec: VisionSpec, positions: int) -> Shapes:
+    """Positions, layers and the last norm."""
+    width, inner = spec.hidden_size, spec.intermediate_size
+    found = {"embeddings.position_embedding.weight": (positions, width), **_with_bias("post_layernorm", (width,))}
     for layer in range(spec.num_layers):
         place = f"encoder.layers.{layer}"
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -58,7 +68,7 @@ def llama(spec: LanguageSpec) -> Shapes:
     return found
 
 
-_VISION = {"clip": clip}
+_VISION = {"clip": clip, "idefics3": idefics3}
 _LANGUAGE = {"llama": llama}
 KNOWN_ENCODERS, KNOWN_LANGUAGES = frozenset(_VISION), frozenset(_LANGUAGE)
 """Kinds of the published layouts, which are checked here; the others by their module (``model.plugins``)."""
