@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
+from pkgutil import iter_modules
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
+import vlmexport.processing
 from tests.processing.test_tiles import Sizes
 from vlmexport.checkpoint.spec import ImageProcessorSpec, Size
 from vlmexport.errors import UsageError
-from vlmexport.processing.image import cutting
+from vlmexport.processing import canvas
+from vlmexport.processing.image import Cutting, cutting
 from vlmexport.processing.tiles import most, plan, told, within
 
 PUBLISHED = ((2048, 512), (1536, 384), (1456, 364), (216, 72))
@@ -81,3 +86,29 @@ def test_one_that_cuts_nothing() -> None:
     with pytest.raises(UsageError, match="max_views is 3, but this model sees every picture as one view"):
         cutting(square).within(square, 3)
     assert cutting(square).most(square) == 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    width=st.integers(1, 5000), height=st.integers(1, 5000), tiles=st.integers(1, 20), least=st.integers(1, 4),
+    views=st.integers(1, 20),
+)  # fmt: skip
+@example(width=4000, height=1, tiles=12, least=1, views=7)
+@example(width=500, height=500, tiles=12, least=3, views=2)
+def test_a_stretched_picture(width: int, height: int, tiles: int, least: int, views: int) -> None:
+    """By transformers' processor of what the file says."""
+    spec = canvas.within(ImageProcessorSpec.canvas(448, min(least, tiles), tiles), views)
+    theirs = GotOcr2ImageProcessorPil(size={"height": 448, "width": 448}, crop_to_patches=True, **canvas.told(spec))
+    found = theirs.get_number_of_image_patches(height, width, {})
+    assert found == len(canvas.boxes((width, height), spec)) <= canvas.most(spec) <= views
+    assert canvas.most(spec) in (views, 1) or tiles < views
+
+
+def test_every_way_of_cutting_has_one() -> None:
+    """All that is asked of a file that cuts pictures."""
+    names = {name for name in vars(Cutting) if not name.startswith("_")}
+    files = [import_module(f"vlmexport.processing.{one.name}") for one in iter_modules(vlmexport.processing.__path__)]
+    found = [file for file in files if hasattr(file, "arrays")]
+    assert len(found) >= 3
+    for file in found:
+        assert [name for name in names if not hasattr(file, name)] == [], file.__name__

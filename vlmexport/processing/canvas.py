@@ -8,7 +8,9 @@ The whole is made of the original, and is left out where there is one tile only.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,6 +53,28 @@ def tiles(size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
     """Rows and columns of the tiles of a picture of this width and height; 0 and 0 where it is one view."""
     found = grid(size, spec)
     return (0, 0) if found == (1, 1) else found
+
+
+def most(spec: ImageProcessorSpec) -> int:
+    """How many views a picture has at most: all tiles, and the whole."""
+    return spec.max_patches + 1 if spec.do_image_splitting and spec.max_patches > 1 else 1
+
+
+def within(spec: ImageProcessorSpec, views: int) -> ImageProcessorSpec:
+    """The same with so few tiles that no picture has more views than so many, the whole included.
+
+    Args:
+        views: at least 1.
+    """
+    if most(spec) <= views:
+        return spec
+    tiles = max(views - 1, 1)
+    return replace(spec, max_patches=tiles, min_patches=min(spec.min_patches, tiles))
+
+
+def told(spec: ImageProcessorSpec) -> dict[str, Any]:
+    """The bounds of tiles. Whether a picture is cut at all InternVL's processor says itself, whatever the file does."""
+    return {"min_patches": spec.min_patches, "max_patches": spec.max_patches}
 
 
 def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArray[np.float32]]:
