@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "feature": ("v2", {"mm_vision_select_feature": "cls"}, "select_feature 'cls'"),
     "layers": ("v2", {"mm_vision_select_layer": [-2, -5]}, "features of several layers"),
     "layer": ("v2", {"mm_vision_select_layer": -9}, "layer -9 of 3"),
-    "rope": ("v2", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, r"scaled \(dynamic\)"),
+    "rope": ("v2", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, r"scaled \(yarn\)"),
     "rope5": ("v2", {"rope_parameters": {"rope_type": "yarn"}}, r"scaled \(yarn\)"),
     "rope-half": ("v2", {"rope_scaling": {"rope_type": "linear"}}, r"lacks or garbles 'factor'"),
     "rope-nought": ("v2", {"rope_scaling": {"type": "linear", "factor": 0}}, "lacks or garbles rope_scaling"),

@@ -18,7 +18,7 @@ def test_the_file_is_what_the_script_writes() -> None:
     assert FILE.read_text(encoding="utf-8") == config_defaults.text(), "write it again: python -m tests.config_defaults"
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "clip_vision_model", "siglip_vision_model"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "clip_vision_model", "siglip_vision_model"])
 def test_a_sparse_config_is_what_the_class_makes_of_it(kind: str) -> None:
     """Whatever a class derives from other fields it derives from ours as well."""
     given = {"hidden_size": 64, "num_attention_heads": 4}

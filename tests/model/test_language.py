@@ -22,6 +22,9 @@ PUBLISHED = {
     "llama:7b": 6_738_415_616,  # lmsys/vicuna-7b-v1.5
     "qwen2:0.5b": 494_032_768,  # Qwen/Qwen2-0.5B: 0.49B
     "qwen2:1.5b": 1_543_714_304,  # Qwen/Qwen2-1.5B: 1.54B
+    "qwen3:0.6b": 596_049_920,  # Qwen/Qwen3-0.6B: 0.6B
+    "qwen3:1.7b": 1_720_574_976,  # Qwen/Qwen3-1.7B: 1.7B
+    "qwen3:4b": 4_022_468_096,  # Qwen/Qwen3-4B: 4.0B
     "gpt2:82m": 81_912_576,  # distilbert/distilgpt2
     "gpt2:124m": 124_439_808,  # openai-community/gpt2
     "gpt2:355m": 354_823_168,  # openai-community/gpt2-medium
@@ -78,6 +81,7 @@ def test_the_tutorials_heads_are_gpt2s() -> None:
     [
         (replace(language_of("llama:tiny"), hidden_act="gelu"), "a llama with 'gelu' is not known: known: silu"),
         (replace(language_of("qwen2:tiny"), hidden_act="gelu"), "a qwen2 with 'gelu' is not known: known: silu"),
+        (replace(language_of("qwen3:tiny"), hidden_act="gelu"), "a qwen3 with 'gelu' is not known: known: silu"),
         (replace(language_of("gpt2:tiny"), hidden_act="silu"), "a gpt2 with 'silu' is not known: known: gelu_new"),
         (replace(language_of("gpt2:tiny"), num_kv_heads=2), "a gpt2 of 4 heads, 2 of keys, 64 wide each cannot be"),
         (replace(language_of("gpt2:tiny"), head_dim=32), "a gpt2 of 4 heads, 4 of keys, 32 wide each cannot be"),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import Qwen2Config, Qwen2Model
 
 from tests.checkpoints import tiny_spec, write_design
 from tests.gguf_bundles import export
@@ -16,7 +18,7 @@ from tests.prompts import ask
 from vlmexport.artifact.onnx.build import fused_decoder
 from vlmexport.artifact.onnx.passes.clean import save
 from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run
-from vlmexport.checkpoint.rope import RopeScaling
+from vlmexport.checkpoint.rope import RopeScaling, read_scaling
 from vlmexport.design import language_of
 from vlmexport.errors import Unsupported
 from vlmexport.model import load, plugins
@@ -68,6 +70,23 @@ def test_every_runtime_computes_it(scaling: RopeScaling, tmp_path: Path) -> None
     runtime = open_runtime(tmp_path / "bundle")
     assert apart(runtime.logits(prompt, [tokens], 0), expected) < 1e-4
     runtime.close()
+
+
+def test_a_scaling_beyond_the_context_changes_nothing(tmp_path: Path) -> None:
+    """InternVL's configs say ``dynamic``: its frequencies change where a prompt is longer than the context."""
+    told: dict[str, Any] = {"type": "dynamic", "rope_type": "dynamic", "factor": 2.0}
+    assert read_scaling({"rope_scaling": told}, tmp_path) is None
+    small = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1, "num_key_value_heads": 1,
+             "max_position_embeddings": 50}  # fmt: skip
+    torch.manual_seed(0)
+    plain = Qwen2Model(Qwen2Config(**small)).eval()
+    scaled = Qwen2Model(Qwen2Config(**small, rope_parameters=told | {"rope_theta": 10000.0})).eval()
+    scaled.load_state_dict(plain.state_dict())
+    with torch.inference_mode():
+        for length in (50, 60):
+            embeds = torch.randn(1, length, 64)
+            one, other = (model(inputs_embeds=embeds).last_hidden_state for model in (plain, scaled))
+            assert torch.equal(one, other) == (length == 50)
 
 
 def apart(got: np.ndarray, expected: np.ndarray) -> float:

@@ -60,10 +60,10 @@ def read_scaling(text: Mapping[str, Any], path: Path) -> RopeScaling | None:
             f"{path}: partial_rotary_factor is {rope['partial_rotary_factor']}, which is not known",
             "known: rotary embeddings of whole heads",
         )
-    if kind == "default":
+    if kind in ("default", "dynamic"):  # the latter scales beyond max_position_embeddings alone, where no prompt goes
         return None
     if kind not in ("linear", "llama3"):
-        raise Unsupported(f"{path}: rotary embeddings are scaled ({kind})", "known: linear, llama3")
+        raise Unsupported(f"{path}: rotary embeddings are scaled ({kind})", "known: linear, llama3, dynamic")
     found = RopeScaling(kind, float(rope["factor"]))
     if kind == "llama3":
         low, high, positions = (rope[key] for key in _OF_LLAMA3)

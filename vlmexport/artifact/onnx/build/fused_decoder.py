@@ -114,7 +114,7 @@ class _Builder:
         x, stream = self._norm(f"{path}.input_layernorm", hidden, skip)
         packed = self._product([f"{path}.self_attn.{name}_proj" for name in "qkv"], x, self.weights.bits)
         attended, *present = self.op.op_multi_out(
-            "GroupQueryAttention", [packed, None, None, *past, *shared],
+            "GroupQueryAttention", [*self._heads(f"{path}.self_attn", packed), *past, *shared],
             {"num_heads": spec.num_heads, "kv_num_heads": spec.num_kv_heads, "scale": spec.head_dim**-0.5,
              "do_rotary": 1, "rotary_interleaved": 0},
             domain=_MS, num_outputs=3, name=f"{path}.self_attn",
@@ -128,6 +128,25 @@ class _Builder:
         silu = self.op.op("QuickGelu", [gate], {"alpha": 1.0}, domain=_MS, name=f"{path}.mlp.act_fn")
         inner = self.op.op("Mul", [silu, up], name=f"{path}.mlp.gated")
         return self._product([f"{path}.mlp.down_proj"], inner, self.weights.bits), stream, list(present)
+
+    def _heads(self, path: str, packed: ir.Value) -> list[ir.Value | None]:
+        """Query, key and value; as one where they are not normed head by head."""
+        if f"{path}.q_norm.weight".removeprefix("language.") not in self.checkpoint.tensors["language"]:
+            return [packed, None, None]
+        spec = self.spec
+        widths = np.array([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], np.int64) * spec.head_dim
+        sizes = self._constant(f"{path}.widths", widths)
+        query, key, value = self.op.op_multi_out("Split", [packed, sizes], {"axis": -1}, num_outputs=3, name=f"{path}.split")
+        return [self._head_norm(f"{path}.q_norm", query), self._head_norm(f"{path}.k_norm", key), value]
+
+    def _head_norm(self, path: str, x: ir.Value) -> ir.Value:
+        """RMSNorm of each head, which stand side by side."""
+        apart, beside = (
+            self._constant(f"{path}.{name}", np.array(shape, np.int64))
+            for name, shape in (("apart", (0, 0, -1, self.spec.head_dim)), ("beside", (0, 0, -1)))
+        )
+        normed, _ = self._norm(path, self.op.op("Reshape", [x, apart], name=f"{path}.heads"), None)
+        return self.op.op("Reshape", [normed, beside], name=f"{path}.joined")
 
     def _norm(self, path: str, x: ir.Value, skip: ir.Value | None) -> tuple[ir.Value, ir.Value]:
         """RMSNorm of x + skip, and that sum."""
