@@ -76,7 +76,7 @@ def features(module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) ->
         Unsupported: features with the class token.
     """
     if spec.select_feature != "patch":
-        raise Unsupported(f"internvit leaves out the class token, select_feature is {spec.select_feature!r}", "use patch")
+        raise Unsupported(f"internvit has features of patches, not {spec.select_feature!r}", "use patch")
     tower = cast(Any, module)
     hidden = tower.embeddings(pixel_values)
     for layer in tower.encoder.layer[: spec.used_layers]:

@@ -136,7 +136,8 @@ class _Builder:
         spec = self.spec
         widths = np.array([spec.num_heads, spec.num_kv_heads, spec.num_kv_heads], np.int64) * spec.head_dim
         sizes = self._constant(f"{path}.widths", widths)
-        query, key, value = self.op.op_multi_out("Split", [packed, sizes], {"axis": -1}, num_outputs=3, name=f"{path}.split")
+        axis, name = {"axis": -1}, f"{path}.split"
+        query, key, value = self.op.op_multi_out("Split", [packed, sizes], axis, num_outputs=3, name=name)
         return [self._head_norm(f"{path}.q_norm", query), self._head_norm(f"{path}.k_norm", key), value]
 
     def _head_norm(self, path: str, x: ir.Value) -> ir.Value:
