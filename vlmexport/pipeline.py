@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +115,8 @@ def calibrate_to(
     console: Console = QUIET,
     dask: str | None = None,
 ) -> dict[str, int]:
-    """Collect statistics and write them to a file; the number of layers and samples is returned.
+    """Collect statistics and write them to a file; the number of layers, samples and views is returned: those that are
+    tiles, and those of a whole picture.
 
     Raises:
         UsageError: the file cannot be written there, or it exists and ``force`` is not set.
@@ -123,7 +125,7 @@ def calibrate_to(
     found = calibrated(open_whole(model, vision_tower, console), samples, console, dask)
     with whole(output) as temporary:
         found.save(temporary)
-    return {"layers": len(found.layers), "samples": len(found.samples)}
+    return {"layers": len(found.layers), "samples": len(found.samples), **asdict(found.views)}
 
 
 def _refuse_file(output: Path, force: bool) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from vlmexport.calibrate.samples import Sample
+from vlmexport.calibrate.views import ViewCount
 from vlmexport.model import VLM
 from vlmexport.model.decoder_inputs import DecoderInputs
 from vlmexport.processing.prompt import Prompt
@@ -20,11 +21,13 @@ class Asked:
 
     Attributes:
         room: most tokens of an answer.
+        views: how many its images have.
     """
 
     prompt: Prompt
     tokens: list[torch.Tensor]
     room: int
+    views: ViewCount
 
     def inputs(self, vlm: VLM, answer: Iterable[int] = ()) -> DecoderInputs:
         """With an answer behind it, or the beginning of one."""
@@ -40,4 +43,5 @@ def ask(vlm: VLM, prompts: CheckpointPrompts, sample: Sample) -> Asked:
     seen = [vlm.see(one.image()) for one in sample.alone()]
     prompt = prompts.prompt(sample.messages, [one.views for one in seen])
     room = prompt.room(vlm.spec.language.max_positions, f"the prompt of sample {sample.id}")
-    return Asked(prompt, [one.tokens for one in seen], room)
+    views = sum((ViewCount.of(one.views) for one in seen), ViewCount())
+    return Asked(prompt, [one.tokens for one in seen], room, views)

@@ -21,7 +21,7 @@ from vlmexport.console import Console
 from vlmexport.model import load
 from vlmexport.source.checkpoint import COMPONENTS, Checkpoint
 
-_VERSION = 7
+_VERSION = 8
 _OF_NOTHING = ("name", "torch_dtype", "pad_token_id")
 _OF_LANGUAGE = (
     "language", "prompt", "bos_token_id", "eos_token_id", "stop_token_ids", "chat_template", "max_images",

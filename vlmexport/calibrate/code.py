@@ -20,9 +20,10 @@ from vlmexport.model import plugins
 from vlmexport.source.checkpoint import COMPONENTS
 
 _COUNTING = (
-    "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics", "model",
-    "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families", "processing.images",
-    "processing.chat_template", "processing.fast_tokenizer", "processing.image", "processing.json_tokenizer",
+    "calibrate.asked", "calibrate.collect", "calibrate.recorder", "calibrate.sensitivity", "calibrate.statistics",
+    "calibrate.views", "model", "checkpoint.rope", "checkpoint.spec", "checkpoint.tensors", "families",
+    "processing.images", "processing.chat_template", "processing.fast_tokenizer", "processing.image",
+    "processing.json_tokenizer",
     "processing.messages", "processing.prompt", "processing.prompt_builder", "processing.sentencepiece_tokenizer",
     "processing.special_tokens", "processing.tokenizer", "processing.vocabulary_files",
 )  # fmt: skip

@@ -19,6 +19,7 @@ from vlmexport.calibrate.asked import Asked, ask
 from vlmexport.calibrate.recorder import Recorder
 from vlmexport.calibrate.samples import Sample
 from vlmexport.calibrate.statistics import Statistics
+from vlmexport.calibrate.views import ViewCount
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM, plugins
@@ -77,18 +78,20 @@ def collect_shard(
     own answer where it has one, else the model's greedy answer, of at most ``MAX_ANSWER`` or ``LARGE_ANSWER`` tokens. A
     classifier reads prompt and image alone. The head is given the positions alone that decide a token.
     """
+    views = ViewCount()
     with Recorder(vlm, always_float(vlm)) as recorder, torch.inference_mode():
         if "language" in vlm.components:
             asked = [ask(vlm, prompts, sample) for sample in samples]
             _decode(vlm, prompts, samples, asked, recorder)
-            for _ in samples:
+            for one in asked:
+                views += one.views
                 advance()
         else:
             for sample in samples:
-                for one in sample.alone():
-                    vlm.see(one.image())
+                for picture in sample.alone():
+                    views += ViewCount.of(vlm.see(picture.image()).views)
                 advance()
-    return Statistics(dict(sorted(recorder.layers.items())), tuple(sample.id for sample in samples))
+    return Statistics(dict(sorted(recorder.layers.items())), tuple(sample.id for sample in samples), views)
 
 
 def always_float(vlm: VLM) -> set[str]:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from vlmexport.calibrate.views import ViewCount
 from vlmexport.compiled import compiled
 
 F32 = npt.NDArray[np.float32]
@@ -232,24 +233,25 @@ def _count(index: U32, counts: U32) -> None:
 
 @dataclass
 class Statistics:
-    """Statistics by layer path (``<component>.<canonical module name>``, as in ``model.VLM``)."""
+    """Statistics by layer path (``<component>.<canonical module name>``, as in ``model.VLM``); views weigh alike."""
 
     layers: dict[str, LayerStatistics] = field(default_factory=dict)
     samples: tuple[str, ...] = ()
+    views: ViewCount = field(default_factory=ViewCount)
 
     def __add__(self, other: Statistics) -> Statistics:
         layers = dict(self.layers)
         for name, layer in other.layers.items():
             layers[name] = layers[name] + layer if name in layers else layer
-        return Statistics(layers, self.samples + other.samples)
+        return Statistics(layers, self.samples + other.samples, self.views + other.views)
 
     def only(self, components: tuple[str, ...]) -> Statistics:
         """Those of some components' layers."""
         layers = {name: layer for name, layer in self.layers.items() if name.split(".")[0] in components}
-        return Statistics(layers, self.samples)
+        return Statistics(layers, self.samples, self.views)
 
     def sha256(self) -> str:
-        """Hex digest of everything in it."""
+        """Hex digest of the samples' names and of all that was counted in layers."""
         digest = hashlib.sha256("\n".join(self.samples).encode())
         for name, array in sorted(self._arrays().items()):
             digest.update(name.encode())
@@ -258,7 +260,8 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file."""
-        save_file(self._arrays(), path, metadata={"samples": "\n".join(self.samples)})
+        told = {"samples": "\n".join(self.samples), "tiles": str(self.views.tiles), "whole": str(self.views.whole)}
+        save_file(self._arrays(), path, metadata=told)
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -288,5 +291,6 @@ class Statistics:
                     Histogram(exponent, get["histogram"]), get["abs_max"], get["sum_sq_image"], get["sum_sq_text"],
                     get["sum"], image, text, get["rows"], get["keys"],
                 )  # fmt: skip
-            samples = (file.metadata() or {}).get("samples", "")
-        return cls(layers, tuple(samples.split("\n")) if samples else ())
+            told = file.metadata() or {}
+        views = ViewCount(int(told.get("tiles", 0)), int(told.get("whole", 0)))
+        return cls(layers, tuple(told["samples"].split("\n")) if told.get("samples") else (), views)

@@ -235,7 +235,8 @@ def calibrate(
 
     console = Console(as_json, quiet)
     found = calibrate_to(model, output, samples, vision_tower=vision_tower, force=force, console=console, dask=dask)
-    console.result(f"{output}: {found['layers']} layers from {found['samples']} samples", found)
+    views = f", {found['tiles']} tiles and {found['whole']} whole pictures" if found["tiles"] else ""
+    console.result(f"{output}: {found['layers']} layers from {found['samples']} samples{views}", found)
 
 
 def recipes(
