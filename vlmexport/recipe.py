@@ -145,6 +145,9 @@ class Gates(_Frozen):
 
     pixels_max_abs: float | None = Field(None, description="Largest difference of a normalised pixel.")
     features_cosine: float | None = Field(None, description="Mean cosine per patch, at least.")
+    features_local_nmse: float | None = Field(
+        None, description="Normalised mean squared error of features, fed by the float model's pixels, at most."
+    )
     tokens_cosine: float | None = Field(None, description="Mean cosine per visual token, at least.")
     tokens_cosine_p1: float | None = Field(None, description="1st percentile of that cosine, at least.")
     tokens_nmse: float | None = Field(None, description="Normalised mean squared error, at most.")

@@ -1,10 +1,12 @@
-"""Right bundles of the demo model, exported once a session, and what the float model makes of 20 questions."""
+"""Right bundles of the demo and of the model that sees tiles, exported once a session, and what their float models make
+of 20 questions."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from importlib import import_module
 from itertools import cycle, islice
 from pathlib import Path
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from recipes.tiles import scenes as tiles
 from tests.mutations.copies import Mutant
 from vlmexport.calibrate import Sample
+from vlmexport.calibrate.samples import Shown
 from vlmexport.demo.heldout import heldout_questions
 from vlmexport.demo.paint import paint
 from vlmexport.demo.scenes import HELDOUT_SEEDS, make_scene
@@ -21,6 +25,7 @@ from vlmexport.parity import check
 from vlmexport.parity.compare import one_runtime
 from vlmexport.parity.reference import values
 from vlmexport.pipeline import export
+from vlmexport.processing.messages import Message
 from vlmexport.recipe import resolve
 
 FORMATS = {
@@ -28,6 +33,9 @@ FORMATS = {
     "int8": ("onnx-x86", {"calibration.samples": 12, "onnx.fallback": "predicted"}),
     "gguf": ("gguf-f32", {}),
 }
+TILES = {"tiles-fp32": ("onnx-fp32", {}), "tiles-gguf": ("gguf-f32", {})}
+"""Of the model that sees tiles."""
+MODEL = Path(__file__).parents[2] / "models" / "tiles"
 LONGEST = 16
 """Tokens of an answer; the float model's are of nine at most."""
 
@@ -52,6 +60,29 @@ def questions(square: bool) -> list[Sample]:
     """Twenty about two scenes; unless ``square``, the second is cut to a wide picture."""
     first, second = HELDOUT_SEEDS[:2]
     return [*about(first, 10), *about(second, 10, None if square else (336, 200))]
+
+
+def about_tiles(seeds: Sequence[int]) -> list[Sample]:
+    """Nine questions about each scene, then about the first two at once, and with a turn before. Every second picture
+    is cut to one of 2x3 tiles."""
+    asked: list[Sample] = []
+    for place, seed in enumerate(seeds):
+        scene = tiles.make_scene(seed)
+        image = tiles.paint(scene)
+        load = partial(image.crop, (0, 0, image.width, 300)) if place % 2 else partial(image.copy)
+        asked += [
+            Sample(f"{seed}#{number}", f"{seed}", one.text, load, answer=one.answer, kind=one.kind)
+            for number, one in enumerate(islice(cycle(tiles.ask(scene)), 9))
+        ]
+    first, second = asked[0], asked[9]
+    both = replace(first, id="both", more=(Shown(second.image_id, second.load),))
+    said = (*first.messages, Message("assistant", ("four",)), Message("user", (second.question,)))
+    return [*asked, both, replace(first, id="turns", question=second.question, conversation=said)]
+
+
+def asked_of(name: str) -> list[Sample]:
+    """What the bundle of a name, or a damaged copy of it, is asked."""
+    return about_tiles(tiles.SEEDS["heldout"][:2]) if name in TILES else questions(name == "gguf")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -81,25 +112,26 @@ def right(shared: Path) -> Right:
 
     @cache
     def bundle(name: str) -> Path:
-        recipe, flags = FORMATS[name]
+        recipe, flags = (FORMATS | TILES)[name]
         with FileLock(shared / f"{name}.lock"):
             if not (shared / name).exists():
-                export("demo", resolve(recipe, flags, environ={}), shared / name)
+                export(str(MODEL) if name in TILES else "demo", resolve(recipe, flags, environ={}), shared / name)
         return shared / name
 
     return bundle
 
 
 @pytest.fixture(scope="session")
-def recording(right: Right, shared: Path) -> Callable[[bool], Path]:
-    """What the float model makes of ``questions``, written while a right bundle passes."""
+def recording(right: Right, shared: Path) -> Right:
+    """What the float model makes of what a bundle is asked, written while a right one passes."""
 
     @cache
-    def recorded(square: bool) -> Path:
-        path = shared / f"{'square' if square else 'wide'}.safetensors"
+    def recorded(name: str) -> Path:
+        kind = "tiles-fp32" if name in TILES else "gguf" if name == "gguf" else "fp32"
+        path = shared / f"said-{kind}.safetensors"
         with FileLock(path.with_suffix(".lock")):
             if not path.exists():
-                result = check(right("gguf" if square else "fp32"), samples=questions(square), record=path)
+                result = check(right(kind), samples=asked_of(kind), record=path)
                 assert result.passed, [gate for gate in result.gates if not gate.passed]
         return path
 
@@ -107,12 +139,11 @@ def recording(right: Right, shared: Path) -> Callable[[bool], Path]:
 
 
 @pytest.fixture
-def mutant(right: Right, recording: Callable[[bool], Path], tmp_path: Path) -> Mutate:
+def mutant(right: Right, recording: Right, tmp_path: Path) -> Mutate:
     """A copy of a right bundle, to be damaged and checked."""
 
     def copy(name: str) -> Mutant:
-        square = name == "gguf"
-        recorded = recording(square)  # before the copy: it writes to a right bundle
-        return Mutant(right(name), tmp_path / name, questions(square), recorded)
+        recorded = recording(name)  # before the copy: it writes to a right bundle
+        return Mutant(right(name), tmp_path / name, asked_of(name), recorded)
 
     return copy

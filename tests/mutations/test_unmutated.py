@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 
-from tests.mutations.conftest import FORMATS, Right, about
+from recipes.tiles import scenes as tiles
+from tests.mutations.conftest import FORMATS, TILES, Right, about, about_tiles
 from tests.prompts import ask
 from tests.rotation import rotating
 from vlmexport.artifact.bundle.manifest import read_manifest
@@ -32,8 +33,14 @@ from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.source.locate import open_model
 
 SETS, SCENES = 20, 3
-SEEDS = [HELDOUT_SEEDS[100 + SCENES * index :][:SCENES] for index in range(SETS)]
 PART = 5
+
+
+def seeds_of(heldout: Sequence[int]) -> list[Sequence[int]]:
+    return [heldout[100 + SCENES * index :][:SCENES] for index in range(SETS)]
+
+
+SEEDS, TILES_SEEDS = seeds_of(HELDOUT_SEEDS), seeds_of(tiles.SEEDS["heldout"])
 
 
 def asked(seeds: Sequence[int]) -> list[Sample]:
@@ -61,24 +68,25 @@ class Remembered(Live):
 
 
 @pytest.fixture(scope="module")
-def expected() -> Remembered:
-    return Remembered(open_model("demo"))
+def expected() -> Callable[[str], Remembered]:
+    return cache(lambda model: Remembered(open_model(model)))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", rotating(list(FORMATS), ["int8"], len(FORMATS)))
-def test_right_bundles_are_green(kind: str, right: Right, expected: Remembered) -> None:
+@pytest.mark.parametrize("kind", rotating([*FORMATS, *TILES], ["int8"], len(FORMATS | TILES)))
+def test_right_bundles_are_green(kind: str, right: Right, expected: Callable[[str], Remembered]) -> None:
     """int8 is the one near its gates, so ``make test`` asks it alone."""
     bundle = right(kind)
     manifest = read_manifest(bundle)
+    sets, ask_about = (TILES_SEEDS, about_tiles) if kind in TILES else (SEEDS, asked)
     with closing(open_runtime(bundle, manifest)) as runtime:
-        for seeds in rotating(SEEDS, SEEDS, PART):
-            comparison = Comparison(expected, runtime)
-            comparison.run(asked(seeds))
+        for seeds in rotating(sets, sets, PART):
+            comparison = Comparison(expected(manifest.source.path), runtime)
+            comparison.run(ask_about(seeds))
             gates = judge(manifest.recipe.gates, comparison.measured.stages())
             assert {gate.stage for gate in gates} == set(STAGES)
             assert all(gate.passed for gate in gates), (kind, seeds, gates)
-    weights = compare_weights(bundle, manifest, open_model("demo"))
+    weights = compare_weights(bundle, manifest, open_model(manifest.source.path))
     if kind == "int8":
         assert weights is not None
         assert (weights.faults, weights.not_compared) == ([], [])

@@ -17,7 +17,8 @@ FILE = "preprocessor_config.json"
 def read_told(bundle: Path, known: ImageProcessorSpec) -> ImageProcessorSpec:
     """``known`` with what the bundle's clients are told: size, crop or padding, mean and deviation.
 
-    How a client interpolates is its own affair; here it is as the float model does.
+    How a client interpolates one square is its own affair; here it is as the float model does. Of tiles the file is the
+    checkpoint's own.
 
     Raises:
         CheckpointError: the file is missing, or says something that we cannot follow.
@@ -56,7 +57,7 @@ def _tiles(told: dict[str, Any], known: ImageProcessorSpec) -> ImageProcessorSpe
     if side != known.side or longest < 1:
         raise ValueError(f"its tiles have {side} pixels of {longest}")
     return ImageProcessorSpec.tiles(
-        longest, side, bool(told["do_image_splitting"]), resample=known.resample,
+        longest, side, bool(told["do_image_splitting"]), resample=int(told["resample"]),
         do_normalize=bool(told["do_normalize"]), image_mean=_colour(told["image_mean"]),
         image_std=_colour(told["image_std"]),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.artifact.bundle.manifest import Manifest
+from vlmexport.artifact.gguf.file import library
+from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec
 from vlmexport.processing.image import PIXELS, ProcessedImage, process
 from vlmexport.processing.prompt import Views
 from vlmexport.processing.square import as_square
@@ -60,6 +63,8 @@ class LlamaCppVision:
             {"op": "open_vision", "mmproj": mmproj, "threads": threads or operator_threads(), **request},
             f"loading {mmproj}",
         )
+        if self._cuts:
+            self._spec = _told(mmproj, self._spec)
         self.name = f"llama-cpp-python {opened.body['version']}"
         self.repair = repair and found is not None and found.repairable and not found.right
         self.notes: tuple[str, ...] = (
@@ -112,6 +117,17 @@ class LlamaCppVision:
     def _each(self, request: dict[str, Any], views: Iterable[F32], doing: str) -> list[F32]:
         """libmtmd takes one view at a time."""
         return [self.process.ask(request, doing, view[None]).arrays[0][0] for view in views]
+
+
+def _told(mmproj: str, known: ImageProcessorSpec) -> ImageProcessorSpec:
+    """``known`` with the colours of a file that libmtmd has opened: views are normalised here by what it would do."""
+    fields = library().GGUFReader(mmproj).fields
+
+    def colour(name: str) -> Colour:
+        red, green, blue = (float(value) for value in fields[f"clip.vision.{name}"].contents())
+        return red, green, blue
+
+    return replace(known, do_normalize=True, image_mean=colour("image_mean"), image_std=colour("image_std"))
 
 
 class _Stock:
