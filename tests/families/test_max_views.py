@@ -5,34 +5,44 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import AutoImageProcessor, AutoProcessor
 
 from tests.command import vlmexport
 from tests.families.test_idefics3_bundle import sample
-from tests.onnx_bundles import picture
+from tests.onnx_bundles import SHORT, picture
 from tests.runtime.test_clients import SCRIPT
-from tests.smolvlm import LOOK, PICTURES, SIDE, TOKENS, asked_of, write_model
+from tests.smolvlm import LOOK, PICTURES, SIDE, TOKENS, asked_of, processor, write_model
 from tests.smolvlm_bundle import Built
+from vlmexport.artifact.bundle.card import of_views
 from vlmexport.artifact.bundle.contents import source_of
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.onnx.documents import documents, of_pictures
 from vlmexport.checkpoint.documents import read_object
 from vlmexport.families.reading.image_processor import read_image_processor
+from vlmexport.measures.logits import kl_divergence
 from vlmexport.parity.check import check
+from vlmexport.parity.compare import spread
+from vlmexport.parity.compare.evaluate import run_samples
+from vlmexport.parity.compare.views import views_result
+from vlmexport.parity.summary import views as in_short
 from vlmexport.pipeline import export
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.image_processor import read_told
 from vlmexport.processing.prompt import PLACEHOLDER
 from vlmexport.recipe import Onnx, resolve
 from vlmexport.runtime.open import open_runtime
+from vlmexport.runtime.stages import F32
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 BUDGETS = (1, 4, 5, 12)
@@ -122,22 +132,23 @@ def test_a_prompt_is_the_processors_of_the_bundles_files(
     views: int, smolvlm: Checkpoint, written: dict[int, Path]
 ) -> None:
     """Of one view: without places and newlines, as of a picture that is not cut."""
-    processor = AutoProcessor.from_pretrained(written[views])
-    processor.image_processor = AutoImageProcessor.from_pretrained(written[views], backend="pil")
+    theirs = AutoProcessor.from_pretrained(written[views])
+    theirs.image_processor = AutoImageProcessor.from_pretrained(written[views], backend="pil")
     within = smolvlm.within(views)
     for number, size in enumerate(PICTURES):
         image = picture(number, size)
         seen = process(image, within.spec.image_processor, (2, 2)).views
         ids = within.prompts.prompt((LOOK,), [seen]).ids
-        expected = asked_of(processor, (LOOK,), [image])["input_ids"][0].tolist()
-        token = processor.tokenizer.convert_tokens_to_ids("<image>")
+        expected = asked_of(theirs, (LOOK,), [image])["input_ids"][0].tolist()
+        token = theirs.tokenizer.convert_tokens_to_ids("<image>")
         assert [token if i == PLACEHOLDER else i for i in ids] == expected
 
 
 def test_a_budget_that_holds_already_changes_nothing(smolvlm: Checkpoint) -> None:
     assert smolvlm.within(17) is smolvlm
     assert smolvlm.within(None) is smolvlm
-    assert (smolvlm.pixels, smolvlm.within(5).found_at.max_views) == ({}, 5)
+    assert (smolvlm.budget, smolvlm.pixels, smolvlm.found_at.max_views) == (None, {}, None)
+    assert smolvlm.within(5).found_at.max_views == 5
 
 
 @pytest.fixture(scope="module")
@@ -170,17 +181,102 @@ def test_transformers_js_makes_as_many_views(
     command = ["node", script, bundle, tmp_path / "picture.png", "What is in it?", 2, kind]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, cwd=transformers_js)
     assert done.returncode == 0, done.stderr
-    processor = AutoProcessor.from_pretrained(bundle)
-    expected = asked_of(processor, (LOOK,), [picture(3, size)])["input_ids"][0].tolist()
+    theirs = AutoProcessor.from_pretrained(bundle)
+    expected = asked_of(theirs, (LOOK,), [picture(3, size)])["input_ids"][0].tolist()
     assert json.loads(done.stdout.strip().splitlines()[-1])["input_ids"] == expected
-    assert expected.count(processor.tokenizer.convert_tokens_to_ids("<image>")) == 5 * TOKENS
+    assert expected.count(theirs.tokenizer.convert_tokens_to_ids("<image>")) == 5 * TOKENS
+
+
+@torch.inference_mode()
+def answered(model: Any, given: Any, answer: list[int] | None = None) -> tuple[list[int], F32]:
+    """transformers' greedy answer and the logits that it is taken from; of a given answer its logits."""
+    length = given["input_ids"].shape[1]
+    if answer is None:
+        answer = model.generate(**given, max_new_tokens=SHORT, do_sample=False)[0, length:].tolist()
+    ids = torch.cat([given["input_ids"], torch.tensor([answer[:-1]])], 1)
+    pixels = {"pixel_values": given["pixel_values"], "pixel_attention_mask": given["pixel_attention_mask"]}
+    return answer, model(input_ids=ids, **pixels).logits[:, length - 1 :].numpy()
+
+
+@pytest.mark.usefixtures("short_answers")
+def test_what_a_budget_costs_by_itself_is_what_transformers_own_model_loses(bundle: Path, tiny_smolvlm: Built) -> None:
+    """Fed by its own processor, with the published size and with the bundle's."""
+    model, made, _ = tiny_smolvlm
+    fewer, samples = (
+        processor("smolvlm", made.tokenizer, size={"longest_edge": 2 * SIDE}),
+        [sample(i) for i in range(4)],
+    )
+    divergences, equal = [], 0
+    for one in samples:
+        whole, budget = (asked_of(by, one.messages, [one.image()]) for by in (made, fewer))
+        answer, logits = answered(model, whole)
+        divergences += kl_divergence(logits, answered(model, budget, answer)[1])[0].tolist()
+        equal += answered(model, budget)[0] == answer
+    found = run_samples(bundle, open_checkpoint(tiny_smolvlm[2].parent / "model").within(5), samples)
+    assert found.without is not None
+    (said,) = [stage for stage in found.without.stages() if (stage.stage, stage.mode) == ("logits", "chained")]
+    assert said.metrics["kld"] == pytest.approx(float(np.mean(divergences)), rel=1e-3)
+    assert (found.without.samples, sum(row.equal for row in found.without.answers["chained"])) == (4, equal)
+    assert min(divergences) >= 0 < max(divergences)
 
 
 @pytest.mark.usefixtures("short_answers")
 @pytest.mark.slow
-def test_a_check_is_against_the_float_model_under_the_same_budget(bundle: Path) -> None:
-    result = check(bundle, samples=[sample(seed) for seed in range(20)])
+def test_a_check_is_against_the_float_model_under_the_same_budget(bundle: Path, tmp_path: Path) -> None:
+    """What the budget costs by itself stands beside, in every report, and in a recording; it changes no verdict."""
+    samples, recording = [sample(seed) for seed in range(20)], tmp_path / "recorded"
+    result = check(bundle, samples=samples, record=recording)
     assert result.passed, result.stages
+    assert result.views is not None
+    assert (result.views.most, result.views.without, result.views.samples) == (5, 17, 20)
+    assert {stage.stage: stage.error for stage in result.views.stages} == {"logits": None, "answer": None}
+    words = "the budget of views (at most 5 of a picture, 17 without it) costs the float model by itself, on 20 samples"
+    assert words in (bundle / "README.md").read_text()
+    manifest = read_manifest(bundle)
+    assert manifest.parity is not None
+    assert manifest.parity.views is not None
+    assert manifest.parity.views.stages["logits"]["kld"] > 0
+    assert check(bundle, samples=samples, replay=recording).views == result.views
+
+
+@pytest.mark.usefixtures("short_answers")
+def test_a_prompt_with_all_views_that_is_too_long(bundle: Path, tiny_smolvlm: Built) -> None:
+    """The budget is what makes it fit, so its cost cannot be told; the check goes on."""
+    checkpoint = open_checkpoint(tiny_smolvlm[2].parent / "model").within(5)
+    short = replace(checkpoint.spec, language=replace(checkpoint.spec.language, max_positions=100))
+    found = run_samples(bundle, replace(checkpoint, spec=short), [sample(2)])
+    assert found.without is not None
+    result = views_result(found.without, checkpoint)
+    assert result is not None
+    assert "could not be measured: the prompt of sample 2 is 137 tokens long" in of_views(in_short(result))
+    assert not found.measured.errors
+
+
+@pytest.mark.usefixtures("short_answers")
+def test_workers_open_the_model_under_the_same_budget(
+    bundle: Path, tiny_smolvlm: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What they measured is added up."""
+    checkpoint = open_checkpoint(tiny_smolvlm[2].parent / "model").within(5)
+    samples = [sample(seed) for seed in range(3)]
+
+    def here(work: Callable[[Any, float], Any], parts: list[Any], where: str) -> Iterator[tuple[int, Any]]:
+        yield from ((number, work(part, 0.5)) for number, part in enumerate(parts))
+
+    monkeypatch.setattr(spread, "spread", here)
+    monkeypatch.setattr(spread, "IMAGES", 2)
+    found, whole = (
+        spread.evaluate(bundle, checkpoint, samples, "local:2", lambda: None),
+        run_samples(bundle, checkpoint, samples),
+    )
+    assert found.without is not None
+    assert whole.without is not None
+    assert not found.measured.errors
+    assert found.without.answers == whole.without.answers
+    assert (found.without.samples, found.without.logits["chained"].metrics()) == (
+        3,
+        pytest.approx(whole.without.logits["chained"].metrics()),
+    )
 
 
 @pytest.mark.parametrize("command", ["onnx", "gguf"])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.manifests import manifest as made
 from tests.manifests import source_named
-from tests.report.results import gate, measured, result, stock
+from tests.report.results import VIEWS, gate, measured, result, stock, views
 from vlmexport.artifact.bundle.halves import ONNXRUNTIME, Budget, DecodingHalf, Role, TensorChoice
 from vlmexport.artifact.bundle.manifest import File, Manifest
 from vlmexport.bench import Component
@@ -205,3 +205,8 @@ def test_a_browser_shows_it_within_its_width(width: int, tmp_path: Path) -> None
     found = re.search("<title>(.*)</title>", done.stdout)
     assert found, done.stderr
     assert found[1] == "0,64"  # nothing sticks out, and the image was read
+
+
+def test_a_budget_of_views_is_told() -> None:
+    assert f"<p>T{VIEWS}. It is no gate" in html(result(True, views=views()), manifest())
+    assert "budget of views" not in html(result(True), manifest())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.report.results import measured, result, stock
+from tests.report.results import VIEWS, measured, result, stock, views
 from vlmexport.errors import NotEnoughData
 from vlmexport.parity.baseline import compared
 from vlmexport.report.markdown import markdown, markdown_of_error
@@ -28,6 +28,11 @@ def test_stock_is_shown_and_its_failures_only_where_they_count() -> None:
         assert ["features", "itself, stock", "cosine 0.5", "**FAIL**"] in cells(text)
     assert "(stock)" not in relaxed
     assert "**features** (stock): cosine is 0.5" in strict
+
+
+def test_a_budget_of_views_is_told() -> None:
+    assert VIEWS in markdown(result(True, views=views())).replace("\\", "")
+    assert "budget of views" not in markdown(result(True))
 
 
 def test_many_answers_are_cut() -> None:

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from tests.report.results import measured, result
+from tests.report.results import VIEWS, measured, result, views
 from vlmexport.console import Screen
 from vlmexport.parity.baseline import compared
 from vlmexport.parity.result import ParityResult
@@ -24,6 +24,10 @@ def test_a_failure_says_where_and_by_how_much() -> None:
     assert "features (local): cosine is 0.7, the gate is ≥ 0.99" in text
     assert "did not run" in text
     assert "'dog', the float model says 'cat' (margin there 0.250)" in text
+
+
+def test_a_budget_of_views_is_told() -> None:
+    assert VIEWS in " ".join(shown(result(True, views=views())).split())
 
 
 def test_a_pass() -> None:

@@ -155,6 +155,7 @@ def _compare(
         broken_stage=broken,
         seconds=time.monotonic() - start,
         stock=_stock(run.stock, manifest),
+        views=against.views(run),
         cores=cores,
         inputs=inputs,
         weights=weights,

@@ -76,6 +76,21 @@ class StockResult(_Model):
     broken_stage: str | None
 
 
+class ViewsResult(_Model):
+    """What a budget of views costs by itself: the float model under it, held against itself with all views of a
+    picture. It is told and not judged.
+
+    Attributes:
+        most: views of a picture, at most, under the budget; ``without``: and without it.
+        stages: logits and answers. What belongs to the float model with all views is called ``reference_``.
+    """
+
+    most: int
+    without: int
+    samples: int
+    stages: list[StageResult]
+
+
 class BaselineResult(_Model):
     """An earlier result of the same comparison. ``stages`` are its own; ``slack`` is a share of its losses."""
 
@@ -209,6 +224,7 @@ class ParityResult(_Model):
     cores: list[CoreResult] = Field(default_factory=list)
     components: list[Component] = Field(default_factory=list, description="Empty where memory was not asked for.")
     bisect: BisectResult | None = Field(None, description="None where --bisect was not asked for.")
+    views: ViewsResult | None = Field(None, description="None without a budget of views, or where it was not recorded.")
     weights: WeightsResult | None = Field(None, description="None where no layer is int8, or no float model at hand.")
 
     def metric(self, stage: str, metric: str, mode: Mode = "chained") -> float | None:

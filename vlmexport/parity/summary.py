@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vlmexport.artifact.bundle.summary import CoreSummary, Gate, Measures, ParitySummary, StockSummary
+from vlmexport.artifact.bundle.summary import (
+    CoreSummary,
+    Gate,
+    Measures,
+    ParitySummary,
+    StockSummary,
+    ViewsSummary,
+)
 from vlmexport.measures.stage_result import StageResult
-from vlmexport.parity.result import CoreResult, ParityResult, StockResult
+from vlmexport.parity.result import CoreResult, ParityResult, StockResult, ViewsResult
 from vlmexport.runtime.int8_kernels import Int8Kernels
 
 
@@ -23,7 +30,16 @@ def summary(result: ParityResult) -> ParitySummary:
         stages=_measures(stage for stage in result.stages if stage.mode == "chained"),
         stock=_stock(result.stock) if result.stock else None,
         cores=[_core(core) for core in result.cores],
+        views=views(result.views) if result.views else None,
     )
+
+
+def views(found: ViewsResult) -> ViewsSummary:
+    """What a budget of views costs, in short."""
+    error = next((stage.error for stage in found.stages if stage.error), None)
+    return ViewsSummary(
+        most=found.most, without=found.without, samples=found.samples, stages=_measures(found.stages), error=error
+    )  # fmt: skip
 
 
 def _core(core: CoreResult) -> CoreSummary:

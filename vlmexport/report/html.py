@@ -6,10 +6,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import takewhile
 
-from vlmexport.artifact.bundle.card import budget_rows
+from vlmexport.artifact.bundle.card import budget_rows, of_views
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.measures.stage_result import STAGES
 from vlmexport.parity.result import Answer, ParityResult
+from vlmexport.parity.summary import views
 from vlmexport.report.heat import LEGEND, heats
 from vlmexport.report.histogram import histogram
 from vlmexport.report.rows import Row, ran_on, rows
@@ -60,6 +61,7 @@ def html(result: ParityResult, manifest: Manifest) -> str:
             different=len(different),
             components=_components(manifest),
             seconds=_seconds(result),
+            views=of_views(views(result.views)) if result.views else "",
             ran_on=ran_on,
             budget=budget_rows(manifest.decoding.budget) if manifest.decoding.budget else [],
         )

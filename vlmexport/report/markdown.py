@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from vlmexport.artifact.bundle.card import of_views
 from vlmexport.errors import VlmExportError
 from vlmexport.parity.result import Answer, ParityResult
+from vlmexport.parity.summary import views
 from vlmexport.report.places import costs
 from vlmexport.report.rows import Row, ran_on, rows
 from vlmexport.text import markdown as escaped
@@ -32,6 +34,7 @@ def markdown(result: ParityResult) -> str:
     lines += _answers([answer for answer in result.answers if not answer.equal], len(result.answers))
     lines += [f"- {escaped(text)}" for text in (costs(result.bisect) if result.bisect else ())]
     lines += [f"- {escaped(core.core)}: {escaped(ran_on(core))}" for core in result.cores]
+    lines += [f"- {escaped(of_views(views(result.views)))}"] if result.views else []
     lines += [f"- {escaped(note)}" for note in result.notes]
     return "\n".join(lines) + "\n"
 

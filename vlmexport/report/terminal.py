@@ -8,7 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from vlmexport.artifact.bundle.card import of_views
 from vlmexport.parity.result import Answer, ParityResult, StockResult
+from vlmexport.parity.summary import views
 from vlmexport.report.cores import cores, summary
 from vlmexport.report.places import costs
 from vlmexport.report.rows import ran_on, rows, sentence
@@ -33,6 +35,7 @@ def parity(result: ParityResult) -> RenderableType:
         parts += _different(result.answers)
     parts += [Text(f"  {text}", style="dim") for text in (costs(result.bisect) if result.bisect else ())]
     parts += [Text(f"  note: {note}", style="dim") for note in result.notes]
+    parts += [Text(f"  {of_views(views(result.views))}")] if result.views else []
     parts += [Text(f"  {summary(core)}", style="" if core.passed else "red") for core in result.cores]
     parts.append(verdict(result))
     if result.stock is not None:

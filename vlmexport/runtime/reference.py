@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 
 import torch
 from PIL import Image
 
-from vlmexport.model import load
+from vlmexport.model import load, plugins
 from vlmexport.model.decoder_inputs import DecoderInputs
-from vlmexport.processing.image import PIXELS, ProcessedImage
+from vlmexport.processing.image import PIXELS, ProcessedImage, process
 from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Prompt, Views
 from vlmexport.runtime.stages import F32, Features, Token
@@ -31,11 +32,20 @@ class ReferenceRuntime:
         self.classes = checkpoint.spec.language.classes
         self._checkpoint = checkpoint
         self.context = checkpoint.spec.language.max_positions
+        self._image_processor = checkpoint.spec.image_processor
         self._vlm = load(checkpoint, resident=resident, share=share)
+
+    def without_budget(self) -> ReferenceRuntime | None:
+        """The same with all views of a picture, of the same weights in memory; None where no budget bounds them."""
+        if self._checkpoint.budget is None:
+            return None
+        found = copy(self)
+        found._image_processor = self._checkpoint.budget.without
+        return found
 
     def pixels(self, image: Image.Image) -> ProcessedImage:
         """RGB image → its views."""
-        return self._vlm.processed(image)
+        return process(image, self._image_processor, plugins.token_grid(self._checkpoint.spec.projector))
 
     @torch.inference_mode()
     def features(self, image: ProcessedImage) -> Features:

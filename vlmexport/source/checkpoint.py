@@ -15,7 +15,7 @@ from vlmexport.checkpoint.hub import name_of
 from vlmexport.checkpoint.quantized import refuse_quantized
 from vlmexport.checkpoint.shards import check_index
 from vlmexport.checkpoint.snapshots import repository
-from vlmexport.checkpoint.spec import Spec
+from vlmexport.checkpoint.spec import ImageProcessorSpec, Spec
 from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, same_values, weight_files
 from vlmexport.checkpoint.twice import refuse_stale
 from vlmexport.console import QUIET, Console
@@ -47,14 +47,22 @@ class FoundAt(NamedTuple):
     max_views: int | None
 
 
+@dataclass(frozen=True)
+class Budget:
+    """How many views a picture may have, and how its checkpoint's own files cut it."""
+
+    views: int
+    without: ImageProcessorSpec
+
+
 @dataclass
 class Checkpoint:
     """A checkpoint folder, opened: its Spec, and its tensors by component under canonical names.
 
     Canonical names are those of transformers' ``CLIPVisionModel`` (vision), of the published projector after
     ``model.mm_projector.`` (projector), and of the module of the language model's kind. ``tower`` is the folder of a
-    tower that the checkpoint does not carry itself. ``max_views`` is the budget that its image processor was brought
-    within; None where that is as its files say.
+    tower that the checkpoint does not carry itself. ``budget`` is what its image processor was brought within; None
+    where that is as its files say.
     """
 
     path: Path
@@ -64,7 +72,7 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: Sorted = field(repr=False)
     tower: Tower | None = None
-    max_views: int | None = None
+    budget: Budget | None = None
 
     def within(self, max_views: int | None) -> Checkpoint:
         """The same, of no picture more than so many views; itself where that is so, or None is said.
@@ -74,21 +82,21 @@ class Checkpoint:
         """
         known = self.spec.image_processor
         cuts = cutting(known)
-        fewer = known if max_views is None else cuts.within(known, max_views)
-        if fewer == known:
+        if max_views is None or (fewer := cuts.within(known, max_views)) == known:
             return self
-        return replace(self, spec=replace(self.spec, image_processor=fewer), max_views=max_views)
+        return replace(self, spec=replace(self.spec, image_processor=fewer), budget=Budget(max_views, known))
 
     @property
     def pixels(self) -> dict[str, Any]:
         """Keys that take the place of those in its image processor's file."""
         spec = self.spec.image_processor
-        return {} if self.max_views is None else cutting(spec).told(spec)
+        return cutting(spec).told(spec) if self.budget else {}
 
     @property
     def found_at(self) -> FoundAt:
         """How to open it again."""
-        return FoundAt(self.origin, self.tower.origin if self.tower else None, self.max_views)
+        tower, views = self.tower.origin if self.tower else None, self.budget.views if self.budget else None
+        return FoundAt(self.origin, tower, views)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmexport.artifact.bundle.halves import Budget
 from vlmexport.artifact.bundle.manifest import Manifest
-from vlmexport.artifact.bundle.summary import CoreSummary, ParitySummary, StockSummary
+from vlmexport.artifact.bundle.summary import CoreSummary, ParitySummary, StockSummary, ViewsSummary
 from vlmexport.text import markdown, markdown_code
 
 _COLUMNS = {
@@ -86,6 +86,7 @@ def _parity(parity: ParitySummary | None) -> list[str]:
         "",
         *map(_core, cores),
         *_stock(parity.stock),
+        *([f"- {markdown(of_views(parity.views))}"] if parity.views else ()),
         *(f"- {markdown(note)}" for note in parity.notes),
     ]
 
@@ -104,6 +105,20 @@ def _core(core: CoreSummary) -> str:
     equal = core.beside.get("answer", {}).get("equal")
     beside = "" if equal is None else f"; {equal:.0%} of its answers are token for token those of the check's machine"
     return f"- {markdown(_runtime(core))}: {_verdict(core)}{beside}"
+
+
+def of_views(found: ViewsSummary) -> str:
+    """What a budget of views costs before anything is quantized: the float model under it and without it."""
+    logits, answer = (found.stages.get(stage, {}) for stage in ("logits", "answer"))
+    budget = f"the budget of views (at most {found.most} of a picture, {found.without} without it)"
+    if found.error:
+        return f"what {budget} costs by itself could not be measured: {found.error}"
+    shown = [f"kld {number(logits['kld'])}", f"agreement {number(logits['agreement'])}"]
+    shown.append(f"equal answers {number(answer['equal'])}")
+    for name in ("accuracy", "cider_d"):
+        if name in answer:
+            shown.append(f"{name} {number(answer[name])} ({number(answer[f'reference_{name}'])} without it)")
+    return f"{budget} costs the float model by itself, on {found.samples} samples: {', '.join(shown)}"
 
 
 def _stock(stock: StockSummary | None) -> list[str]:

@@ -34,6 +34,16 @@ class StockSummary(_Verdict):
     stages: Measures
 
 
+class ViewsSummary(Part):
+    """What a budget of views costs the float model by itself."""
+
+    most: int
+    without: int
+    samples: int
+    stages: Measures
+    error: str | None = None
+
+
 class CoreSummary(_Verdict):
     """What a core of another machine computes; ``beside``: held against this machine."""
 
@@ -55,3 +65,4 @@ class ParitySummary(_Verdict):
     stages: Measures
     stock: StockSummary | None = None
     cores: list[CoreSummary] = Field(default_factory=list)
+    views: ViewsSummary | None = None

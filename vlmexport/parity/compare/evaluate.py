@@ -14,6 +14,7 @@ from vlmexport.parity.compare.kernels import bundle_kernels
 from vlmexport.parity.compare.machines import KernelDifference
 from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.over_samples import Comparison
+from vlmexport.parity.compare.views import WithoutBudget
 from vlmexport.parity.reference.values import Expected, Live
 from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.open import Machine, open_cores, open_runtime
@@ -45,6 +46,8 @@ class Evaluation:
     cores: list[CoreRun] = field(default_factory=list)
     kernels: Int8Kernels | None = None
     """None where nothing is int8."""
+    without: Measured | None = None
+    """The float model under its budget of views against itself without it; None where there is none."""
 
 
 def run_samples(
@@ -65,8 +68,16 @@ def run_samples(
         machine: on whose cores the bundle runs too.
         client: whose pixels are measured too.
     """
-    expected = Live(ReferenceRuntime(checkpoint, share=share))
-    return run_against(bundle, expected, samples, advance, stock, machine, client)
+    reference = ReferenceRuntime(checkpoint, share=share)
+    return run_against(
+        bundle, Live(reference), samples, advance, stock, machine, client, without_budget(reference)
+    )  # fmt: skip
+
+
+def without_budget(reference: ReferenceRuntime) -> WithoutBudget | None:
+    """The float model without its budget of views; None where there is none."""
+    found = reference.without_budget()
+    return None if found is None else WithoutBudget(found)
 
 
 def run_against(
@@ -77,8 +88,13 @@ def run_against(
     stock: int = 0,
     machine: Machine | None = None,
     client: More | None = None,
+    without: WithoutBudget | None = None,
 ) -> Evaluation:
-    """The same with the float model's values from wherever they are."""
+    """The same with the float model's values from wherever they are.
+
+    Args:
+        without: the float model without its budget of views, to be measured too.
+    """
     with ExitStack() as opened:
         manifest = read_manifest(bundle)
         cores = open_cores(bundle, manifest, machine)
@@ -89,7 +105,7 @@ def run_against(
         for one in clients:
             opened.callback(one.close)
         spec = manifest.image_processor
-        comparison = Comparison(expected, runtime, stock, cores, clients, spec)
+        comparison = Comparison(expected, runtime, stock, cores, clients, spec, without)
         comparison.run(samples, advance)
         kernels = bundle_kernels(runtime, bundle, manifest)
         runs = [
@@ -101,4 +117,7 @@ def run_against(
         notes = tuple(f"here: {note}" for note in here) if cores else here
         notes += tuple(dict.fromkeys(note for core in cores.values() for note in core.notes))
         notes += tuple(dict.fromkeys(note for run in runs if run.kernels for note in run.kernels.notes(is_bounded)))
-        return Evaluation(comparison.measured, expected.name, runtime.name, notes, comparison.stock, runs, kernels)
+        return Evaluation(
+            comparison.measured, expected.name, runtime.name, notes, comparison.stock, runs, kernels,
+            without.measured if without else None,
+        )  # fmt: skip

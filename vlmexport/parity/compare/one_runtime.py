@@ -13,13 +13,13 @@ from PIL import Image
 from vlmexport.calibrate import Sample
 from vlmexport.errors import VlmExportError
 from vlmexport.measures.arrays import F64, ArrayMeasure, ShapeDiffersError
-from vlmexport.measures.logits import LogitsMeasure, preference
+from vlmexport.measures.logits import LogitsMeasure
 from vlmexport.measures.stage_result import MODES, Mode
+from vlmexport.parity.compare.answers import answered, other_end
 from vlmexport.parity.compare.clients import Client
 from vlmexport.parity.compare.measured import Measured, Rows
 from vlmexport.parity.compare.prompts import difference
 from vlmexport.parity.reference.values import MAX_NEW_TOKENS, ImageValues, QuestionValues
-from vlmexport.parity.result import Answer
 from vlmexport.processing.image import ProcessedImage
 from vlmexport.processing.prompt import Prompt, Seen
 from vlmexport.runtime import Runtime
@@ -171,18 +171,9 @@ class Side:
             return
         self._keep("answer", mode, np.array(ids))
         divergence = self._logits(mode, prompt, tokens, expected, rows if ids == expected.answer else None)
-        first = _first_difference(ids, expected.answer)
-        margins = expected.margins
-        if first is not None and first == min(len(ids), len(expected.answer)):
-            self.measured.errors.setdefault(("answer", mode), _other_end(ids, expected.answer))
-        self.measured.answers[mode].append(
-            Answer(
-                sample=sample.id, question=sample.question, expected=list(sample.answers), task=sample.task,
-                reference=expected.text, bundle=text, equal=first is None, first_difference=first,
-                margin=margins[first] if first is not None and first < len(margins) else None,
-                decisions=len(ids) if first is None else first + 1, lost=_lost(ids, first, expected), kld=divergence,
-            )
-        )  # fmt: skip
+        if end := other_end(ids, expected.answer):
+            self.measured.errors.setdefault(("answer", mode), end)
+        self.measured.answers[mode].append(answered(sample, expected, ids, text, divergence))
 
     def _decode(self, mode: Mode, prompt: Prompt, tokens: Sequence[F32]) -> tuple[list[int], F32]:
         """Ids of the greedy answer, and the logits [1, tokens of the answer, vocabulary] that they are taken from."""
@@ -246,27 +237,3 @@ def _pairs(reference: Value, other: Value) -> list[tuple[F32, F32]]:
 def _is_same(ours: ProcessedImage, theirs: ProcessedImage) -> bool:
     """Whether two say the same of a picture, beside how float32 rounds."""
     return all(np.allclose(one, other, rtol=0, atol=_SAME) for one, other in _pairs(theirs, ours))
-
-
-def _first_difference(ids: list[int], answer: list[int]) -> int | None:
-    """Index of the first token that differs, or that one of them lacks."""
-    length = max(len(ids), len(answer))
-    return next((i for i in range(length) if ids[i : i + 1] != answer[i : i + 1]), None)
-
-
-def _lost(ids: list[int], first: int | None, expected: QuestionValues) -> float:
-    """How much the float model preferred its token to the other's, where the answers part; 1 where one only ends."""
-    answer = expected.answer
-    if first is None:
-        return 0.0
-    if first == min(len(ids), len(answer)):
-        return 1.0
-    logits = expected.logits[0, first - len(answer)]
-    return float(preference(logits[None], np.array([answer[first]]), np.array([ids[first]]))[0])
-
-
-def _other_end(ids: list[int], answer: list[int]) -> str:
-    """Of two answers of which one is the beginning of the other: not a choice between tokens, another end."""
-    if len(ids) < len(answer):
-        return f"the answer ends with token {ids[-1]}, behind which the float model goes on"
-    return f"the answer goes on behind token {answer[-1]}, with which the float model's ends"

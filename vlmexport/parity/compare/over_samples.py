@@ -13,6 +13,7 @@ from vlmexport.parity.compare.clients import SIZES, Client
 from vlmexport.parity.compare.machines import KernelDifference
 from vlmexport.parity.compare.measured import Measured
 from vlmexport.parity.compare.one_runtime import Side
+from vlmexport.parity.compare.views import WithoutBudget
 from vlmexport.parity.reference.values import Expected
 from vlmexport.processing.image import process
 from vlmexport.processing.prompt import Seen
@@ -31,6 +32,7 @@ class Comparison:
         clients: who makes pixels of it; the cores are fed by the first alone.
         spec: the float model's image processor, to hold the pixels of pictures of all ``SIZES`` against it; none where
             it is None.
+        without: the float model without the budget of views that both have.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Comparison:
         cores: Mapping[str, Runtime] | None = None,
         clients: Sequence[Client] = (),
         spec: ImageProcessorSpec | None = None,
+        without: WithoutBudget | None = None,
     ) -> None:
-        self.expected, self._spec = expected, spec
+        self.expected, self._spec, self._without = expected, spec, without
         self._bundle, self._first = Side(bundle, clients=clients), stock
         self._stock: Side | None = None
         self._cores = {name: Side(runtime, ("chained",), clients[:1]) for name, runtime in (cores or {}).items()}
@@ -99,7 +102,7 @@ class Comparison:
 
     def _forget(self, image: str) -> None:
         del self._seen[image]
-        for side in (self._bundle, self._stock, *self._cores.values()):
+        for side in (self._bundle, self._stock, self._without, *self._cores.values()):
             if side is not None:
                 side.forget(image)
 
@@ -112,9 +115,11 @@ class Comparison:
 
     def _question(self, sample: Sample, sides: list[Side]) -> None:
         seen = [self._seen[one.image_id] for one in sample.alone()]
-        expected = self.expected.question(sample, seen)
+        expected, tokens = self.expected.question(sample, seen), [one.tokens for one in seen]
         for side in sides:
-            side.question(sample, expected, [one.tokens for one in seen])
+            side.question(sample, expected, tokens)
+        if self._without is not None:
+            self._without.question(sample, expected, tokens)
         self._compare_cores()
 
     def _compare_cores(self) -> None:

@@ -12,11 +12,12 @@ from vlmexport.checkpoint.hub import is_hub_id
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.parity.compare.clients import More
-from vlmexport.parity.compare.evaluate import Evaluation, run_against, run_samples
+from vlmexport.parity.compare.evaluate import Evaluation, run_against, run_samples, without_budget
+from vlmexport.parity.compare.views import views_result
 from vlmexport.parity.reference.recording import Recorder, Recording
 from vlmexport.parity.reference.same import other_model
 from vlmexport.parity.reference.values import Live
-from vlmexport.parity.result import Inputs
+from vlmexport.parity.result import Inputs, ViewsResult
 from vlmexport.runtime.open import Machine
 from vlmexport.runtime.reference import ReferenceRuntime
 from vlmexport.source.checkpoint import Checkpoint
@@ -94,13 +95,20 @@ class Against:
             return run_samples(
                 bundle, self._source, samples, advance, stock=stock, machine=self._machine, client=self._client
             )
-        recorder = Recorder(Live(ReferenceRuntime(self._source)), self._record, self._inputs)
+        reference = ReferenceRuntime(self._source)
+        recorder, without = Recorder(Live(reference), self._record, self._inputs), without_budget(reference)
         try:
-            run = run_against(bundle, recorder, samples, advance, stock, self._machine, self._client)
-            recorder.finish()
+            run = run_against(bundle, recorder, samples, advance, stock, self._machine, self._client, without)
+            recorder.finish(views_result(run.without, self._source))
         finally:
             recorder.close()
         return run
+
+    def views(self, run: Evaluation) -> ViewsResult | None:
+        """What the budget of views costs by itself; None where there is none, or a recording does not tell."""
+        if isinstance(self._source, Recording):
+            return self._source.views
+        return views_result(run.without, self._source)
 
 
 def _reference(

@@ -51,7 +51,9 @@ def evaluate(
     whole_stock = sum(as_is, Measured()).in_order(ids) if as_is else None
     notes = tuple(dict.fromkeys(note for run in runs for note in run.notes))
     kernels = max((run.kernels for run in runs if run.kernels), key=lambda one: one.layers or 0, default=None)
-    return Evaluation(measured, runs[0].reference, names[0], notes, whole_stock, kernels=kernels)
+    others = [run.without for run in runs if run.without is not None]
+    without = sum(others, Measured()).in_order(ids) if others else None
+    return Evaluation(measured, runs[0].reference, names[0], notes, whole_stock, kernels=kernels, without=without)
 
 
 def _shards(samples: Sequence[Sample]) -> list[list[Sample]]:

@@ -21,7 +21,7 @@ from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.files import beside, whole
 from vlmexport.parity.reference.same import other_model, other_samples
 from vlmexport.parity.reference.values import Expected, ImageValues, QuestionValues
-from vlmexport.parity.result import Inputs
+from vlmexport.parity.result import Inputs, ViewsResult
 from vlmexport.processing.image import ProcessedImage
 from vlmexport.processing.prompt import Prompt, Seen, Span, Views
 from vlmexport.runtime.stages import F32, Features
@@ -79,9 +79,14 @@ class Recorder:
         self._data.write(values.astype("<f4", order="C", copy=False).tobytes())
         self._header[name] = {"dtype": "F32", "shape": values.shape, "data_offsets": [begin, self._data.tell()]}
 
-    def finish(self) -> None:
-        """Put the header before the data."""
+    def finish(self, views: ViewsResult | None = None) -> None:
+        """Put the header before the data.
+
+        Args:
+            views: what the float model's budget of views costs by itself.
+        """
         self._data.close()
+        self._about["budget"] = views and views.model_dump()
         header = json.dumps({"__metadata__": {_KEY: json.dumps(self._about)}, **self._header}).encode()
         with whole(self._path) as temporary, temporary.open("wb") as file, self._partial.open("rb") as data:
             file.write(len(header).to_bytes(8, "little") + header)
@@ -112,6 +117,8 @@ class Recording:
             if self._about["schema"] != _SCHEMA:
                 raise UsageError(f"{path} is a recording of schema {self._about['schema']}, not {_SCHEMA}", cure)
             self._inputs = Inputs.model_validate(self._about["inputs"])
+            found = self._about.get("budget")
+            self.views = None if found is None else ViewsResult.model_validate(found)
             self._images = {name: number for number, name in enumerate(self._about["images"])}
             self._questions = {entry["sample"]: number for number, entry in enumerate(self._about["questions"])}
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
