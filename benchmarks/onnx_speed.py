@@ -22,6 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from contenders import Step, llama_decoder, onnx_decoder, quantize_static
 from onnx_export import builder, llama_folder
 
 THREADS, PROMPT, IMAGE, STEPS = 2, 256, 144, 32
@@ -50,30 +51,10 @@ def make(checkpoint: Path, work: Path) -> None:
         if not (work / name).exists():
             subprocess.run([*tool, *command, "-o", str(work / name)], check=True, env=os.environ | settings)
     if not (work / "static" / "model.onnx").exists():
-        (work / "static").mkdir(exist_ok=True)  # the tool leaves hundreds of files beside it
-        static(work / "plain" / "onnx" / "vision_encoder.onnx", work / "static" / "model.onnx")
+        tower = work / "plain" / "onnx" / "vision_encoder.onnx"
+        quantize_static(tower, work / "static" / "model.onnx", (1, 3, 336, 336))
     if not (work / "genai").exists():
         builder(llama_folder(checkpoint, work / "llama"), work / "genai")
-
-
-def static(source: Path, target: Path) -> None:
-    """The tower by ONNX Runtime's own tool: preprocessed, Q/DQ, minima and maxima of four images, and the types that
-    its documentation names for x86 (of its default, S8 times S8, most products run in float there)."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Images(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            random = np.random.default_rng(0)
-            self._left = [random.standard_normal((1, 3, 336, 336), np.float32) for _ in range(4)]
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            return {"pixel_values": self._left.pop()} if self._left else None
-
-    ready = target.with_suffix(".float.onnx")
-    quant_pre_process(source, ready, save_as_external_data=True, skip_symbolic_shape=True)
-    types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-    quantize_static(ready, target, Images(), use_external_data_format=True, **types)
 
 
 def best(call: Callable[[], object], times: int = 3) -> float:
@@ -131,23 +112,13 @@ def language(name: str, work: Path) -> Times:
     return {"opening": opening, "prompt": prompt, "token": (time.perf_counter() - start) / STEPS}
 
 
-def _decoder(name: str, work: Path) -> tuple[Callable[[np.ndarray, bool], object], float]:
-    """What decodes token ids (from an empty cache where it is told to), and the seconds that opening took."""
+def _decoder(name: str, work: Path) -> tuple[Step, float]:
+    """What decodes, and the seconds that opening took."""
+    size = PROMPT + IMAGE + STEPS + 8
     if name == "llama.cpp Q4_0":
-        from llama_cpp import Llama
-
         path = next(p for p in (work / "gguf").glob("*.gguf") if not p.name.startswith("mmproj"))
-        size, start = PROMPT + IMAGE + STEPS + 8, time.perf_counter()
-        model = Llama(str(path), n_ctx=size, n_batch=size, n_ubatch=size, n_threads=THREADS, n_threads_batch=THREADS,
-                      verbose=False)  # fmt: skip
-        opened = time.perf_counter() - start
-
-        def evaluate(ids: np.ndarray, anew: bool) -> None:
-            if anew:
-                model.reset()
-            model.eval(ids.tolist())
-
-        return evaluate, opened
+        start = time.perf_counter()
+        return llama_decoder(path, size, THREADS, size), time.perf_counter() - start
     if name == "genai builder int4":
         import onnxruntime_genai
 
@@ -161,29 +132,19 @@ def _decoder(name: str, work: Path) -> tuple[Callable[[np.ndarray, bool], object
         def generate(ids: np.ndarray, anew: bool) -> None:
             if anew:
                 params = onnxruntime_genai.GeneratorParams(found)
-                params.set_search_options(max_length=PROMPT + IMAGE + STEPS + 8)
+                params.set_search_options(max_length=size)
                 held[:] = [onnxruntime_genai.Generator(found, params)]
             held[0].append_tokens(ids.astype(np.int32))
 
         return generate, opened
     from vlmexport.artifact.onnx.session import open_session
-    from vlmexport.runtime.ort.cache import FixedCache
 
     folders = {f"int4, block {block}": f"block-{block}" for block in BLOCKS} | {f"int4, block {BLOCKS[0]}": "int8"}
     folder = work / folders.get(name, name) / "onnx"
     embedding = open_session(folder / "embed_tokens.onnx", THREADS)
     start = time.perf_counter()
-    decoder = open_session(next(folder.glob("decoder_model_merged_*.onnx")), THREADS)
-    opened = time.perf_counter() - start
-    caches: list[FixedCache] = []
-
-    def step(ids: np.ndarray, anew: bool) -> None:
-        if anew:
-            caches[:] = [FixedCache(decoder, PROMPT + IMAGE + STEPS + 8)]
-        (embeds,) = embedding.run(None, {"input_ids": ids[None].astype(np.int64)})
-        caches[0].step(embeds, 0)
-
-    return step, opened
+    step = onnx_decoder(embedding, next(folder.glob("decoder_model_merged_*.onnx")), size, THREADS)
+    return step, time.perf_counter() - start
 
 
 def turns(names: tuple[str, ...], work: Path, repeat: int) -> dict[str, list[Times]]:
