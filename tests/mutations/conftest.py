@@ -75,9 +75,9 @@ def about_tiles(seeds: Sequence[int]) -> list[Sample]:
             for number, one in enumerate(islice(cycle(tiles.ask(scene)), 9))
         ]
     first, second = asked[0], asked[9]
-    both = replace(first, id="both", more=(Shown(second.image_id, second.load),))
+    both = replace(first, id=f"{seeds[0]}-both", more=(Shown(second.image_id, second.load),))
     said = (*first.messages, Message("assistant", ("four",)), Message("user", (second.question,)))
-    return [*asked, both, replace(first, id="turns", question=second.question, conversation=said)]
+    return [*asked, both, replace(first, id=f"{seeds[0]}-turns", question=second.question, conversation=said)]
 
 
 def asked_of(name: str) -> list[Sample]:

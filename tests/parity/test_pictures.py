@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,10 @@ from vlmexport.calibrate import Sample
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.parity.compare.measured import Measured, Rows
 from vlmexport.parity.pictures import lie, pictures
+from vlmexport.processing.images import read_image
 from vlmexport.processing.prompt import Grid
+from vlmexport.processing.tiles import tiles
+from vlmexport.report.heat import borders
 
 SPEC = tiny_spec("ldpnetv2").image_processor
 
@@ -48,6 +52,36 @@ def test_views_lie_where_they_show_the_picture() -> None:
     assert found.size == (224, 112)
     assert [view.box for view in found.views] == [(0, 0, 112, 112), (112, 0, 224, 112), (0, 0, 224, 112)]
     assert all(view.grids == {"tokens": (4, 2)} for view in found.views)
+
+
+ORIENTATION, EDGE = 0x0112, (0.0, 224 / 3, 448 / 3, 224.0)
+STRIPS: dict[str, tuple[tuple[int, int], tuple[int, int], tuple[float, ...], tuple[float, ...]]] = {
+    "wide": ((4000, 1), (224, 32), EDGE, (0.0, 32.0)),
+    "high": ((1, 4000), (32, 224), (0.0, 32.0), EDGE),
+    "one pixel": ((1, 1), (224, 224), EDGE, EDGE),
+    "high enough": ((300, 900), (75, 224), (0.0, 75.0), EDGE),
+    "high and turned": ((900, 300), (75, 224), (0.0, 75.0), EDGE),
+}
+
+
+@pytest.mark.parametrize("name", STRIPS)
+def test_borders_of_tiles_on_pictures_of_every_shape(name: str, tmp_path: Path) -> None:
+    """Where the views meet, in pixels of what is drawn: a strip is drawn broader, a tiny picture larger, a photograph
+    upright."""
+    size, drawn, across, down = STRIPS[name]
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6 if "turned" in name else 1
+    picture(0, size).save(tmp_path / "picture.png", exif=exif)
+    shown = read_image(tmp_path / "picture.png")
+    spec = ImageProcessorSpec.tiles(216, 72)
+    rows, columns = tiles(shown.size, spec)
+    count = rows * columns + 1
+    measured = Rows({"tokens": [np.full(9, 0.5) for _ in range(count)]}, ((3, 3),) * count)
+    found, _ = pictures(Measured(images={"0": measured}), [Sample("0", "0", "?", lambda: shown)], spec)
+    assert (found.size, found.stretched) == (drawn, name in ("wide", "high"))
+    lines = [tuple(sorted({round(edge, 3) for box in borders(found) for edge in box[at::2]})) for at in (0, 1)]
+    assert lines[0] == pytest.approx(across, abs=0.01)
+    assert lines[1] == pytest.approx(down, abs=0.01)
 
 
 @pytest.mark.parametrize("pads", [True, False])

@@ -101,6 +101,10 @@ def test_it_needs_nothing_else() -> None:
     page = Page(html(failing(), manifest()))
     links = [*page.attributes("href"), *page.attributes("src")]
     assert all(link.startswith(("data:image/jpeg;base64,", "#")) for link in links)
+    for link in page.attributes("href"):
+        if link.startswith("data:"):
+            with Image.open(io.BytesIO(base64.b64decode(link.partition(",")[2]))) as shown:
+                assert shown.size == (64, 64)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
     assert not re.search(r"url\(|@import", html(failing(), manifest()))
 
@@ -169,9 +173,13 @@ def test_patches_of_several_views() -> None:
     left = View(box=(0, 0, 32, 64), cosines={"tokens": [1.0, 0.9]}, grids={"tokens": (2, 1)})
     right = View(box=(31.5, 0, 64, 64), cosines={"tokens": [1.0, 1.0, 0.8, 1.0]}, grids={"tokens": (2, 2)})
     page = Page(html(result(False, pictures=[picture(left, right, WHOLE)]), manifest()))
-    cells = [attributes for tag, attributes in page.tags if tag == "rect" and attributes.get("class") != "worst"]
+    cells = [attributes for tag, attributes in page.tags if tag == "rect" and "class" not in attributes]
     found = [tuple(float(cell[name]) for name in ("x", "y", "width", "height")) for cell in cells]
     assert found == [(0, 32, 32, 32), (31.5, 32, 16.25, 32), (48, 48, 16, 16)]
+    lines = [attributes for tag, attributes in page.tags if tag == "rect" and attributes.get("class") == "view"]
+    places = [tuple(float(line[name]) for name in ("x", "y", "width", "height")) for line in lines]
+    assert places == [(0, 0, 32, 64), (31.5, 0, 32.5, 64)] * 2, "over the picture, and over the tokens of both"
+    assert "as the model sees it, in 3 views" in page.text
     assert "tokens , views 1–2: mean cosine 0.95, worst 0.8 in view 2, row 2, column 1" in page.text
     assert "features , view 3: mean cosine 0.96875, worst 0.5 in view 3, row 4, column 4" in page.text
 
@@ -192,11 +200,14 @@ def test_a_browser_shows_it_within_its_width(width: int, tmp_path: Path) -> None
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("there is no Chromium here")
+    strip = picture().model_copy(update={"size": (32, 224)})
+    page = escaping.escape(html(failing().model_copy(update={"pictures": [picture(), strip]}), manifest()))
     frame = (
-        f'<iframe style="width:{width}px;border:0" srcdoc="{escaping.escape(html(failing(), manifest()))}"></iframe>'
+        f'<iframe style="width:{width}px;border:0" srcdoc="{page}"></iframe>'
         '<script>onload = () => { const page = document.querySelector("iframe").contentDocument;'
         " const { scrollWidth, clientWidth } = page.documentElement;"
-        " document.title = [scrollWidth - clientWidth, page.images[0].naturalWidth].join() }</script>"
+        ' const high = Math.max(...[...page.querySelectorAll("svg")].map((one) => one.getBoundingClientRect().height));'
+        " document.title = [scrollWidth - clientWidth, high > 60, high <= 360].join() }</script>"
     )
     (tmp_path / "frame.html").write_text(f"<!doctype html><title></title>{frame}", encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
@@ -204,7 +215,7 @@ def test_a_browser_shows_it_within_its_width(width: int, tmp_path: Path) -> None
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = re.search("<title>(.*)</title>", done.stdout)
     assert found, done.stderr
-    assert found[1] == "0,64"  # nothing sticks out, and the image was read
+    assert found[1] == "0,true,true"  # nothing sticks out, and a strip does not fill the page
 
 
 def test_a_budget_of_views_is_told() -> None:

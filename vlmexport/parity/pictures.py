@@ -18,7 +18,10 @@ from vlmexport.processing.image import Box, cutting
 from vlmexport.processing.prompt import Grid
 
 SIDE = 224
-"""Longest side in pixels: some 10 kB an image, whatever the model's own size."""
+"""Pixels of the longest side: some 10 kB an image, whatever the model's own size."""
+
+SHORTEST = 32
+"""Of the other side at least: of a strip of one pixel nothing would be seen."""
 
 _ROUNDING = 1e-6
 Rank = Literal["worst", "median"]
@@ -41,7 +44,10 @@ def _picture(name: str, rank: Rank, image: Image.Image, rows: Rows, spec: ImageP
     left, top, right, bottom = _around(boxes)
     whole = Image.new("RGB", (right - left, bottom - top), spec.background)
     whole.paste(image, (-left, -top))
-    whole.thumbnail((SIDE, SIDE))
+    scale = SIDE / max(whole.size)
+    width, height = (max(round(side * scale), SHORTEST) for side in whole.size)
+    is_stretched = min(whole.size) * scale < SHORTEST - 1
+    whole = whole.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
     across, down = whole.width / (right - left), whole.height / (bottom - top)
     views = []
     for number, box in enumerate(boxes):
@@ -49,7 +55,7 @@ def _picture(name: str, rank: Rank, image: Image.Image, rows: Rows, spec: ImageP
         grids = {stage: lie(len(found), rows.grids[number]) for stage, found in cosines.items()}
         place = ((box[0] - left) * across, (box[1] - top) * down, (box[2] - left) * across, (box[3] - top) * down)
         views.append(View(box=place, cosines=cosines, grids={stage: grid for stage, grid in grids.items() if grid}))
-    return Picture(image=name, rank=rank, views=views, jpeg=_jpeg(whole), size=whole.size)
+    return Picture(image=name, rank=rank, views=views, jpeg=_jpeg(whole), size=whole.size, stretched=is_stretched)
 
 
 def lie(count: int, tokens: Grid) -> Grid | None:

@@ -62,8 +62,9 @@ class Picture(_Model):
     image: str
     rank: Literal["worst", "median"]
     views: list[View]
-    jpeg: str = Field(description="Base64, a side of 224 pixels at most.")
+    jpeg: str = Field(description="Base64, the longest side of 224 pixels.")
     size: tuple[int, int] = Field(description="Width and height of the JPEG.")
+    stretched: bool = Field(False, description="Whether it is drawn wider, or higher, than it is: a strip.")
 
 
 class StockResult(_Model):

@@ -35,11 +35,12 @@ class Cell:
 class Heat:
     """The cells of views that lie side by side, those without a visible loss left out, and the worst of all.
 
-    ``views`` says which they are; empty where there is one only.
+    ``views`` says which they are, and ``boxes`` where; empty where there is one only.
     """
 
     stage: str
     views: str
+    boxes: list[Box]
     cells: list[Cell]
     worst: Cell
     mean: float
@@ -58,8 +59,15 @@ def heats(picture: Picture) -> list[Heat]:
                 visible = [cell for cell in cells if cell.opacity > 0]
                 worst = min(cells, key=lambda cell: cell.cosine)
                 mean = sum(cell.cosine for cell in cells) / len(cells)
-                found.append(Heat(stage, _names(layer, len(picture.views)), visible, worst, mean))
+                found.append(
+                    Heat(stage, _names(layer, len(picture.views)), _boxes(picture, layer), visible, worst, mean)
+                )
     return found
+
+
+def borders(picture: Picture) -> list[Box]:
+    """Of the views that lie side by side, the most that do; none where a view shows all."""
+    return max((_boxes(picture, layer) for layer in _layers(picture.views)), key=len, default=[])
 
 
 def opacity(cosine: float) -> float:
@@ -98,6 +106,15 @@ def _layers(views: list[View]) -> list[list[int]]:
         else:
             layer.append(number)
     return layers
+
+
+def _boxes(picture: Picture, layer: list[int]) -> list[Box]:
+    """Where the views of a layer lie, to a hundredth of a pixel."""
+    if len(layer) == 1:
+        return []
+    return [
+        (round(a, 2), round(b, 2), round(c, 2), round(d, 2)) for a, b, c, d in (picture.views[i].box for i in layer)
+    ]
 
 
 def _covers(one: Box, other: Box) -> bool:

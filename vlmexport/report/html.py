@@ -11,7 +11,7 @@ from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.measures.stage_result import STAGES
 from vlmexport.parity.result import Answer, ParityResult
 from vlmexport.parity.summary import views
-from vlmexport.report.heat import LEGEND, heats
+from vlmexport.report.heat import LEGEND, borders, heats
 from vlmexport.report.histogram import histogram
 from vlmexport.report.rows import Row, ran_on, rows
 from vlmexport.report.templating import environment
@@ -54,7 +54,7 @@ def html(result: ParityResult, manifest: Manifest) -> str:
             manifest=manifest,
             rows=found,
             stations=[_station(stage, found, result.broken_stage) for stage in STAGES],
-            pictures=[(picture, heats(picture)) for picture in result.pictures],
+            pictures=[(picture, borders(picture), heats(picture)) for picture in result.pictures],
             legend=LEGEND,
             bars=histogram([answer.kld for answer in result.answers if answer.kld is not None]),
             differences=[_difference(answer) for answer in different[:_ANSWERS_SHOWN]],
