@@ -20,10 +20,12 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from tests.command import vlmexport
 from tests.families.test_idefics3_bundle import sample
+from tests.gguf_bundles import metadata
 from tests.onnx_bundles import SHORT, picture
 from tests.runtime.test_clients import SCRIPT
 from tests.smolvlm import LOOK, PICTURES, SIDE, TOKENS, asked_of, processor, write_model
 from tests.smolvlm_bundle import Built
+from tests.smolvlm_gguf import opened
 from vlmexport.artifact.bundle.card import of_views
 from vlmexport.artifact.bundle.contents import source_of
 from vlmexport.artifact.bundle.manifest import read_manifest
@@ -36,7 +38,7 @@ from vlmexport.parity.compare import spread
 from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.parity.compare.views import views_result
 from vlmexport.parity.summary import views as in_short
-from vlmexport.pipeline import export
+from vlmexport.pipeline import export, export_checkpoint
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.image_processor import read_told
 from vlmexport.processing.prompt import PLACEHOLDER
@@ -277,6 +279,23 @@ def test_workers_open_the_model_under_the_same_budget(
         3,
         pytest.approx(whole.without.logits["chained"].metrics()),
     )
+
+
+@pytest.mark.parametrize(("views", "edge"), [(5, 2 * SIDE), (4, SIDE)])
+def test_libmtmd_reads_it_in_the_mmproj(views: int, edge: int, smolvlm: Checkpoint, tmp_path: Path) -> None:
+    """By itself it makes as many views of a picture as the model under the budget; where that sees one, two, which is
+    said and within a budget of two."""
+    recipe = resolve("gguf-f32", {"max_views": views}, environ={})
+    manifest = export_checkpoint(smolvlm, recipe, tmp_path / "bundle")
+    assert metadata(tmp_path / "bundle" / manifest.seeing.file("mmproj"))["clip.vision.preproc_image_size"] == edge
+    assert any("twice as many visual tokens there" in note for note in manifest.notes) is (views == 4)
+    assert ("twice as many visual tokens there" in (tmp_path / "bundle" / "README.md").read_text()) is (views == 4)
+    with closing(opened(tmp_path / "bundle")) as runtime:
+        for number, size in enumerate((*PICTURES, (333, 500), (1, 1), (500, 9))):
+            image = picture(number, size)
+            own, stock = (runtime.seeing.preprocess(image, own=own) for own in (True, False))  # type: ignore[attr-defined]
+            assert own.views == process(image, smolvlm.within(views).spec.image_processor, (2, 2)).views
+            assert len(stock.views.grids) == max(len(own.views.grids), 2) <= views
 
 
 @pytest.mark.parametrize("command", ["onnx", "gguf"])
