@@ -9,8 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from vlmexport.compiled import compiled_for_finite
-from vlmexport.quantize.blocks import F32, U8, search
+from vlmexport.quantize.block_kernels import F32, U8, round_block
 
 DAMPING = 0.01
 """Part of the mean of the diagonal that is added to it."""
@@ -37,7 +36,7 @@ def quantize(weight: F32, hessian: F32, block: int) -> tuple[U8, F32]:
         part = np.ascontiguousarray(left[:, start:stop])
         own = np.ascontiguousarray(inverse[start:stop, start:stop])
         errors = np.empty_like(part)
-        _round(part, own, importance[start:stop], levels[:, start:stop], scales[:, number], errors)
+        round_block(part, own, importance[start:stop], levels[:, start:stop], scales[:, number], errors)
         if stop < columns:
             left[:, stop:] -= errors @ inverse[start:stop, stop:]
     packed = levels.reshape(outputs, count, block)
@@ -52,28 +51,3 @@ def _inverse(hessian: F32) -> F32:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     found: F32 = torch.linalg.cholesky(inverse, upper=True).float().numpy()
     return found
-
-
-@compiled_for_finite
-def _round(part: F32, own: F32, importance: F32, levels: U8, scales: F32, errors: F32) -> None:
-    """Round a block row by row; ``part`` is used up, ``errors`` are what the columns after the block make up for."""
-    rows, columns = part.shape
-    middle, half, zero = np.float32(8), np.float32(0.5), np.float32(0)
-    for row in range(rows):
-        low, high = zero, zero
-        for i in range(columns):
-            low, high = min(low, part[row, i]), max(high, part[row, i])
-        furthest = high if high > -low else low
-        if furthest == zero:
-            errors[row] = zero
-            continue
-        scale, _ = search(part[row], importance, -furthest / middle, middle)
-        scales[row] = scale
-        for i in range(columns):
-            value = part[row, i]
-            level = min(max(np.floor(value / scale + half), -middle), middle - np.float32(1))
-            levels[row, i] = np.uint8(level + middle)
-            error = (value - level * scale) / own[i, i]
-            errors[row, i] = error
-            for j in range(i + 1, columns):
-                part[row, j] -= error * own[i, j]
