@@ -66,7 +66,9 @@ def gguf_tower(spec: VisionSpec) -> GgufTower:
     """
     said = getattr(vision(spec), "gguf", None)
     if said is None:
-        raise Unsupported(f"an mmproj of a {spec.kind!r} tower is not known", HYBRID)
+        raise Unsupported(
+            f"no mmproj holds a {spec.kind!r} vision encoder: llama.cpp has no projector type for it", HYBRID
+        )
     found: GgufTower = said(spec)
     return found
 
