@@ -16,8 +16,8 @@ PACKAGE = Path(vlmexport.__file__).parent
 ROOMS = (
     "errors", "text", "extras", "threads", "units", "console", "files", "cache", "compiled", "workers", "demo",
     "recipe", "environment", "flags", "checkpoint", "processing", "families", "source", "model", "measures",
-    "calibrate", "quantize", "fallback", "measure", "artifact", "prepare", "pipeline", "design", "runtime", "serve",
-    "bench", "parity", "plan", "costs", "report", "cli", "pytest_plugin", "__init__", "__main__",
+    "calibrate", "quantize", "fallback", "measure", "artifact", "prepare", "pipeline", "design", "runtime", "bench",
+    "parity", "serve", "plan", "costs", "report", "cli", "pytest_plugin", "__init__", "__main__",
 )  # fmt: skip
 # Folders of a room, and modules that stand between them, in the order in which data passes them.
 INNER = {

@@ -1,9 +1,10 @@
-"""What an installation may lack: the packages of each extra, and the one line that says which to install."""
+"""What an installation may lack, packages or transformers.js, and the line that says how to install it."""
 
 from __future__ import annotations
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 
 from vlmexport.errors import MissingDependency
 
@@ -15,6 +16,9 @@ EXTRAS = {
     "gguf": ("gguf", "llama_cpp"),
 }  # fmt: skip
 """Extra → the modules that come with it and that some command cannot do without."""
+
+TRANSFORMERS_JS, TRANSFORMERS_JS_VERSION = "@huggingface/transformers", "4.3.1"
+"""npm's package, and the version that the tests run."""
 
 
 def require(*extras: str) -> None:
@@ -37,6 +41,11 @@ def missing(module: str | None) -> MissingDependency:
     package = (module or "a package").partition(".")[0]
     extra = next((extra for extra, modules in EXTRAS.items() if package in modules), "all")
     return _error(package, extra)
+
+
+def npm_install(folder: Path) -> str:
+    """The command that installs transformers.js in a folder."""
+    return f"npm install --ignore-scripts --prefix {folder} {TRANSFORMERS_JS}@{TRANSFORMERS_JS_VERSION}"
 
 
 def _lacks(extra: str) -> str | None:

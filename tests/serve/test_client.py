@@ -10,8 +10,9 @@ import pytest
 
 from vlmexport.console import QUIET
 from vlmexport.errors import MissingDependency
+from vlmexport.extras import TRANSFORMERS_JS_VERSION
 from vlmexport.serve import client
-from vlmexport.serve.client import VERSION, client_files
+from vlmexport.serve.client import client_files
 
 needs_npm = pytest.mark.skipif(shutil.which("npm") is None, reason="npm is not installed")
 NPM = """#!/usr/bin/env python3
@@ -55,7 +56,7 @@ def test_fetched_once(tmp_path: Path, transformers_js: Path, monkeypatch: pytest
         pytest.skip(f"npm's registry does not answer: {error}")
     for name, path in client_files(transformers_js, QUIET).items():
         assert found[name].read_bytes() == path.read_bytes(), name
-    assert [path.name for path in tmp_path.iterdir()] == [f"transformers.js-{VERSION}"]
+    assert [path.name for path in tmp_path.iterdir()] == [f"transformers.js-{TRANSFORMERS_JS_VERSION}"]
     monkeypatch.setenv("PATH", "")
     assert client_files(None, QUIET) == found
 

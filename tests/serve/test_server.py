@@ -23,8 +23,8 @@ from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.bundle.write import write_manifest
 from vlmexport.console import QUIET
 from vlmexport.errors import CheckpointError, Unsupported
+from vlmexport.extras import TRANSFORMERS_JS, TRANSFORMERS_JS_VERSION
 from vlmexport.recipe import resolve
-from vlmexport.serve.client import VERSION
 from vlmexport.serve.routes import refuse_browser
 from vlmexport.serve.server import Server, open_server
 
@@ -222,7 +222,7 @@ def test_a_manifest_that_names_other_files(name: str, tmp_path: Path, modules: P
 
 def test_without_transformers_js(bundle: Path, tmp_path: Path) -> None:
     result = vlmexport("serve", bundle, "--transformers", tmp_path, "--no-browser")
-    assert_one_line_error(result, 4, "does not hold transformers.js", f"@huggingface/transformers@{VERSION}")
+    assert_one_line_error(result, 4, "does not hold transformers.js", f"{TRANSFORMERS_JS}@{TRANSFORMERS_JS_VERSION}")
     environ = os.environ | {"PATH": "", "VLMEXPORT_CACHE": str(tmp_path)}
     command = [sys.executable, "-m", "vlmexport", "serve", str(bundle), "--no-browser"]
     done = subprocess.run(command, capture_output=True, text=True, env=environ)

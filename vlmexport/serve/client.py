@@ -12,16 +12,14 @@ from pathlib import Path
 from vlmexport.cache import cache_folder, goes_on_without, is_held, used
 from vlmexport.console import Console
 from vlmexport.errors import MissingDependency
+from vlmexport.extras import TRANSFORMERS_JS, TRANSFORMERS_JS_VERSION, npm_install
 
-VERSION = "4.3.1"
-"""Of transformers.js: the one that the tests run."""
-
-_TRANSFORMERS, _ONNXRUNTIME = "@huggingface/transformers", "onnxruntime-web"
+_ONNXRUNTIME = "onnxruntime-web"
 _own: dict[Path, tempfile.TemporaryDirectory[str]] = {}
 """Place in a cache that cannot be written → a folder in its place, which is removed when this process ends."""
 
 _FILES = {
-    "transformers.min.js": _TRANSFORMERS,
+    "transformers.min.js": TRANSFORMERS_JS,
     "ort-wasm-simd-threaded.mjs": _ONNXRUNTIME,
     "ort-wasm-simd-threaded.wasm": _ONNXRUNTIME,
 }
@@ -39,7 +37,7 @@ def client_files(folder: Path | None, console: Console) -> dict[str, Path]:
     """
     if folder is not None:
         return _installed(folder)
-    cached = cache_folder() / f"transformers.js-{VERSION}"
+    cached = cache_folder() / f"transformers.js-{TRANSFORMERS_JS_VERSION}"
     if cached in _own:
         cached = Path(_own[cached].name) / cached.name
     found = cached if is_held(cached) else _fetch(cached, console)
@@ -51,8 +49,8 @@ def _installed(folder: Path) -> dict[str, Path]:
     found = {name: folder / "node_modules" / package / "dist" / name for name, package in _FILES.items()}
     for path in found.values():
         if not path.is_file():
-            install = f"npm install --ignore-scripts --prefix {folder} {_TRANSFORMERS}@{VERSION}"
-            raise MissingDependency(f"{folder} does not hold transformers.js ({path} is missing)", install)
+            missing = f"{folder} does not hold transformers.js ({path} is missing)"
+            raise MissingDependency(missing, npm_install(folder))
     return found
 
 
@@ -77,8 +75,8 @@ def _fetch(cached: Path, console: Console) -> Path:
         work = Path(name)
         kept = work / "kept"
         kept.mkdir()
-        console.note(f"fetching transformers.js {VERSION} with npm, once (35 MB)")
-        manifest = _unpack(_pack(npm, f"{_TRANSFORMERS}@{VERSION}", work), _TRANSFORMERS, kept)
+        console.note(f"fetching transformers.js {TRANSFORMERS_JS_VERSION} with npm, once (35 MB)")
+        manifest = _unpack(_pack(npm, f"{TRANSFORMERS_JS}@{TRANSFORMERS_JS_VERSION}", work), TRANSFORMERS_JS, kept)
         runtime = json.loads(manifest)["dependencies"][_ONNXRUNTIME]
         _unpack(_pack(npm, f"{_ONNXRUNTIME}@{runtime}", work), _ONNXRUNTIME, kept)
         try:

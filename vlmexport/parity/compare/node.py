@@ -14,14 +14,13 @@ import numpy as np
 from PIL import Image
 
 from vlmexport.errors import MissingDependency, VlmExportError
+from vlmexport.extras import TRANSFORMERS_JS, npm_install
 from vlmexport.runtime.stages import F32
-from vlmexport.serve.client import VERSION
 from vlmexport.workers.deadline import Watch, deadline
 
 FOLDER = "VLMEXPORT_NODE"
 """Variable that names the folder whose node_modules holds transformers.js; else it is the current one."""
 
-_PACKAGE = "@huggingface/transformers"
 _SCRIPT = """
 import fs from 'node:fs';
 import path from 'node:path';
@@ -56,10 +55,10 @@ class TransformersJs:
         folder, node = Path(os.environ.get(FOLDER, ".")).resolve(), shutil.which("node")
         if node is None:
             raise MissingDependency("Node is not installed", "install Node.js 20 or later, or leave out --client node")
-        if not (folder / "node_modules" / _PACKAGE).is_dir():
-            install = f"npm install --ignore-scripts --prefix {folder} {_PACKAGE}@{VERSION}"
+        if not (folder / "node_modules" / TRANSFORMERS_JS).is_dir():
             raise MissingDependency(
-                f"transformers.js is not installed in {folder}", f"{install}, or name its folder by {FOLDER}"
+                f"transformers.js is not installed in {folder}",
+                f"{npm_install(folder)}, or name its folder by {FOLDER}",
             )
         self._scratch = tempfile.TemporaryDirectory()
         self._picture = Path(self._scratch.name) / "picture.png"
