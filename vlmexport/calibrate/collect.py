@@ -23,7 +23,7 @@ from vlmexport.calibrate.views import ViewCount
 from vlmexport.checkpoint.spec import LanguageSpec
 from vlmexport.errors import NotEnoughData
 from vlmexport.model import VLM, plugins
-from vlmexport.model.decoder_inputs import DecoderInputs, padded
+from vlmexport.model.decoder_inputs import DecoderInputs, padded, positions
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 
 SHARD = 8
@@ -192,9 +192,9 @@ def longest_answer(vlm: VLM) -> int:
 def _step(vlm: VLM, embeds: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, read: int) -> torch.Tensor:
     """f32 [batch, new, hidden] → f32 [batch, vocabulary] after the last; ``mask`` [batch, all so far]; ``read``: last
     positions that the head is given."""
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -embeds.shape[1] :]
+    read_at = positions(mask)[:, -embeds.shape[1] :]
     output = vlm.language(
-        inputs_embeds=embeds, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True,
+        inputs_embeds=embeds, attention_mask=mask, position_ids=read_at, cache=cache, use_cache=True,
         logits_to_keep=read,
     )  # fmt: skip
     last: torch.Tensor = output.logits[:, -1]

@@ -55,3 +55,8 @@ def padded(prompts: Sequence[DecoderInputs], on_the_left: bool) -> Batch:
         place = slice(longest - len(one), longest) if on_the_left else slice(len(one))
         embeds[i, place], mask[i, place], is_image[i, place] = one.embeds[0], 1, one.is_image
     return Batch(embeds, mask, is_image)
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """Where each token of a mask [prompts, positions] stands in its prompt, i64; 0 where there is padding."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
