@@ -13,10 +13,18 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tests.onnx_bundles import Bundles
+from tests.onnx_bundles import SHORT, Bundles
 from vlmexport.cli import app
 
 ROOT = Path(__file__).parents[1]
+COMMAND = f"""#!{sys.executable}
+from vlmexport.cli import main
+from vlmexport.parity.compare import one_runtime
+from vlmexport.parity.reference import values
+values.MAX_NEW_TOKENS = one_runtime.MAX_NEW_TOKENS = {SHORT}
+main()
+"""
+"""What is installed as ``vlmexport``, with short answers: random models never end theirs."""
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +46,14 @@ def run(action: dict[str, Any], folder: Path, **inputs: str) -> int:
         name: re.sub(r"\${{ inputs\.([\w-]+) }}", lambda match: given[match[1]], value)
         for name, value in step(action)["env"].items()
     }
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    (folder / "bin").mkdir(exist_ok=True)
+    command = folder / "bin" / "vlmexport"
+    command.write_text(COMMAND)
+    command.chmod(0o755)
+    path = f"{command.parent}:{os.environ['PATH']}"
     github = {"GITHUB_STEP_SUMMARY": str(folder / "summary.md"), "GITHUB_ACTIONS": "true", "PATH": path}
-    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step(action)["run"]]
-    return subprocess.run(command, cwd=folder, env=os.environ | environment | github, timeout=300).returncode
+    script = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step(action)["run"]]
+    return subprocess.run(script, cwd=folder, env=os.environ | environment | github, timeout=300).returncode
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_checkpoint_is_small_and_half_precision() -> None:
 
 @pytest.mark.slow
 def test_smoke_run_of_every_stage(tmp_path: Path) -> None:
-    command = [sys.executable, str(RECIPE / "train.py"), "--smoke", "--work", str(tmp_path)]
+    command = [sys.executable, str(RECIPE / "train.py"), "--smoke", "--threads", "1", "--work", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     written = {path.name for path in (tmp_path / "model").iterdir()}
