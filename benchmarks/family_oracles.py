@@ -163,8 +163,9 @@ def _transformers_js(
         return {"status": "skipped", "reason": "Node or @huggingface/transformers is not installed"}
     script = SCRIPT if folder == SCRIPT.parent else shutil.copy(SCRIPT, folder / "transformers.run.mjs")
     (kind,) = json.loads((bundle / "config.json").read_text(encoding="utf-8"))["architectures"]
-    command = ["node", str(script), str(bundle), str(image), QUESTION, str(COUNT), kind]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder)
+    command = ["node", str(script), str(bundle), str(COUNT), kind]
+    asked = json.dumps({"picture": str(image), "question": QUESTION})
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=300, cwd=folder)
     if done.returncode:
         return {
             "status": "fails",

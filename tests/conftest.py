@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 FIXTURES = (
     "tests.onnx_bundles",
     "tests.fast_vlm_bundles",
+    "tests.tiles",
     "tests.processors",
     "tests.transformers_js",
     "tests.tracing",

@@ -3,9 +3,6 @@ an unmodified transformers.js."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from contextlib import closing
 from pathlib import Path
 
@@ -16,9 +13,9 @@ from onnxruntime import InferenceSession
 from PIL import Image
 
 from tests.onnx_bundles import picture
-from tests.runtime.test_clients import SCRIPT
 from tests.smolvlm import CONVERSATIONS, LOOK, PICTURES, asked_of
 from tests.smolvlm_bundle import ANSWER, Built
+from tests.transformers_js import ask_node
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import Sample
 from vlmexport.calibrate.samples import calibration_folder
@@ -76,19 +73,13 @@ def test_the_graph_makes_a_clients_view_of_the_whole_again(tiny_smolvlm: Built) 
     assert np.abs(sent - right).max() > 0.1
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_node(tiny_smolvlm: Built, transformers_js: Path, tmp_path: Path) -> None:
     """Of a picture that it does not have to enlarge: the graph makes the view of the whole again."""
     model, processor, bundle = tiny_smolvlm
     picture(3, (256, 192)).save(tmp_path / "picture.png")
     given = asked_of(processor, (LOOK,), [picture(3, (256, 192))])
-    script = (
-        SCRIPT if SCRIPT.parent == transformers_js else shutil.copy(SCRIPT, transformers_js / "transformers.run.mjs")
-    )
-    command = ["node", script, bundle, tmp_path / "picture.png", "What is in it?", ANSWER, type(model).__name__]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, cwd=transformers_js)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    asked = [(tmp_path / "picture.png", "What is in it?")]
+    (found,) = ask_node(transformers_js, bundle, asked, ANSWER, type(model).__name__)
     ids = given["input_ids"][0].tolist()
     assert found["input_ids"] == ids
     np.testing.assert_allclose(found["pixels"], given["pixel_values"].numpy().ravel()[:12], atol=1e-6)

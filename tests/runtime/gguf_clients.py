@@ -121,7 +121,9 @@ class LlamaCppPython:
 
         language, mmproj = files(bundle)
         self._handler = MTMDChatHandler(clip_model_path=mmproj, verbose=False, use_gpu=False)
-        self.llama = Llama(language, chat_handler=self._handler, n_ctx=2048, n_threads=1, verbose=False)
+        self.llama = Llama(
+            language, chat_handler=self._handler, n_ctx=2048, n_threads=1, n_threads_batch=1, verbose=False
+        )
         self._handler._init_mtmd_context(self.llama)
 
     def ask(self, messages: list[dict[str, Any]]) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 
 from tests.onnx_bundles import Bundles, picture
 from tests.prompts import ask, with_image
+from tests.transformers_js import ask_node
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.runtime import Token
 from vlmexport.runtime.joined import Joined, join
@@ -22,7 +20,6 @@ pytestmark = pytest.mark.slow
 QUESTION = "what is polite?"
 COUNT = 8
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
-SCRIPT = Path(__file__).with_name("transformers.mjs")
 
 
 TIE = 0.05
@@ -68,18 +65,12 @@ def test_onnxruntime_genai(precision: str, onnx_bundle: Bundles) -> None:
     assert_same(got, expected, precision)
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_transformers_js(precision: str, onnx_bundle: Bundles, transformers_js: Path, tmp_path: Path) -> None:
     bundle = onnx_bundle(precision)
     runtime, expected = greedy(bundle)
     picture(5, (336, 336)).save(tmp_path / "picture.png")
-    own = SCRIPT.parent == transformers_js
-    script = SCRIPT if own else shutil.copy(SCRIPT, transformers_js / "transformers.run.mjs")
-    command = ["node", str(script), str(bundle), str(tmp_path / "picture.png"), QUESTION, str(COUNT)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=transformers_js)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.strip().splitlines()[-1])
+    (found,) = ask_node(transformers_js, bundle, [(tmp_path / "picture.png", QUESTION)], COUNT)
     prompt = ask(runtime, QUESTION)
     assert found["text"] == prompt.text
     assert found["input_ids"] == with_image(prompt, *[read_manifest(bundle).decoding.image_token_id] * 144)

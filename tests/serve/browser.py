@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
@@ -85,3 +87,43 @@ def ask(page: Page, question: str) -> tuple[str, list[int]]:
     assert turn.locator(".question").inner_text() == question
     ids = turn.locator(".ids").text_content() or ""
     return turn.locator(".answer").inner_text(), [int(number) for number in ids.split()]
+
+
+_CLIENT = """async ([kind, count, asked]) => {
+    const transformers = await import('/client/transformers.min.js');
+    const { AutoProcessor, RawImage, env } = transformers;
+    Object.assign(env, { allowLocalModels: true, allowRemoteModels: false, localModelPath: '/' });
+    Object.assign(env, { useBrowserCache: false, useWasmCache: false });
+    env.backends.onnx.wasm.wasmPaths = {
+        mjs: new URL('/client/ort-wasm-simd-threaded.mjs', location).href,
+        wasm: new URL('/client/ort-wasm-simd-threaded.wasm', location).href,
+    };
+    env.backends.onnx.wasm.numThreads = 1;
+    const processor = await AutoProcessor.from_pretrained('bundle');
+    const model = await transformers[kind].from_pretrained('bundle');
+    const textFirst = ['Idefics3ForConditionalGeneration', 'SmolVLMForConditionalGeneration'].includes(kind);
+    const found = [];
+    for (const [file, question] of asked) {
+        const content = [{ type: 'image' }, { type: 'text', text: question }];
+        const text = processor.apply_chat_template([{ role: 'user', content }], { add_generation_prompt: true });
+        const bytes = Uint8Array.from(atob(file), (letter) => letter.charCodeAt(0));
+        const image = await RawImage.fromBlob(new Blob([bytes]));
+        const inputs = await (textFirst ? processor(text, [image]) : processor(image, text));
+        const output = await model.generate({ ...inputs, max_new_tokens: count, do_sample: false });
+        const input_ids = inputs.input_ids.tolist()[0].map(Number);
+        found.push({ input_ids, tokens: output.tolist()[0].map(Number).slice(input_ids.length) });
+    }
+    return found;
+}"""
+
+
+def ask_client(page: Page, asked: Sequence[tuple[Path, str]], count: int, kind: str) -> list[dict[str, Any]]:
+    """Answers of transformers.js by itself, without what the page does, to pairs of picture and question: ids of the
+    prompt and of the answer, ``count`` at most.
+
+    Args:
+        kind: the class that opens the bundle.
+    """
+    given = [[base64.b64encode(file.read_bytes()).decode(), question] for file, question in asked]
+    found: list[dict[str, Any]] = page.evaluate(_CLIENT, [kind, count, given])
+    return found
