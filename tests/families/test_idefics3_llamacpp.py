@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +242,14 @@ def test_what_stock_llama_cpp_would_give_is_measured_beside(saved: Saved, tmp_pa
     assert run.stock is not None
     assert any("given to libmtmd by itself" in note for note in run.notes)
     assert run_samples(written(saved[0]), open_checkpoint(saved[0]), samples, stock=2).stock is None
+
+
+def test_a_picture_that_stock_llama_cpp_refuses_is_told_and_the_next_is_run(bundle: Path, saved: Saved) -> None:
+    """Our run makes its views itself."""
+    narrow, square = (replace(sample(3), image_id=str(size), load=partial(picture, 3, size))
+                      for size in ((4000, 1), (128, 128)))  # fmt: skip
+    run = run_samples(bundle, open_checkpoint(saved[0]), [narrow, square], stock=2)
+    assert run.stock is not None
+    assert run.stock.errors["pixels", "chained"].startswith("libmtmd refuses a picture of 4000x1")
+    assert (len(run.measured.answers["chained"]), len(run.stock.answers["chained"])) == (2, 1)
+    assert run.measured.errors == {}

@@ -98,7 +98,7 @@ class Comparison:
         if self._stock is None and samples and isinstance(runtime, Repairing):
             images = {one.image_id: one for sample in samples for one in sample.alone()}.values()
             as_is = runtime.stock(one.image() for one in images)
-            self._stock = None if as_is is None else Side(as_is, ("chained",))
+            self._stock = None if as_is is None else Side(as_is, ("chained",), goes_on=True)
 
     def _forget(self, image: str) -> None:
         del self._seen[image]

@@ -13,6 +13,7 @@ from PIL import Image
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.artifact.gguf.file import library
 from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec
+from vlmexport.errors import VlmExportError
 from vlmexport.processing.image import PIXELS, ProcessedImage, process
 from vlmexport.processing.prompt import Views
 from vlmexport.processing.square import as_square
@@ -101,13 +102,19 @@ class LlamaCppVision:
 
     def stock(self, images: Iterable[Image.Image]) -> Seeing | None:
         """The same as this libmtmd computes these images when nobody repairs it; None where that makes no difference.
-        Both have one worker: close this one alone."""
+        An image that it refuses makes one. Both have one worker: close this one alone."""
         return _Stock(self) if self._own and (self.repair or any(map(self._differs, images))) else None
 
     def _differs(self, image: Image.Image) -> bool:
         if not self._cuts:
             return image.width != image.height
-        one, other = (self.preprocess(image, own).pixel_values for own in (True, False))
+        one = self.preprocess(image, own=True).pixel_values
+        try:
+            other = self.preprocess(image, own=False).pixel_values
+        except VlmExportError:
+            if not self.process.alive:
+                raise
+            return True
         return one.shape != other.shape or bool(np.abs(one - other).max() > _ROUNDING)
 
     def close(self) -> None:

@@ -67,7 +67,8 @@ class Pictures:
         try:
             part = ctypes.pointer(mtmd.mtmd_input_part(None, bitmap))
             if mtmd.mtmd_tokenize_from_parts(self._context, chunks, ctypes.pointer(part), 1, False):
-                raise VlmExportError("libmtmd cannot take this image", "try a PNG of another size")
+                size = f"{rgb.shape[1]}x{rgb.shape[0]}"
+                raise VlmExportError(f"libmtmd refuses a picture of {size}", "try one of another shape")
             yield self._cut([mtmd.mtmd_input_chunks_get(chunks, i) for i in range(mtmd.mtmd_input_chunks_size(chunks))])
         finally:
             mtmd.mtmd_input_chunks_free(chunks)
