@@ -74,8 +74,8 @@ class Plan:
 def choose(
     names: Sequence[str], kinds: Sequence[str], bits: int | None, flags: Mapping[str, Any], vision: str | None = None
 ) -> list[Recipe]:
-    """The recipes to plan: those named and those of GGUF types. Without any, q4_k_m where there are flags, else all
-    that ship.
+    """The recipes to plan: those named and those of GGUF types. Without any, q4_k_m where there are flags of GGUF, else
+    all that ship.
 
     Args:
         names: of recipes, or TOML files.
@@ -88,7 +88,11 @@ def choose(
     types = [gguf_type(kind, None) for kind in kinds] + ([gguf_type(None, bits)] if bits is not None else [])
     wanted: list[tuple[str, dict[str, str]]] = [(name, {}) for name in names] + [gguf_recipe(kind) for kind in types]
     if not wanted:
-        wanted = [gguf_recipe(None)] if any(flags.values()) else [(name, {}) for name in shipped()]
+        wanted = (
+            [gguf_recipe(None)]
+            if any(flags[name] for name in flags if name.startswith("gguf."))
+            else [(name, {}) for name in shipped()]
+        )
     found = [resolve(name, {**chosen, **flags}) for name, chosen in wanted]
     if vision is None:
         return found

@@ -36,10 +36,11 @@ class Request:
 @dataclass
 class Round:
     """The answers of one process, in seconds and joules; ``cold`` begins before the bundle is opened. There is no
-    ``token`` where an answer is a class. ``decoder_…``: the runtime's own calls alone."""
+    ``token`` where an answer is a class. ``decoder_…``: the runtime's own calls alone. ``views``: of the image."""
 
     runtime: str
     positions: int
+    views: int
     cold: float
     image: list[float] = field(default_factory=list)
     prompt: list[float] = field(default_factory=list)
@@ -64,7 +65,7 @@ def answers(bundle: Path, request: Request) -> Round:
     try:
         opening = time.perf_counter() - start
         first = _answer(runtime, request)
-        found = Round(runtime.name, first.positions, opening + first.image + first.prompt)
+        found = Round(runtime.name, first.positions, first.views, opening + first.image + first.prompt)
         for _ in range(WARM_ANSWERS):
             if meter:
                 meter()
@@ -86,13 +87,14 @@ def answers(bundle: Path, request: Request) -> Round:
 @dataclass(frozen=True)
 class _Answer:
     """Seconds of the image, of the prompt up to the first token, of each token after it, and of the runtime's own calls
-    for each token; positions of the prompt."""
+    for each token; positions of the prompt, views of the image."""
 
     image: float
     prompt: float
     later: list[float]
     decoder: list[float]
     positions: int
+    views: int
 
 
 def _answer(runtime: Runtime, request: Request) -> _Answer:
@@ -104,7 +106,7 @@ def _answer(runtime: Runtime, request: Request) -> _Answer:
         marks.append(time.perf_counter())
         decoder.append(token.seconds or 0.0)
     image, first, *later = (after - before for before, after in pairwise(marks))
-    return _Answer(image, first, later, decoder, len(prompt.ids))
+    return _Answer(image, first, later, decoder, len(prompt.ids), len(seen.views.grids))
 
 
 def vision_peak(bundle: Path, manifest: Manifest, request: Request) -> tuple[int | None, Seen[F32]]:

@@ -47,6 +47,7 @@ class BundleBench(_Model):
     kernels: Int8Kernels | None = Field(None, description="That int8 products run on here; None where none are needed.")
     threads: int
     positions: int = Field(description="Length of the prompt: text and visual tokens.")
+    views: int = Field(1, description="That the image is cut into.")
     new_tokens: int = Field(description="Length of an answer; 1 where it is a class.")
     bytes: int = Field(description="Of all files.")
     components: list[Component]

@@ -112,6 +112,7 @@ def _result(
         kernels=found[0].kernels,
         threads=operator_threads(),
         positions=found[0].positions,
+        views=found[0].views,
         new_tokens=new_tokens if found[0].token else 1,
         bytes=sum(file.bytes for file in manifest.files),
         components=components,

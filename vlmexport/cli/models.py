@@ -53,6 +53,7 @@ def plan(
     tensor_type: TensorTypes = None,
     vision: Vision = None,
     imatrix: Imatrix = None,
+    max_views: MaxViews = None,
     phone: Phones = None,
     vision_tower: Tower = None,
     as_json: Json = False,
@@ -67,7 +68,7 @@ def plan(
 
     console = Console(as_json, quiet)
     checkpoint = open_model(model, vision_tower, console)
-    flags: dict[str, Any] = {"gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix}
+    flags: dict[str, Any] = {"gguf.tensor_types": tensor_type, "gguf.imatrix": imatrix, "max_views": max_views}
     flags |= budget_flags(str(bits) if bits else kind[0] if kind else None, max_size, bpw)
     on, chosen = choose_phones(phone), choose(recipe or [], kind or [], bits, flags, vision)
     found = [estimate(checkpoint, recipe, on) for recipe in chosen]

@@ -59,6 +59,7 @@ class Costs:
             "design": self.design,
             "parameters": self.parameters,
             "visual_tokens": counted.visual_tokens,
+            "views": counted.views,
             "operations": {"vision": counted.vision, "projector": counted.projector, "prompt": counted.prompt,
                            "token": counted.token, "positions": counted.positions},
             "times": [time.facts() for time in self.times],
@@ -72,6 +73,7 @@ def estimate(checkpoint: Checkpoint, recipe: Recipe, on: list[Phone]) -> Costs:
         Unsupported: an unknown kind of component.
     """
     (planned,) = plan(checkpoint, [recipe])
+    checkpoint = checkpoint.within(recipe.max_views)
     counted = _counted(checkpoint.spec)
     times = () if planned.refused else tuple(_times(checkpoint, recipe, planned, counted, phone) for phone in on)
     spec = checkpoint.spec

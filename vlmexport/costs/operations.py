@@ -10,6 +10,7 @@ from transformers import DynamicCache
 
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.model.vlm import VLM
+from vlmexport.processing.image import cutting
 
 QUESTION = 40
 """Text tokens of a prompt: MobileVLM's system sentence and a short question."""
@@ -20,7 +21,7 @@ class Operations:
     """Multiplications and additions of products and convolutions; the others are left out, as is usual.
 
     Attributes:
-        vision, projector: of one image.
+        vision, projector: of one image, which is cut into as many views as there can be.
         prompt: of the decoder, for the image's tokens and ``QUESTION`` of text.
         token: of the decoder, for one more token after that prompt; none of a classifier, which has answered by then.
     """
@@ -30,6 +31,7 @@ class Operations:
     prompt: int
     token: int
     visual_tokens: int
+    views: int = 1
 
     @property
     def positions(self) -> int:
@@ -49,13 +51,16 @@ def count(spec: Spec) -> Operations:
     with FlopCounterMode(display=False) as vision:
         features = vlm.features(torch.empty(1, 3, side, side, device="meta"))
     with FlopCounterMode(display=False) as projector:
-        visual_tokens = vlm.tokens(features).shape[1]
+        each = vlm.tokens(features).shape[1]
+    views = cutting(spec.image_processor).most(spec.image_processor)
+    visual_tokens = views * each
     positions = visual_tokens + QUESTION
     if spec.language.generates:
         prompt, token = _decoder(vlm, positions, 0), _decoder(vlm, 1, positions)
     else:
         prompt, token = _classifier(vlm, positions), 0
-    return Operations(vision.get_total_flops(), projector.get_total_flops(), prompt, token, visual_tokens)
+    seen, joined = (views * counter.get_total_flops() for counter in (vision, projector))
+    return Operations(seen, joined, prompt, token, visual_tokens, views)
 
 
 def _classifier(vlm: VLM, length: int) -> int:

@@ -83,7 +83,7 @@ _ROWS: dict[str, Callable[[BundleBench], str]] = {
     "files, MB": lambda one: f"{one.bytes * _MEGA:.1f}",
     "vision: files, peak memory, MB": _memory("vision"),
     "decoder: files, peak memory, MB": _memory("decoder"),
-    "image, ms": lambda one: _milliseconds(one.image),
+    "image, ms": lambda one: _milliseconds(one.image) + (f", {one.views} views" if one.views > 1 else ""),
     "prompt, ms": lambda one: _milliseconds(one.prompt),
     "prompt, the runtime alone, ms": lambda one: _milliseconds(one.decoder_prompt),
     "image to first token, ms": lambda one: f"{one.first_token * _MILLI:.1f}",

@@ -18,7 +18,9 @@ _NO_TOKEN = "answers at once"
 def times(costs: Costs) -> Table:
     """One design on every phone it was estimated for."""
     counted, parameters = costs.operations, costs.parameters
-    shown = _table(f"{costs.design}: {counted.visual_tokens} visual tokens, a prompt of {counted.positions}")
+    shown = _table(
+        f"{costs.design}: {counted.visual_tokens} visual tokens{_views(costs)}, a prompt of {counted.positions}"
+    )
     for column in ("estimated on", "image", "prompt", "token"):
         shown.add_column(column)
     for time in costs.times:
@@ -70,6 +72,11 @@ def plot(found: Sequence[Costs]) -> str:
     return svg([panel for panel in panels if panel.points])
 
 
+def _views(costs: Costs) -> str:
+    views = costs.operations.views
+    return f" in {views} views" if views > 1 else ""
+
+
 def _middle(time: Range) -> float:
     return (time.low + time.high) / 2
 
@@ -98,7 +105,7 @@ _ROWS: dict[str, Callable[[Costs], str]] = {
     "vision, M parameters": _parameters("vision"),
     "projector, M parameters": _parameters("projector"),
     "language, M parameters": _parameters("language"),
-    "visual tokens": lambda costs: str(costs.operations.visual_tokens),
+    "visual tokens": lambda costs: f"{costs.operations.visual_tokens}{_views(costs)}",
     "vision, G operations": _operations("vision"),
     "projector, G operations": _operations("projector"),
     "prompt, G operations": _operations("prompt"),

@@ -15,7 +15,7 @@ _COLUMNS = {
     "answer": ("agreement", "equal", "accuracy", "reference_accuracy", "cider_d", "reference_cider_d"),
 }
 _RUN = {
-    "onnx": "Files are laid out for transformers.js and onnxruntime-genai; "
+    "onnx": "Files are laid out for transformers.js{}; "
     "`vlmexport run . --image IMAGE QUESTION` asks it, `vlmexport serve .` in the browser.",
     "hybrid": "The vision encoder runs on ONNX Runtime; its visual tokens go into llama.cpp as embeddings. "
     "`vlmexport run . --image IMAGE QUESTION` asks it.",
@@ -35,6 +35,11 @@ def number(value: float) -> str:
     return f"{value:.2e}"
 
 
+def _genai(manifest: Manifest) -> str:
+    """The other client, where there are graphs for it."""
+    return " and onnxruntime-genai" if any(file.role == "embedding" for file in manifest.files) else ""
+
+
 def card(manifest: Manifest) -> str:
     """Markdown."""
     recipe = manifest.recipe
@@ -45,7 +50,7 @@ def card(manifest: Manifest) -> str:
         f"Exported by vlmexport from {markdown_code(manifest.source.name)} ({markdown(manifest.source.layout)} layout) "
         f"for {recipe.target}: {manifest.kind.upper()}, {size:.1f} MB.",
         "",
-        _CLASSES.format(len(manifest.classes)) if manifest.classes else _RUN[manifest.kind],
+        _CLASSES.format(len(manifest.classes)) if manifest.classes else _RUN[manifest.kind].format(_genai(manifest)),
         "",
         "## Parity with the float model",
         "",

@@ -12,6 +12,7 @@ from vlmexport.artifact.onnx.build import embedding, fused_decoder
 from vlmexport.artifact.onnx.build.fused_decoder import NEAREST, Rounding
 from vlmexport.artifact.onnx.documents import documents
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
+from vlmexport.artifact.onnx.genai import runs
 from vlmexport.artifact.onnx.graphs import GraphWriter
 from vlmexport.artifact.onnx.sizes import decoder_sizes
 from vlmexport.artifact.onnx.trace import components as trace
@@ -26,8 +27,8 @@ TOKENIZER = "tokenizer.json"
 
 
 class OnnxDecoding:
-    """``onnx/embed_tokens.onnx``, ``onnx/decoder_model_merged*.onnx``, both again as onnxruntime-genai runs them, and
-    ``tokenizer.json``.
+    """``onnx/embed_tokens.onnx``, ``onnx/decoder_model_merged*.onnx``, both again for onnxruntime-genai where it runs
+    such models, and ``tokenizer.json``.
 
     Raises:
         Unsupported: an int4 or float16 decoder of a kind that has none.
@@ -62,7 +63,8 @@ class OnnxDecoding:
     def write(self, measured: Measured, folder: Path, progress: Progress) -> Written[DecodingHalf]:
         """All files, and what the manifest says of what we run; onnxruntime-genai's decoder is the same over the same
         weights."""
-        settings, writer = self._settings, GraphWriter(self._graphs, measured.int8, folder, progress)
+        settings, genai = self._settings, runs(self._checkpoint)
+        writer = GraphWriter(self._graphs, measured.int8, folder, progress, genai)
         with SILENT:
             self._embedding(writer)
             if settings.fused_decoder:
@@ -86,7 +88,7 @@ class OnnxDecoding:
         table = plugins.token_table(self._checkpoint).torch()
         module = embedding.Embedding(table, max(table.shape[0], self._image_token + 1))
         writer.checked("embed_tokens", embedding.alone(module))
-        if self._checkpoint.spec.language.generates:
+        if writer.genai:
             merged = embedding.merged(module, self._image_token)
             writer.share("embedding", "embed_tokens", merged.model, "fp32")
             writer.checked("embedding", merged)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlmexport import families
 from vlmexport.artifact.onnx.client_files import Layout, ends, pad
 from vlmexport.artifact.onnx.names import graph_path
+from vlmexport.source.checkpoint import Checkpoint
+
+
+def runs(checkpoint: Checkpoint) -> bool:
+    """Whether it knows such a chain of graphs."""
+    clients = families.clients(checkpoint.family, checkpoint.spec)
+    return checkpoint.spec.language.generates and clients.genai is not None
 
 
 def genai(layout: Layout, kind: str) -> dict[str, Any]:

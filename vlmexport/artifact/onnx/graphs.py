@@ -34,12 +34,14 @@ class GraphWriter:
 
     Args:
         int8: needed where a part is int8; it has decided about these graphs.
+        genai: whether onnxruntime-genai runs them, too.
     """
 
     graphs: FloatGraphs
     int8: Int8 | None
     folder: Path
     progress: Progress
+    genai: bool = True
     files: dict[Role, str] = field(default_factory=dict)
     reports: dict[Role, GraphReport] = field(default_factory=dict)
     float_layers: dict[str, str] = field(default_factory=dict)
@@ -74,8 +76,10 @@ class GraphWriter:
             self.save(_GRAPHS[part], model, precision, report)
 
     def decoder(self, model: ir.Model, precision: str, report: GraphReport | None = None) -> None:
-        """Save a decoder with its weights outside, and again over these weights as onnxruntime-genai runs it."""
+        """Save a decoder with its weights outside, and again over these weights where onnxruntime-genai runs it."""
         self.save("decoder_model_merged", model, precision, report, outside=0)
+        if not self.genai:
+            return
         kept_rows.last_alone(model)
         self.share("decoder", "decoder_model_merged", model, precision)
         self.save("decoder", model, precision)

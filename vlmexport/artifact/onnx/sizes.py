@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from math import prod
 
 from vlmexport.artifact.bundle.halves import Role
+from vlmexport.artifact.onnx.build import whole_view
+from vlmexport.artifact.onnx.genai import runs
 from vlmexport.artifact.onnx.passes.clean import EXTERNAL_FROM
 from vlmexport.artifact.onnx.tokenizer_file import content, image_token_id
 from vlmexport.checkpoint.tensors import LazyTensor
@@ -48,7 +50,7 @@ def decoder_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
         language_bytes = _graph(decoder, settings.decoder) + positions
     nodes = spec.language.num_layers * _NODES[settings.decoder]
     found: dict[Role, int] = {"embed_tokens": embeddings}
-    if spec.language.generates:
+    if runs(checkpoint):
         found |= {"embedding": embeddings if embeddings < EXTERNAL_FROM else 0, "decoder": nodes}
     found["decoder_model_merged"] = language_bytes + nodes
     return found
@@ -63,6 +65,8 @@ def vision_sizes(checkpoint: Checkpoint, settings: Onnx) -> dict[Role, int]:
     stack = plugins.vision(spec).layers(spec) is not None
     layers, int8 = (spec.used_layers,) * 2 if stack else (len(tower) / _TENSORS, quantized / _PRODUCTS)
     nodes = int(layers * _NODES["fp32"] + int8 * (_NODES[settings.vision] - _NODES["fp32"]))
+    pixels = checkpoint.spec.image_processor
+    nodes += whole_view.repairing(pixels).ByteSize() if whole_view.can_repair(pixels) else 0
     return {
         "vision_encoder": _graph(tower, settings.vision, kept) + _graph(projector, settings.vision) + nodes,
         "projector": _graph(projector, settings.vision),
