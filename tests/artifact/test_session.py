@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from onnx import TensorProto, helper
 from vlmexport.artifact.onnx.session import open_session, run, with_outputs
 from vlmexport.errors import CheckpointError
 
-SIDE = 512
+SIDE, ROWS = 512, 1 << 23
 LONG = "/model/" + "layers.0/" * 40 + "MatMul_output_0"
 """A name of more than 127 bytes, as deep graphs have them."""
 
@@ -39,6 +41,31 @@ def test_values_inside_become_outputs(tmp_path: Path) -> None:
     assert [value.name for value in after.graph.output] == ["sum", LONG]
     del after.graph.output[1]
     assert before == after
+
+
+RUNS = """
+import sys
+import numpy as np
+from vlmexport.artifact.onnx.session import open_session, run
+from vlmexport.workers.memory import peak_bytes
+
+session, x = open_session(sys.argv[1], threads=1), np.zeros((int(sys.argv[2]), 1), np.float32)
+for _ in range(3):
+    run(session, {"x": x})
+    print(peak_bytes())
+"""
+
+
+def test_runs_of_one_size_take_the_memory_of_one(tmp_path: Path) -> None:
+    """As the views of a picture do. With ONNX Runtime's default the second takes all that the first did once more."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 1]) for name in "xy"]
+    nodes = [helper.make_node("Exp", ["x"], ["e"]), helper.make_node("Sin", ["x"], ["s"]),
+             helper.make_node("Mul", ["e", "s"], ["m"]), helper.make_node("ReduceSum", ["m"], ["y"])]  # fmt: skip
+    graph = helper.make_graph(nodes, "values", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), tmp_path / "g.onnx")
+    command = [sys.executable, "-c", RUNS, str(tmp_path / "g.onnx"), str(ROWS)]
+    first, *later = map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    assert max(later) < first + ROWS  # a quarter of one value
 
 
 def test_a_value_that_is_not_there(tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ def open_session(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or operator_threads()
     options.log_severity_level = _WARNINGS
+    # It would plan a second place for all values of a run beside the first one's: more memory for no less time.
+    options.enable_mem_pattern = False
     # Its threads wait for the next run busily. A bundle is three graphs, and those of one would take the next one's
     # time: half of an image's on two cores.
     options.add_session_config_entry("session.force_spinning_stop", "1")
