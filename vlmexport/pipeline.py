@@ -19,6 +19,7 @@ from vlmexport.model import plugins
 from vlmexport.recipe import Recipe
 from vlmexport.source.checkpoint import Checkpoint
 from vlmexport.source.locate import open_model
+from vlmexport.workers.memory import give_back
 
 if TYPE_CHECKING:
     from vlmexport.calibrate import Statistics
@@ -85,6 +86,7 @@ def export_checkpoint(
         measured = measure(
             checkpoint, recipe, aside, writer.graph, console=console, dask=dask, statistics=statistics
         )  # fmt: skip
+        give_back()
         return writer.write(measured, folder, console)
 
 
