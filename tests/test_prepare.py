@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from onnxruntime import InferenceSession
 from PIL import ExifTags, Image, ImageCms
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from tests.checkpoints import tiny_spec
 from tests.command import vlmexport
@@ -78,6 +79,15 @@ def test_arrays_are_what_the_vision_graph_takes(onnx_bundle: Bundles, tmp_path: 
     np.testing.assert_array_equal(found, tokens)
 
 
+def tiles_of(source: Path, spec: ImageProcessorSpec) -> tuple[int, int]:
+    """Rows and columns, as transformers' processor says them."""
+    if spec.mode != "tiles":
+        return 0, 0
+    sizes = {"size": {"longest_edge": spec.size.longest_edge}, "max_image_size": {"longest_edge": spec.side}}
+    made = SmolVLMImageProcessorPil(**sizes)(read_image(source), return_row_col_info=True)
+    return made["rows"][0][0], made["cols"][0][0]
+
+
 @pytest.mark.parametrize("arrays", [False, True])
 @pytest.mark.parametrize("spec", [ImageProcessorSpec.square(56, True), ImageProcessorSpec.tiles(256, 64)])
 def test_the_model_sees_the_same(spec: ImageProcessorSpec, arrays: bool, tmp_path: Path) -> None:
@@ -85,8 +95,10 @@ def test_the_model_sees_the_same(spec: ImageProcessorSpec, arrays: bool, tmp_pat
     pictures = [photo(tmp_path / f"{width}.png", (width, height)) for width, height in ((211, 640), (90, 61), (1, 9))]
     for source, one in zip(pictures, prepare(bundle, pictures, tmp_path / "out", arrays=arrays), strict=True):
         expected = np.asarray(pixel_values(read_image(source), spec))
-        assert (one.source, one.kept, one.shape) == (source, True, expected.shape)
+        facts = one.facts()
+        assert (one.source, one.kept, (facts["rows"], facts["cols"])) == (source, True, tiles_of(source, spec))
         found = np.load(one.file)["pixel_values"] if arrays else pixel_values(Image.open(one.file), spec)
+        assert facts["pixel_values"] == list(found.shape)
         found = found[:, 0] if arrays and spec.mode == "tiles" else found
         np.testing.assert_array_equal(found, expected)
         if not arrays:

@@ -14,9 +14,10 @@ from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.errors import UsageError
 from vlmexport.files import whole
-from vlmexport.processing.image import Array, batched, cutting
+from vlmexport.processing.image import PIXELS, Array, batched, cutting
 from vlmexport.processing.image_processor import FILE, read_told
 from vlmexport.processing.images import read_image
+from vlmexport.processing.prompt import Grid
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,24 @@ class Prepared:
     Attributes:
         source: the picture file.
         file: what was written for it.
-        shape: of ``pixel_values``: views, channels, height, width.
+        shape: of ``pixel_values``: views, channels, height, width; of arrays as they are in the file.
+        tiles: rows and columns of the views that are tiles; 0 and 0 where none is.
         kept: whether the model sees the same of ``file`` as of ``source``: True of arrays.
     """
 
     source: Path
     file: Path
     shape: tuple[int, ...]
+    tiles: Grid
     kept: bool
 
     def facts(self) -> dict[str, Any]:
-        """In plain data."""
-        return {"source": str(self.source), "file": str(self.file), "pixel_values": list(self.shape), "kept": self.kept}
+        """In plain data; ``rows`` and ``cols`` as transformers' processors call them."""
+        rows, cols = self.tiles
+        return {
+            "source": str(self.source), "file": str(self.file), "pixel_values": list(self.shape),
+            "rows": rows, "cols": cols, "kept": self.kept,
+        }  # fmt: skip
 
 
 def prepare(
@@ -77,18 +84,20 @@ def _targets(pictures: Sequence[Path], folder: Path, suffix: str, force: bool) -
 
 def _write(source: Path, target: Path, spec: ImageProcessorSpec, arrays: bool) -> Prepared:
     image, cut = read_image(source), cutting(spec)
-    made = cut.arrays(image, spec)
-    shape, kept = made["pixel_values"].shape, True
+    made, kept = cut.arrays(image, spec), True
+    shape = made[PIXELS].shape
     with whole(target) as file:
         if arrays:
+            given = batched(made, spec)
+            shape = given[PIXELS].shape
             with file.open("wb") as opened:
-                np.savez(opened, allow_pickle=False, **batched(made, spec))
+                np.savez(opened, allow_pickle=False, **given)
         else:
             ready = cut.prepared(image, spec)
             kept = _same(cut.arrays(ready, spec), made)
             plain = Image.fromarray(np.asarray(ready))  # without a colour profile, by which clients would change it
             plain.save(file, "PNG")
-    return Prepared(source, target, shape, kept)
+    return Prepared(source, target, shape, cut.tiles(image.size, spec), kept)
 
 
 def _same(one: dict[str, Array], other: dict[str, Array]) -> bool:

@@ -20,9 +20,9 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from tests.onnx_bundles import picture
 from vlmexport.calibrate.samples import calibration_folder
+from vlmexport.processing.javascript import MODULE
 
 SCRIPT = Path(__file__).with_name("pixels.mjs")
-MODULE = Path(__file__).parents[2] / "vlmexport" / "serve" / "page" / "pixels.js"
 ULPS = 2**-21
 """Transformers rescales in float64, we in float32: so far apart at most, of pixels between -2 and 2.2."""
 

@@ -25,6 +25,7 @@ from vlmexport.artifact.bundle.writing import Writing, Written
 from vlmexport.console import Advance, Console, no_advance
 from vlmexport.errors import VlmExportError
 from vlmexport.measure import Measured, bytes_aside
+from vlmexport.processing.javascript import MODULE
 from vlmexport.recipe import Recipe
 from vlmexport.source.checkpoint import Checkpoint
 
@@ -132,6 +133,8 @@ class Writer:
             found = documents.documents(self._checkpoint, self._recipe.onnx, written)
         else:
             found = documents.of_pictures(self._checkpoint)
+        if self._recipe.target == "web":
+            found[MODULE.name] = MODULE.read_text(encoding="utf-8")
         for name, text in found.items():
             (folder / name).write_text(text, encoding="utf-8", newline="\n")
 

@@ -12,6 +12,7 @@ from typing import Any
 from vlmexport.artifact.bundle.halves import DECODER, ONNXRUNTIME, VISION
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.errors import Unsupported
+from vlmexport.processing.javascript import MODULE
 
 _PAGE = Path(__file__).with_name("page")
 _MIME = {
@@ -72,6 +73,7 @@ def routes(bundle: Path, manifest: Manifest, client: dict[str, Path]) -> dict[st
     """Path of a URL → what is there: the page, the client, the bundle's own files, pictures to begin with."""
     files = {f"/{path.name}": path for path in _PAGE.iterdir()}
     files["/"] = files.pop("/index.html")
+    files[f"/{MODULE.name}"] = MODULE
     files |= {f"/client/{name}": path for name, path in client.items()}
     files |= {f"/bundle/{file.path}": bundle / file.path for file in manifest.files}
     found = {path: Resource(file, _mime(file)) for path, file in files.items()}
