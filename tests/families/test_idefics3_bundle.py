@@ -37,20 +37,27 @@ def test_a_bundle_passes_its_check(tiny_smolvlm: Built) -> None:
     assert result.passed, result.stages
 
 
-def test_two_images_are_answered_about_as_transformers_does(tiny_smolvlm: Built) -> None:
+@pytest.mark.parametrize("name", ["two-images", "between", "turns", "no-image"])
+def test_a_conversation_is_answered_as_transformers_does(name: str, tiny_smolvlm: Built) -> None:
     """By nothing but the bundle's files; the vision graph takes any number of views."""
     model, processor, bundle = tiny_smolvlm
-    messages, images = CONVERSATIONS["two-images"], [picture(i, size) for i, size in enumerate(PICTURES[:2])]
+    messages, count = CONVERSATIONS[name], 0 if name == "no-image" else 2
+    images = [picture(i, size) for i, size in enumerate(PICTURES[:count])]
     given = asked_of(processor, messages, images)
     with closing(open_runtime(bundle)) as runtime:
         made = [runtime.pixels(image) for image in images]
         prompt = runtime.prompt(messages, [one.views for one in made])
         tokens = [runtime.tokens(runtime.features(one)) for one in made]
         found = [token.id for token in runtime.generate(prompt, tokens, ANSWER)]
+        logits = runtime.logits(prompt, tokens, 0)
     image = model.config.image_token_id
     assert [image if i == PLACEHOLDER else i for i in prompt.ids] == given["input_ids"][0].tolist()
-    pixels = np.concatenate([one.pixel_values for one in made])
-    np.testing.assert_allclose(pixels, given["pixel_values"][0].numpy(), atol=1e-6)
+    if images:
+        pixels = np.concatenate([one.pixel_values for one in made])
+        np.testing.assert_allclose(pixels, given["pixel_values"][0].numpy(), atol=1e-6)
+    with torch.no_grad():
+        expected = model(**given).logits.numpy()
+    assert np.linalg.norm(logits - expected) < 1e-5 * np.linalg.norm(expected)
     answer = model.generate(**given, max_new_tokens=ANSWER, do_sample=False)[0, len(prompt.ids) :]
     assert found == answer.tolist()
 

@@ -9,15 +9,19 @@ from typing import Any
 import pytest
 
 from tests.command import vlmexport
-from tests.gguf_bundles import export
 from tests.onnx_bundles import picture
 from tests.smolvlm import LONGEST, SIDE, TOKENS
 from tests.smolvlm_bundle import Built
 from vlmexport.artifact.bundle.manifest import read_manifest
+from vlmexport.calibrate import collect
+from vlmexport.calibrate.datasets import read
 from vlmexport.measures.stage_result import STAGES
+from vlmexport.model import load
+from vlmexport.pipeline import export
+from vlmexport.recipe import resolve
 from vlmexport.source.checkpoint import open_checkpoint
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_answers")]
 
 VIEWS = (LONGEST // SIDE) ** 2 + 1
 """Of a square picture."""
@@ -30,9 +34,7 @@ def model(tiny_smolvlm: Built) -> Path:
 
 @pytest.fixture(scope="module")
 def gguf(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("gguf") / "f16"
-    export(open_checkpoint(model), folder, type="f16", mmproj_type="f16")
-    return folder
+    return export(str(model), resolve("gguf-f16", environ={}), tmp_path_factory.mktemp("gguf") / "f16")
 
 
 def told(*arguments: object) -> Any:
@@ -100,3 +102,45 @@ def test_parts_of_it_in_a_design(model: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     checked = told("check", tmp_path / "bundle", "--samples", "20")
     assert {stage["stage"] for stage in checked["stages"]} == set(STAGES)
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LLaVA's JSON: seven conversations of three turns, about one picture, two and three of every shape."""
+    folder, entries = tmp_path_factory.mktemp("data"), []
+    for number in range(7):
+        names = [f"{number}-{at}.png" for at in range(1 + number % 3)]
+        for at, name in enumerate(names):
+            picture(10 * number + at, ((300, 220), (20, 90), (64, 64))[(number + at) % 3]).save(folder / name)
+        marks = ["<image>\n" if at < len(names) else "" for at in range(3)]
+        turns = [
+            {"from": side, "value": text}
+            for at, mark in enumerate(marks)
+            for side, text in (("human", f"{mark}What is in it, {at}?"), ("gpt", "a chat"))
+        ]
+        entries.append({"id": str(number), "image": names, "conversations": turns})
+    (folder / "data.json").write_text(json.dumps(entries), encoding="utf-8")
+    return folder / "data.json"
+
+
+@pytest.mark.parametrize("kind", ["onnx", "gguf"])
+def test_check_on_conversations(kind: str, conversations: Path, tiny_smolvlm: Built, gguf: Path) -> None:
+    """Every turn is asked behind those before it, about all pictures so far."""
+    bundle = gguf if kind == "gguf" else tiny_smolvlm[2]
+    found = told("check", bundle, "--data", conversations, "--samples", "21")
+    assert (found["passed"], found["samples"], found["images"]) == (True, 21, 13)
+    assert {stage["stage"] for stage in found["stages"]} == set(STAGES)
+
+
+def test_calibration_on_conversations(conversations: Path, model: Path) -> None:
+    """All positions of all turns and pictures count, those of visual tokens apart."""
+    checkpoint, samples = open_checkpoint(model), read(conversations)
+    vlm = load(checkpoint)
+    found = collect(vlm, checkpoint.prompts, samples)
+    layer = found.layers["language.model.layers.0.self_attn.q_proj"]
+    prompts = [
+        checkpoint.prompts.prompt(sample.messages, [vlm.processed(one.image()).views for one in sample.alone()])
+        for sample in samples
+    ]
+    assert found.samples == tuple(sample.id for sample in samples)
+    assert layer.count_image == sum(prompt.num_visual for prompt in prompts)
