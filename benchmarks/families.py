@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from family_layouts import LAYOUTS, REFUSED, Layout, Tiny, changed  # noqa: E402
-from family_oracles import beside_transformers, clients  # noqa: E402
+from family_oracles import beside_parts, beside_transformers, clients  # noqa: E402
 from family_pixels import resized  # noqa: E402
 from family_table import PAGE, RESULTS, complaint, page  # noqa: E402
 
@@ -78,7 +78,7 @@ def measured(layout: Layout, scratch: Path) -> Row:
         print(layout.name, column, row["formats"][column], flush=True)
     if (scratch / "onnx-fp32").exists():
         row["clients"] = clients(scratch / "onnx-fp32", scratch)
-    row["transformers"] = beside_transformers(tiny) if tiny.theirs else None
+    row["transformers"] = beside_parts(tiny) if tiny.parts else beside_transformers(tiny) if tiny.theirs else None
     print(layout.name, row["clients"], row["transformers"], flush=True)
     return row
 

@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 
-from tests import checkpoints, fast_vlm, layouts, smolvlm
+from tests import checkpoints, fast_vlm, layouts, nano_vlm, smolvlm
 from vlmexport.design import Design, create
 
 
 @dataclass(frozen=True)
 class Tiny:
     """A checkpoint on disk, the folder of its vision tower where that is not inside, and the folder that transformers
-    loads the same weights from (None: transformers has no such model)."""
+    loads the same weights from (None: transformers has no such model), or the model put together of its parts."""
 
     path: Path
     tower: Path | None = None
     theirs: Path | None = None
+    parts: nano_vlm.NanoVlm | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,13 @@ def _tiles(kind: str) -> Callable[[Path], Tiny]:
     return write
 
 
+def _nano(generation: str) -> Callable[[Path], Tiny]:
+    def write(folder: Path) -> Tiny:
+        return Tiny(folder / "nano", parts=nano_vlm.write(folder / "nano", generation))
+
+    return write
+
+
 def _design(vision: str, projector: str, side: int) -> Callable[[Path], Tiny]:
     def write(folder: Path) -> Tiny:
         create(Design(vision, projector, "llama:tiny", image_size=side), folder / "design")
@@ -102,6 +110,8 @@ LAYOUTS = (
     Layout("llava_qwen2", "FastVLM, Apple's layout", _fast_vlm_apple, 1024),
     Layout("idefics3", "Idefics3, SmolVLM", _tiles("idefics3")),
     Layout("smolvlm", "SmolVLM2", _tiles("smolvlm")),
+    Layout("nanovlm", "nanoVLM 222M: one square", _nano("v0.1")),
+    Layout("nanovlm", "nanoVLM: a grid of squares", _nano("whole")),
     Layout("design", "design: CLIP, LDPNetV2, Llama", _design("clip:tiny", "ldpnetv2", 168)),
     Layout("design", "design: EfficientNet, Q-Former, Llama", _design("timm:test_efficientnet", "qformer16x64", 128)),
 )
@@ -137,6 +147,8 @@ REFUSED: tuple[tuple[str, str, Change], ...] = (
     ("Idefics3, SmolVLM", "another language model", _set("text_config", "model_type", value="mistral")),
     ("Idefics3, SmolVLM", "a resampler", _set("text_config", "use_resampler", value=True)),
     ("SmolVLM2", "another scale factor", _set("scale_factor", value=2)),
+    ("nanoVLM 222M: one square", "a class token", _set("vit_cls_flag", value=True)),
+    ("nanoVLM: a grid of squares", "squares without marks", _set("max_img_size", value=320)),
 )  # fmt: skip
 """Layout, what was changed in its config, how."""
 

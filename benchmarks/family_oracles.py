@@ -76,6 +76,30 @@ def beside_transformers(tiny: Tiny) -> Figures:
     }
 
 
+def beside_parts(tiny: Tiny) -> Figures:
+    """The same where transformers has the parts alone: its SigLIP, Llama and tokenizer, and torchvision's resizing."""
+    assert tiny.parts is not None
+    ours, theirs, image = ReferenceRuntime(open_model(str(tiny.path))), tiny.parts, picture((300, 220))
+    processed = ours.pixels(image)
+    features = ours.features(processed)
+    tokens = ours.tokens(features)
+    messages = asked(QUESTION)
+    prompt = ours.prompt(messages, [processed.views])
+    with torch.inference_mode():
+        expected, grid = theirs.pixels(image)
+        found = theirs.features(torch.from_numpy(processed.pixel_values))
+        visual, ids = theirs.visual(found), theirs.ids(messages, [grid])
+        logits, greedy = theirs.logits(ids, visual), theirs.answer(ids, visual, COUNT)
+    return {
+        "pixels": float(np.abs(processed.pixel_values - expected.numpy()).max()),
+        "features": _relative(features.rows, found.flatten(0, 1).numpy()),
+        "tokens": _relative(tokens, visual.numpy()),
+        "prompt ids": ids == _expanded(prompt, theirs.image_token),
+        "logits": _relative(ours.logits(prompt, [tokens], len(ids)), logits.numpy()),
+        "greedy ids": _ids(ours, prompt, tokens) == greedy,
+    }
+
+
 def _features(found: Any, config: Any) -> torch.Tensor:
     """Of FastVLM [1, width, rows, columns] is made rows, and of Idefics3 [views, patches, width]; of CLIP the layer is
     taken, without the class token."""

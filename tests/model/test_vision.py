@@ -251,6 +251,7 @@ def test_what_an_encoder_cannot_be_is_said(text: str, size: int | None, message:
 TRANSFORMERS = {
     "clip:b16": 86, "clip:b32": 86, "clip:l14": 307, "clip:l14-336": 307,  # ViT-B and ViT-L: arXiv:2010.11929
     "siglip:b16-224": 86, "siglip:b16-384": 86, "siglip:l16-256": 307,  # the same towers
+    "siglip_normed:b16-224": 86, "siglip_normed:b16-256": 86, "siglip_normed:b16-512": 86,
 }  # fmt: skip
 """Millions of parameters of the tower."""
 

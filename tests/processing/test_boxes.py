@@ -11,12 +11,16 @@ from PIL import Image
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.processing.image import cutting, pixel_values
 
+GRID = replace(ImageProcessorSpec.tiles(256, 64, resample=3, do_normalize=False), mode="grid")
 SPECS = {
     "padded": ImageProcessorSpec.square(64, pads=True, do_normalize=False),
     "middle": ImageProcessorSpec.square(64, pads=False, do_normalize=False),
     "padded, middle": replace(ImageProcessorSpec.square(64, pads=True, do_normalize=False), do_center_crop=True),
     "tiles": replace(ImageProcessorSpec.tiles(256, 64), do_normalize=False),
     "canvas": replace(ImageProcessorSpec.canvas(64), do_normalize=False),
+    "squeezed": replace(ImageProcessorSpec.square(64, pads=True, do_normalize=False), do_pad=False),
+    "grid": GRID,
+    "grid without a whole": replace(GRID, add_whole=False, do_enlarge=False),
     "one tile": replace(ImageProcessorSpec.tiles(64, 64), do_normalize=False),
 }
 

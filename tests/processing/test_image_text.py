@@ -26,6 +26,7 @@ from tests.smolvlm import (
     tokenizer,
 )
 from vlmexport.artifact.bundle.source import Model
+from vlmexport.checkpoint.image_text import ImageText
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.families.reading.idefics3 import IMAGE_TEXT
 from vlmexport.families.reading.image_processor import read_image_processor
@@ -131,6 +132,13 @@ def test_what_stands_for_an_image() -> None:
     assert written(IMAGE_TEXT, Views(((1, 1),))) == (
         "<fake_token_around_image><global-img><image><fake_token_around_image>"
     )
+
+
+def test_what_stands_for_an_image_whose_whole_comes_first() -> None:
+    text = ImageText("<{row}.{column}>", "|", "<whole>", "<alone>", "<end>", whole_first=True)
+    assert written(text, Views(((1, 1),) * 3, (1, 2))) == "<whole><image><1.1><image><1.2><image>|<end>"
+    assert written(text, Views(((1, 1),) * 2, (2, 1))) == "<1.1><image>|<2.1><image>|<end>"
+    assert written(text, ALONE) == "<alone>" + "<image>" * 4 + "<end>"
 
 
 def test_a_manifest_holds_it(tiny: Checkpoint) -> None:

@@ -17,7 +17,7 @@ import vlmexport.processing
 from tests.processing.test_tiles import Sizes
 from vlmexport.checkpoint.spec import ImageProcessorSpec, Size
 from vlmexport.errors import UsageError
-from vlmexport.processing import canvas
+from vlmexport.processing import canvas, grid
 from vlmexport.processing.image import Cutting, cutting
 from vlmexport.processing.tiles import most, plan, told, within
 
@@ -112,3 +112,19 @@ def test_every_way_of_cutting_has_one() -> None:
     assert len(found) >= 3
     for file in found:
         assert [name for name in names if not hasattr(file, name)] == [], file.__name__
+
+
+@given(st.integers(1, 8), st.booleans(), st.booleans(), st.integers(1, 70), st.integers(1, 5000), st.integers(1, 5000))
+@settings(max_examples=200, deadline=None)
+def test_a_grid_has_no_more_views(along: int, enlarge: bool, whole: bool, views: int, width: int, height: int) -> None:
+    known = replace(
+        ImageProcessorSpec.tiles(along * 64, 64, resample=3), mode="grid", do_enlarge=enlarge, add_whole=whole
+    )
+    spec = grid.within(known, views)
+    found = len(grid.boxes((width, height), spec))
+    assert found <= grid.most(spec) <= max(views, 1)
+    assert len(grid.boxes((640, 640), replace(spec, do_enlarge=True))) == grid.most(spec)
+    assert (
+        spec == known
+        or grid.most(replace(spec, size=Size(longest_edge=grid.told(spec)["size"]["longest_edge"] + 64))) > views
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,12 @@ def name_of(origin: str) -> str:
     return Path(found.name if found else origin).name
 
 
-def download(text: str, console: Console = QUIET, what: str = "") -> Path:
+def download(text: str, console: Console = QUIET, what: str = "", only: Collection[str] = ()) -> Path:
     """The folder of a Hub id; what was fetched before is not fetched again.
 
     Args:
         what: what it is, where that is worth a note: its name and size are told before it is fetched.
+        only: names of files; where there are none, all that a checkpoint is made of.
 
     Raises:
         CheckpointError: the Hub does not give it; the message says why, and what to do.
@@ -70,23 +72,23 @@ def download(text: str, console: Console = QUIET, what: str = "") -> Path:
     if asked is None:
         raise CheckpointError(f"{text} is no Hub id", "write it like owner/name or owner/name@revision")
     try:
-        return _fetched(asked, console, what)
+        return _fetched(asked, console, what, only)
     except Exception as error:  # the client's, and those of the HTTP library below it, which changes with its version
         from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
 
         wrong = isinstance(error, HFValidationError | RevisionNotFoundError)
-        if wrong or (found := _whole(asked)) is None:
+        if wrong or (found := _whole(asked, only)) is None:
             raise _told(asked, error) from error
         console.note(f"{asked} is taken from the Hub's cache: {_told(asked, error).what}")
         return found
 
 
-def _fetched(asked: HubId, console: Console, what: str) -> Path:
+def _fetched(asked: HubId, console: Console, what: str, only: Collection[str]) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     info = HfApi(library_name="vlmexport").model_info(asked.name, revision=asked.revision, files_metadata=True)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    names = wanted(sizes)
+    names = sorted(sizes.keys() & set(only)) if only else wanted(sizes)
     if not names or info.sha is None:
         raise CheckpointError(f"{asked} holds no model", "pass another repository")
     missing = [name for name in names if _place(asked.name, name, info.sha) is None]
@@ -132,8 +134,10 @@ def _bar(advance: Advance) -> type:
     return Bar
 
 
-def _whole(asked: HubId) -> Path | None:
-    """The folder of the cache, where a download of it was finished."""
+def _whole(asked: HubId, only: Collection[str]) -> Path | None:
+    """The folder of the cache, where a download of it was finished; of some files, where one of them is there."""
+    if only:
+        return next(filter(None, (_place(asked.name, name, asked.revision) for name in sorted(only))), None)
     folder = _place(asked.name, CONFIG, asked.revision)
     try:
         return folder if folder is not None and weight_files(folder) else None

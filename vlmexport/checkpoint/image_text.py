@@ -12,9 +12,11 @@ class ImageText:
     Attributes:
         tile: before the tokens of a tile; ``{row}`` and ``{column}`` in it are its place, from 1.
         row_end: behind the last tile of a row.
-        whole: before the tokens of the whole picture, which follows its tiles.
+        whole: before the tokens of the whole picture, beside its tiles.
         alone: before the tokens of a picture that is one view.
         end: behind the last view.
+        begin: before the first view of each image where a prompt has several; ``{image}`` in it is its number, from 0.
+        whole_first: whether the whole picture stands before its tiles, else behind them.
     """
 
     tile: str
@@ -22,3 +24,5 @@ class ImageText:
     whole: str
     alone: str
     end: str
+    begin: str = ""
+    whole_first: bool = False

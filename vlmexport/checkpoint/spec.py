@@ -34,13 +34,15 @@ class ImageProcessorSpec:
 
     ``mode`` names the file in ``processing`` that cuts the picture into views. A ``square`` one gives a single view:
     with ``do_pad`` the picture is padded to a square of its own mean colour first, then resized to ``size``, and with
-    ``do_center_crop`` its middle is cut out. One of ``tiles`` resizes the picture to ``size.longest_edge`` and cuts it
-    into squares of ``max_image_size.longest_edge``, unless ``do_image_splitting`` is off. One of ``canvas`` stretches
-    the picture over ``min_patches`` to ``max_patches`` squares of ``size``, unless ``do_image_splitting`` is off.
-    ``resample`` is Pillow's number of a filter.
+    ``do_center_crop`` its middle is cut out; with neither it is resized to a square, which distorts it. One of
+    ``tiles`` resizes the picture to ``size.longest_edge`` and cuts it into squares of ``max_image_size.longest_edge``,
+    unless ``do_image_splitting`` is off. One of ``canvas`` stretches the picture over ``min_patches`` to
+    ``max_patches`` squares of ``size``, unless ``do_image_splitting`` is off. One of a ``grid`` makes it at most
+    ``size.longest_edge``, or just so large with ``do_enlarge``, cuts it into squares of ``max_image_size.longest_edge``
+    and puts the whole before them with ``add_whole``. ``resample`` is Pillow's number of a filter.
     """
 
-    mode: Literal["square", "tiles", "canvas", "anyres", "native"]
+    mode: Literal["square", "tiles", "canvas", "grid", "anyres", "native"]
     size: Size
     do_center_crop: bool
     do_pad: bool
@@ -53,6 +55,8 @@ class ImageProcessorSpec:
     do_image_splitting: bool = False
     min_patches: int = 1
     max_patches: int = 1
+    do_enlarge: bool = True
+    add_whole: bool = True
 
     @classmethod
     def canvas(cls, side: int, least: int = 1, most: int = 12, splits: bool = True, **others: Any) -> Self:
@@ -268,6 +272,8 @@ class Spec:
     None where it gives none. ``chat_template`` is the checkpoint's own, in Jinja; empty where it has none.
     ``max_images`` is how many images the model was trained to see in one prompt; None where there is no limit.
     ``image_text`` is what stands for an image in the text of a prompt; None where nothing does but its visual tokens.
+    ``extra_tokens`` are special tokens that the model's own code adds behind those of its tokenizer, in their order;
+    ``image_token`` is what the tokenizer or this code calls ``<image>``.
     """
 
     name: str
@@ -286,6 +292,8 @@ class Spec:
     chat_template: str = ""
     max_images: int | None = 1
     image_text: ImageText | None = None
+    extra_tokens: tuple[str, ...] = ()
+    image_token: str = "<image>"
 
     def __post_init__(self) -> None:
         """Where nothing more is said, as in manifests of earlier versions, one token ends an answer."""

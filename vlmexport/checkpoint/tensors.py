@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from pickle import UnpicklingError
@@ -86,6 +86,16 @@ class LazyTensor:
         if done < buffer.size:
             raise CheckpointError(f"{self.path} ends inside of {self.name}", _CURE)
         return buffer
+
+    def rows(self, start: int, stop: int) -> LazyTensor:
+        """Some rows of its first dimension: ``stop`` is the first that is left out."""
+        width = self.numel // self.shape[0] * DTYPES[self.dtype]
+        return replace(self, shape=(stop - start, *self.shape[1:]), offset=self.offset + start * width)
+
+    def reshaped(self, shape: tuple[int, ...]) -> LazyTensor:
+        """The same values in another shape."""
+        assert prod(shape) == self.numel
+        return replace(self, shape=shape)
 
     def torch(self) -> torch.Tensor:
         """The values in their own type, mapped from the file: memory is taken where they are touched, and shared."""

@@ -14,9 +14,13 @@ from typing import Any, Protocol, cast
 
 from vlmexport.checkpoint.documents import architectures
 from vlmexport.checkpoint.spec import Spec
+from vlmexport.checkpoint.tensors import LazyTensor
 from vlmexport.errors import Unsupported
 from vlmexport.families.reading.bundles import Clients, Mmproj
 from vlmexport.families.reading.published import Published
+
+Sorted = dict[str, dict[str, LazyTensor]]
+"""Component → canonical name → tensor."""
 
 
 class Family(Protocol):
@@ -24,14 +28,15 @@ class Family(Protocol):
 
     It may also say what its bundles carry, where the defaults of ``reading/bundles.py`` do not do:
     ``clients(spec) -> Clients`` and ``gguf(spec) -> Mmproj``. Either raises ``Unsupported`` where there is no such
-    bundle, and says why.
+    bundle, and says why. ``arranged(tensors) -> Sorted`` is there where tensors hold others' values than canonical
+    ones do, ``tokenizer(config) -> str | None`` where a config names a tokenizer that lies elsewhere.
     """
 
     ARCHITECTURES: tuple[str, ...]
     """The classes that its configs name; no other file has them."""
 
     MODEL_TYPES: tuple[str, ...]
-    """The model types of its configs, which count where no file knows the architecture."""
+    """The model types of its configs, which count where no file knows the architecture; none where they name none."""
 
     SECTIONS: tuple[str, ...]
     """What lies inside its configs. Two families that share a model type differ by them."""
@@ -86,6 +91,22 @@ def gguf(one: Family, spec: Spec) -> Mmproj:
     return found
 
 
+def arranged(one: Family, tensors: Sorted) -> Sorted:
+    """A checkpoint's tensors with canonical names, shapes and values.
+
+    Raises:
+        CheckpointError: one has a shape that cannot be.
+    """
+    found: Sorted = getattr(one, "arranged", lambda tensors: tensors)(tensors)
+    return found
+
+
+def tokenizer(one: Family, config: dict[str, Any]) -> str | None:
+    """The folder or Hub id of the tokenizer that a config names, for a checkpoint that does not carry its."""
+    found: str | None = getattr(one, "tokenizer", lambda config: None)(config)
+    return found
+
+
 def find(config: dict[str, Any], path: Path) -> Family:
     """The family of a config: by its architecture, else by its model type.
 
@@ -100,7 +121,8 @@ def find(config: dict[str, Any], path: Path) -> Family:
         for one in families:
             if architecture in one.ARCHITECTURES:
                 return one
-    same = [one for one in families if config.get("model_type") in one.MODEL_TYPES and set(one.SECTIONS) <= set(config)]
+    same = [one for one in families if config.get("model_type") in (one.MODEL_TYPES or (None,))]
+    same = [one for one in same if set(one.SECTIONS) <= set(config)]
     if same:
         return max(same, key=lambda one: len(one.SECTIONS))
     known = {name for one in families for name in (*one.ARCHITECTURES, *one.MODEL_TYPES)}

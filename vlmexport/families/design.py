@@ -87,7 +87,7 @@ def _template(config: dict[str, Any], path: Path) -> str:
 
 def clients(spec: Spec) -> Clients:
     """Of a classifier the design itself, under a type that no client takes for one of its own."""
-    return Clients() if spec.language.generates else Clients(config=config(spec))
+    return Clients() if spec.language.generates else Clients(made={"config.json": config(spec)})
 
 
 def _seeing(vision: dict[str, Any], path: Path) -> tuple[VisionSpec, ImageProcessorSpec]:

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Library
 from vlmexport.checkpoint.documents import read_bounded, read_object
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.processing.special_tokens import SpecialToken, SpecialTokens, looks_special
-from vlmexport.processing.tokenizer import Tokenizer
+from vlmexport.processing.tokenizer import IMAGE_MARKER, Tokenizer
 from vlmexport.processing.vocabulary_files import PLAIN
 
 _AGAIN = "download it again"
@@ -33,6 +33,7 @@ class FastTokenizer(Tokenizer):
         added: text → id of added tokens. Those that the file has besides are plain text.
         special: texts of special tokens; those that llama.cpp takes for special by their looks are so too. A single
             letter of the vocabulary (some call ``!`` their padding) is none: texts need it.
+        filed: whether a ``tokenizer.json`` holds that document as it is.
 
     Attributes:
         vocabulary: text → id of every token, bytes written as byte-level encodings write them.
@@ -45,8 +46,11 @@ class FastTokenizer(Tokenizer):
 
     kind = "tokenizer.json"
 
-    def __init__(self, path: Path, document: dict[str, Any], added: dict[str, int], special: frozenset[str]) -> None:
+    def __init__(
+        self, path: Path, document: dict[str, Any], added: dict[str, int], special: frozenset[str], filed: bool = True
+    ) -> None:
         self.path, self.document, self.added = path, document, added
+        self._filed = filed and path.name == self.kind
         model = document.get("model")
         if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
             raise Unsupported(f"{path} is no byte-pair encoding", "copy tokenizer.model, if there is one, beside it")
@@ -93,7 +97,7 @@ class FastTokenizer(Tokenizer):
     def with_token(self, text: str, i: int) -> str:
         """The file's content, byte for byte where it has this special token; else with the token added to it."""
         if text in self._flags:
-            return read_bounded(self.path).decode() if self.path.name == self.kind else _text(self.document)
+            return read_bounded(self.path).decode() if self._filed else _text(self.document)
         token = PLAIN | {"id": i, "content": text, "special": True}
         model = self.document["model"] | {"vocab": self._own | {text: i}}
         listed = [*(self.document.get("added_tokens") or []), token]
@@ -139,6 +143,33 @@ def open_file(path: Path) -> FastTokenizer:
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} garbles its added tokens ({error!r})", _AGAIN) from error
     return FastTokenizer(path, document, added, special)
+
+
+def extended(
+    document: dict[str, Any], added: dict[str, int], texts: Iterable[str], image: str
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """A ``tokenizer.json`` and its added tokens, with special ones behind its own, as transformers adds them.
+
+    Args:
+        texts: of these tokens; those that it has already stay where they are.
+        image: the one of them that is called ``<image>`` in what comes back.
+
+    Raises:
+        CheckpointError: it has no vocabulary.
+    """
+    try:
+        vocabulary: dict[str, int] = document["model"]["vocab"] | added
+    except (KeyError, TypeError) as error:
+        raise CheckpointError("tokenizer.json has no vocabulary", _AGAIN) from error
+    free, added, listed = max(vocabulary.values()) + 1, dict(added), list(document.get("added_tokens") or [])
+    for text in texts:
+        if text not in vocabulary:
+            added[text] = vocabulary[text] = free
+            listed.append(PLAIN | {"id": free, "content": text, "special": True})
+            free += 1
+    added = {IMAGE_MARKER if text == image else text: i for text, i in added.items()}
+    listed = [entry | {"content": IMAGE_MARKER} if entry.get("content") == image else entry for entry in listed]
+    return document | {"added_tokens": listed}, added
 
 
 def _text(document: dict[str, Any]) -> str:

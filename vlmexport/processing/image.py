@@ -101,7 +101,7 @@ def cutting(spec: ImageProcessorSpec) -> Cutting:
     """
     name = f"{__package__}.{spec.mode}"
     if not spec.mode.isidentifier() or find_spec(name) is None:
-        raise Unsupported(f"images that are cut as {spec.mode!r} are not known", "known: square, tiles, canvas")
+        raise Unsupported(f"images that are cut as {spec.mode!r} are not known", "known: square, tiles, canvas, grid")
     return cast(Cutting, import_module(name))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmexport.checkpoint.documents import read_bounded
-from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec
+from vlmexport.checkpoint.spec import Colour, ImageProcessorSpec, Size
 from vlmexport.errors import CheckpointError
 
 FILE = "preprocessor_config.json"
@@ -26,17 +26,19 @@ def read_told(bundle: Path, known: ImageProcessorSpec) -> ImageProcessorSpec:
     path = bundle / FILE
     try:
         told = json.loads(read_bounded(path))
-        if known.mode == "tiles":
-            return _tiles(told, known)
+        if known.mode in ("tiles", "grid"):
+            return _views(told, known)
         if known.mode == "canvas":
             return _canvas(told, known)
         crops, pads = bool(told.get("do_center_crop")), bool(told.get("do_pad"))
-        if crops == pads:
-            raise ValueError("it neither crops nor pads" if not crops else "it crops and pads")
-        side = told["crop_size" if crops else "pad_size"]
+        if crops and pads:
+            raise ValueError("it crops and pads")
+        side = told["crop_size" if crops else "pad_size" if pads else "size"]
+        if "height" not in side and not crops and not pads:
+            raise ValueError("it neither crops nor pads")
         if side["width"] != side["height"]:
             raise ValueError("its images are not square")
-        square = ImageProcessorSpec.square(int(side["width"]), pads)
+        square = ImageProcessorSpec.square(int(side["width"]), not crops)
         return replace(
             known,
             size=square.size,
@@ -50,16 +52,16 @@ def read_told(bundle: Path, known: ImageProcessorSpec) -> ImageProcessorSpec:
         raise CheckpointError(f"{path} cannot be followed ({error})", "export the bundle again") from error
 
 
-def _tiles(told: dict[str, Any], known: ImageProcessorSpec) -> ImageProcessorSpec:
-    """As ``read_told``, of a file of Idefics3's or SmolVLM's, which may leave out what is usual."""
+def _views(told: dict[str, Any], known: ImageProcessorSpec) -> ImageProcessorSpec:
+    """As ``read_told``, of one that cuts several views, which may leave out what is usual."""
     told = asdict(known) | {key: value for key, value in told.items() if value is not None}
     longest, side = (int(told[key]["longest_edge"]) for key in ("size", "max_image_size"))
     if side != known.side or longest < 1:
         raise ValueError(f"its tiles have {side} pixels of {longest}")
-    return ImageProcessorSpec.tiles(
-        longest, side, bool(told["do_image_splitting"]), resample=int(told["resample"]),
-        do_normalize=bool(told["do_normalize"]), image_mean=_colour(told["image_mean"]),
-        image_std=_colour(told["image_std"]),
+    return replace(
+        known, size=Size(longest_edge=longest), do_image_splitting=bool(told["do_image_splitting"]),
+        do_enlarge=bool(told["do_enlarge"]), resample=int(told["resample"]), do_normalize=bool(told["do_normalize"]),
+        image_mean=_colour(told["image_mean"]), image_std=_colour(told["image_std"]),
     )  # fmt: skip
 
 

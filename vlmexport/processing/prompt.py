@@ -29,8 +29,8 @@ class Views:
 
     Attributes:
         grids: of each view.
-        tiles: rows and columns of the views that are tiles, which stand row by row before the whole picture; 0 and 0
-            where none is a tile.
+        tiles: rows and columns of the views that are tiles, which stand row by row, and the whole picture before or
+            behind them; 0 and 0 where none is a tile.
     """
 
     grids: Grids

@@ -99,8 +99,9 @@ def _whole(rendered: Rendered, image_text: ImageText, images: Sequence[Views]) -
     """A prompt's text in parts, with what stands for the images between those around them."""
     first, *others = rendered.chunks
     parts = list(first)
-    for views, chunk in zip(images, others, strict=True):
-        parts += [(written(image_text, views), True), *chunk]
+    for number, (views, chunk) in enumerate(zip(images, others, strict=True)):
+        begin = image_text.begin.replace("{image}", f"{number}") if len(images) > 1 else ""
+        parts += [(begin + written(image_text, views), True), *chunk]
     return parts
 
 
@@ -108,10 +109,14 @@ def written(image_text: ImageText, views: Views) -> str:
     """What stands for an image in a prompt, an image token for each visual token."""
     rows, columns = views.tiles
     tokens = [IMAGE_MARKER * (height * width) for height, width in views.grids]
+    wholes = len(tokens) - rows * columns
+    first = wholes if image_text.whole_first else 0
     text = ""
-    for place, tile in enumerate(tokens[: rows * columns]):
+    for place, tile in enumerate(tokens[first : first + rows * columns]):
         row, column = divmod(place, columns)
         text += image_text.tile.replace("{row}", f"{row + 1}").replace("{column}", f"{column + 1}") + tile
         text += image_text.row_end if column + 1 == columns else ""
-    (whole,) = tokens[rows * columns :]
-    return text + (image_text.whole if rows else image_text.alone) + whole + image_text.end
+    if wholes:
+        whole = (image_text.whole if rows else image_text.alone) + tokens[first - 1]
+        text = whole + text if image_text.whole_first else text + whole
+    return text + image_text.end

@@ -1,6 +1,7 @@
-"""One square view of a picture: padded and resized, or resized and its middle cut out.
+"""One square view of a picture: padded and resized, or resized and its middle cut out, or resized to a square.
 
-As transformers' ``LlavaImageProcessor`` and ``CLIPImageProcessor`` do it, and MobileVLM and LLaVA in their own code.
+As transformers' ``LlavaImageProcessor`` and ``CLIPImageProcessor`` do it, and MobileVLM, LLaVA and the first nanoVLM
+in their own code.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArra
 
 
 def boxes(size: tuple[int, int], spec: ImageProcessorSpec) -> tuple[Box, ...]:
-    """The square that is seen of a picture of this width and height: around it where it is padded, else in its middle.
+    """What is seen of a picture of this width and height: a square around it where it is padded, or in its middle where
+    that is cut out, else all of it.
 
     Raises:
         UsageError: a strip that would become too large before its middle is cut out.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,32 @@ FILES = (
 )  # fmt: skip
 """Those that a checkpoint may have; who copies it copies them."""
 
+VOCABULARIES = ("tokenizer.model", "tokenizer.json", "vocab.json")
+"""Those of them that hold one; the others lie beside."""
+
 _CURE = "tokenizer and weights belong to different models"
 _PUBLISHED = "use the tokenizer files that were published together"
 
 
+@dataclass(frozen=True)
+class ExtraTokens:
+    """Special tokens that a model's own code adds behind those of its tokenizer.
+
+    Attributes:
+        texts: in their order. One that the tokenizer has already is not added.
+        image: what is called ``<image>`` here, in the tokenizer's files or among them.
+    """
+
+    texts: tuple[str, ...] = ()
+    image: str = IMAGE_MARKER
+
+
 def open_tokenizer(
-    folder: Path, rows: int, prompt: PromptSpec | None = None, image_token: int | None = None
+    folder: Path,
+    rows: int,
+    prompt: PromptSpec | None = None,
+    image_token: int | None = None,
+    extra: ExtraTokens | None = None,
 ) -> Tokenizer:
     """The tokenizer of a checkpoint folder: ``tokenizer.model``, else ``tokenizer.json``: Llama's as SentencePiece, any
     other byte-pair encoding by ``tokenizers``; else ``vocab.json`` with ``merges.txt``.
@@ -32,6 +53,7 @@ def open_tokenizer(
         rows: of the embedding. Added tokens beyond them cannot be used and are left out.
         prompt: its image marks count as tokens of a text although they are special.
         image_token: the id of ``<image>`` where the config gives one.
+        extra: tokens that its files do not have; a ``tokenizer.json`` alone takes them.
 
     Raises:
         CheckpointError: there is none, it is damaged, it contradicts itself, or it has more pieces than rows.
@@ -58,7 +80,7 @@ def open_tokenizer(
     if (folder / "tokenizer.model").is_file():
         found: Tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", added, hidden)
     elif (folder / "tokenizer.json").is_file():
-        found = _from_json(folder / "tokenizer.json", added, hidden)
+        found = _from_json(folder / "tokenizer.json", added, hidden, extra, rows)
     elif (folder / "vocab.json").is_file():
         found = _from_vocabulary(folder, added, hidden)
     else:
@@ -70,10 +92,16 @@ def open_tokenizer(
     return found
 
 
-def _from_json(path: Path, added: dict[str, int], special: frozenset[str]) -> Tokenizer:
-    from vlmexport.processing.fast_tokenizer import FastTokenizer
+def _from_json(
+    path: Path, added: dict[str, int], special: frozenset[str], extra: ExtraTokens | None, rows: int
+) -> Tokenizer:
+    from vlmexport.processing.fast_tokenizer import FastTokenizer, extended
 
     document = read_object(path)
+    if extra is not None and extra.texts:
+        document, added = extended(document, added, extra.texts, extra.image)
+        added = {text: i for text, i in added.items() if i < rows}
+        return FastTokenizer(path, document, added, special.union(extra.texts), filed=False)
     if _is_llama(document):
         from vlmexport.processing.json_tokenizer import JsonTokenizer
 

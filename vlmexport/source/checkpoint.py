@@ -20,13 +20,14 @@ from vlmexport.checkpoint.tensors import LazyTensor, open_tensors, same_values, 
 from vlmexport.checkpoint.twice import refuse_stale
 from vlmexport.console import QUIET, Console
 from vlmexport.errors import CheckpointError, UsageError
-from vlmexport.families import Family
+from vlmexport.families import Family, Sorted
 from vlmexport.families.reading.published import Published, TowerFolder
 from vlmexport.processing.image import cutting
 from vlmexport.processing.prompt_builder import CheckpointPrompts
 from vlmexport.processing.tokenizer import Tokenizer
-from vlmexport.processing.tokenizer_files import open_tokenizer
+from vlmexport.processing.tokenizer_files import ExtraTokens, open_tokenizer
 from vlmexport.source.shapes import check_parts
+from vlmexport.source.tokenizer import tokenizer_folder
 from vlmexport.source.tower import Tower, find_tower
 
 COMPONENTS = ("vision", "projector", "language")
@@ -35,8 +36,6 @@ _SKIPPED = ("rotary_emb.inv_freq", "embeddings.position_ids", "num_batches_track
 
 _WRAPPERS = ("module.", "_orig_mod.")
 """Of PyTorch's data parallelism and DeepSpeed, and of torch.compile."""
-
-Sorted = dict[str, dict[str, LazyTensor]]
 
 
 class FoundAt(NamedTuple):
@@ -61,8 +60,8 @@ class Checkpoint:
 
     Canonical names are those of transformers' ``CLIPVisionModel`` (vision), of the published projector after
     ``model.mm_projector.`` (projector), and of the module of the language model's kind. ``tower`` is the folder of a
-    tower that the checkpoint does not carry itself. ``budget`` is what its image processor was brought within; None
-    where that is as its files say.
+    tower that the checkpoint does not carry itself, ``tokenizer_folder`` where its tokenizer's files are. ``budget`` is
+    what its image processor was brought within; None where that is as its files say.
     """
 
     path: Path
@@ -71,6 +70,7 @@ class Checkpoint:
     family: Family
     config: dict[str, Any]
     tensors: Sorted = field(repr=False)
+    tokenizer_folder: Path
     tower: Tower | None = None
     budget: Budget | None = None
 
@@ -106,8 +106,9 @@ class Checkpoint:
             CheckpointError: it is missing or damaged, or has more pieces than the embedding has rows.
             Unsupported: a kind of tokenizer that is not known.
         """
-        rows = self.spec.language.vocab_size
-        return open_tokenizer(self.path, rows, self.spec.prompt, self.spec.image_token_id)
+        spec, rows = self.spec, self.spec.language.vocab_size
+        extra = ExtraTokens(spec.extra_tokens, spec.image_token)
+        return open_tokenizer(self.tokenizer_folder, rows, spec.prompt, spec.image_token_id, extra)
 
     @cached_property
     def prompts(self) -> CheckpointPrompts:
@@ -167,8 +168,10 @@ def open_checkpoint(
     for component in COMPONENTS:
         if not tensors[component]:
             raise CheckpointError(f"{path} holds no {component} tensors", "pass a merged checkpoint with all three")
+    words = tokenizer_folder(families.tokenizer(family, config), path, console)
     spec = family.spec(Published(
         path=path,
+        tokenizer=words,
         name=name_of(origin or repository(path) or str(path.resolve())),
         config=config,
         shapes={part: {key: tensor.shape for key, tensor in found.items()} for part, found in tensors.items()},
@@ -180,7 +183,7 @@ def open_checkpoint(
         refuse_stale(path, tensors)
         raise
     spec = _with_head(spec, tensors["language"])
-    return Checkpoint(path, origin or str(path.resolve()), spec, family, config, tensors, tower)
+    return Checkpoint(path, origin or str(path.resolve()), spec, family, config, tensors, words, tower)
 
 
 def _with_head(spec: Spec, language: dict[str, LazyTensor]) -> Spec:
@@ -210,7 +213,7 @@ def _sort(path: Path, family: Family) -> Sorted:
         if canonical in found[component]:
             raise CheckpointError(f"{path} holds {canonical} ({component}) twice", "remove one of the two")
         found[component][canonical] = tensor
-    return found
+    return families.arranged(family, found)
 
 
 def _unwrapped(tensors: dict[str, LazyTensor]) -> dict[str, LazyTensor]:

@@ -28,7 +28,7 @@ class Sides(Part):
 class ImageProcessor(Part):
     """How a picture becomes pixels."""
 
-    mode: Literal["square", "tiles", "canvas", "anyres", "native"]
+    mode: Literal["square", "tiles", "canvas", "grid", "anyres", "native"]
     size: Sides
     do_center_crop: bool
     do_pad: bool
@@ -41,6 +41,8 @@ class ImageProcessor(Part):
     do_image_splitting: bool = False
     min_patches: int = 1
     max_patches: int = 1
+    do_enlarge: bool = True
+    add_whole: bool = True
 
     @classmethod
     def of(cls, spec: ImageProcessorSpec) -> ImageProcessor:

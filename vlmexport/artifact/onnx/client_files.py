@@ -151,9 +151,12 @@ def preprocessor(spec: Spec) -> dict[str, Any]:
         "resample": _LANCZOS, "rescale_factor": pixels.rescale_factor, "image_mean": list(pixels.image_mean),
         "image_std": list(pixels.image_std), "processor_class": "LlavaProcessor",
     }  # fmt: skip
-    if not pixels.do_pad:
+    if pixels.do_center_crop:
         crop = {"do_center_crop": True, "crop_size": _square(side), "size": {"shortest_edge": side}}
         return common | crop | {"image_processor_type": "CLIPImageProcessor"}
+    if not pixels.do_pad:
+        whole = {"do_center_crop": False, "size": _square(side)}
+        return common | whole | {"image_processor_type": "CLIPImageProcessor"}
     colour = [
         255 * (value / 255 - mean) / std
         for value, mean, std in zip(pixels.background, pixels.mean, pixels.std, strict=True)
@@ -188,7 +191,7 @@ def processor(layout: Layout) -> dict[str, Any]:
         "image_processor": {
             "image_processor_type": "LlavaImageProcessor", "do_pad": pixels.do_pad, "do_resize": True,
             "resample": pixels.resample,
-            "size": _square(pixels.side) if pixels.do_pad else {"shortest_edge": pixels.side},
+            "size": {"shortest_edge": pixels.side} if pixels.do_center_crop else _square(pixels.side),
             "do_center_crop": pixels.do_center_crop, "crop_size": _square(pixels.side), "do_rescale": True,
             "rescale_factor": pixels.rescale_factor, "do_normalize": pixels.do_normalize,
             "image_mean": list(pixels.image_mean), "image_std": list(pixels.image_std), "do_convert_rgb": True,

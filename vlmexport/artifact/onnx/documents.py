@@ -41,8 +41,8 @@ def documents(checkpoint: Checkpoint, settings: Onnx, written: Iterable[str]) ->
     generates = checkpoint.spec.language.generates
     found: dict[str, dict[str, Any]] = {}
     for name, make in _MADE.items():
-        if name == _CONFIG and clients.config is not None:
-            found[name] = dict(clients.config)
+        if name in clients.made:
+            found[name] = dict(clients.made[name])
         elif generates or name != _GENERATION:
             found[name] = own.pop(name, {}) or make(layout)
     found[_CONFIG] |= client_files.transformers_js(layout) if generates else {}
@@ -53,13 +53,14 @@ def documents(checkpoint: Checkpoint, settings: Onnx, written: Iterable[str]) ->
     found |= own
     for name, changes in clients.changes.items():
         found[name] = {**found.get(name, {}), **changes}
-    return {name: _text(document) for name, document in found.items()} | _templates(checkpoint, clients)
+    return {name: _text(document) for name, document in found.items() if document} | _templates(checkpoint, clients)
 
 
 def of_pictures(checkpoint: Checkpoint) -> dict[str, str]:
     """The same where another engine decodes: what makes pixels."""
     clients = families.clients(checkpoint.family, checkpoint.spec)
-    own = _own(checkpoint, clients).get(_PREPROCESSOR) or client_files.preprocessor(checkpoint.spec)
+    own = _own(checkpoint, clients).get(_PREPROCESSOR) or clients.made.get(_PREPROCESSOR)
+    own = own or client_files.preprocessor(checkpoint.spec)
     return {_PREPROCESSOR: _text({**own, **clients.changes.get(_PREPROCESSOR, {})})}
 
 

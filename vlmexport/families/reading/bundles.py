@@ -22,13 +22,13 @@ class Clients:
     """What a bundle of graphs carries for transformers.js, transformers' processors and onnxruntime-genai.
 
     ``copied``: documents of the checkpoint that go into the bundle as they are; those that it lacks are made as for
-    LLaVA, where a client needs them. ``config`` takes the place of the ``config.json`` that is made. ``changes``: file
-    name → keys that are put over its document. ``genai``: what onnxruntime-genai calls a chain of such graphs; None
-    where it has none of this kind.
+    LLaVA, where a client needs them. ``made``: file name → the document that takes the place of the one that is made,
+    an empty one of a file that is left out. ``changes``: file name → keys that are put over its document. ``genai``:
+    what onnxruntime-genai calls a chain of such graphs; None where it has none of this kind.
     """
 
     copied: tuple[str, ...] = ()
-    config: Mapping[str, Any] | None = None
+    made: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     genai: str | None = "phi3v"
 

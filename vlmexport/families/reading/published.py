@@ -27,7 +27,8 @@ class TowerFolder:
 @dataclass(frozen=True)
 class Published:
     """``config`` is ``config.json``, ``shapes`` are those of the tensors, by component and canonical name. ``tower`` is
-    the folder that the vision tower was taken from, where the checkpoint does not carry it.
+    the folder that the vision tower was taken from, where the checkpoint does not carry it; ``tokenizer`` is the one
+    that its tokenizer's files are in, None where that is its own.
     """
 
     path: Path
@@ -35,6 +36,7 @@ class Published:
     config: dict[str, Any]
     shapes: Mapping[str, Shapes]
     tower: TowerFolder | None = None
+    tokenizer: Path | None = None
 
     @property
     def file(self) -> Path:
@@ -70,13 +72,14 @@ class Published:
     @cached_property
     def eos_of_tokenizer(self) -> tuple[int, ...]:
         """The id of the tokenizer's EOS, where its configuration lists that token, or ``tokenizer.json`` adds it."""
-        config = read_object(self.path / "tokenizer_config.json")
+        folder = self.tokenizer or self.path
+        config = read_object(folder / "tokenizer_config.json")
         eos = config.get("eos_token")
         text = eos.get("content") if isinstance(eos, dict) else eos
         listed = config.get("added_tokens_decoder")
         entries = list(listed.items()) if isinstance(listed, dict) else []
         if text and not entries:  # transformers 5 lists them nowhere else
-            added = read_object(self.path / "tokenizer.json").get("added_tokens")
+            added = read_object(folder / "tokenizer.json").get("added_tokens")
             entries = [(str(one.get("id")), one) for one in added or () if isinstance(one, dict)]
         return tuple(
             int(i) for i, one in entries if isinstance(one, dict) and i.isdecimal() and one.get("content") == text

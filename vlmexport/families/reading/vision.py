@@ -31,8 +31,9 @@ READ = (
 )
 """Keys of a tower's section that are read; words are among LLaVA's defaults and in old files, and no tower has any."""
 
-_MODEL_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model", "idefics3": "siglip_vision_model"}
-_CLASS_TOKENS = {"clip": 1, "siglip": 0, "idefics3": 0}
+_SIGLIPS = ("siglip", "siglip_normed", "idefics3")
+_MODEL_TYPES = {"clip": "clip_vision_model", **dict.fromkeys(_SIGLIPS, "siglip_vision_model")}
+_CLASS_TOKENS = {"clip": 1, **dict.fromkeys(_SIGLIPS, 0)}
 
 
 def layered_tower(
@@ -42,7 +43,7 @@ def layered_tower(
     """The tower's Spec. Sizes are read from the tensors; a config that says otherwise is an error.
 
     Args:
-        kind: ``clip``, ``siglip`` or ``idefics3``.
+        kind: ``clip``, ``siglip``, ``siglip_normed`` or ``idefics3``.
         given: what a config says of the tower, in the terms of ``CLIPVisionConfig``; heads of 64, quick GELU and
             CLIP's epsilon, which no tensor tells, where it does not say.
         shapes: of the tower's tensors.
