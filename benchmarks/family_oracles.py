@@ -186,7 +186,10 @@ def _transformers_js(
     if not (shutil.which("node") and (folder / "node_modules" / "@huggingface" / "transformers").is_dir()):
         return {"status": "skipped", "reason": "Node or @huggingface/transformers is not installed"}
     script = SCRIPT if folder == SCRIPT.parent else shutil.copy(SCRIPT, folder / "transformers.run.mjs")
-    (kind,) = json.loads((bundle / "config.json").read_text(encoding="utf-8"))["architectures"]
+    named = json.loads((bundle / "config.json").read_text(encoding="utf-8")).get("architectures")
+    if not named:
+        return {"status": "refused", "reason": "config.json names no class of transformers.js"}
+    (kind,) = named
     command = ["node", str(script), str(bundle), str(COUNT), kind]
     asked = json.dumps({"picture": str(image), "question": QUESTION})
     done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=300, cwd=folder)

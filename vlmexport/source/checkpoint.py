@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from vlmexport import families
 from vlmexport.checkpoint.about import About, read_about
+from vlmexport.checkpoint.adapters import refuse_adapter
 from vlmexport.checkpoint.documents import read_config
 from vlmexport.checkpoint.hashes import hash_file
 from vlmexport.checkpoint.hub import name_of
@@ -201,6 +202,7 @@ def _with_head(spec: Spec, language: dict[str, LazyTensor]) -> Spec:
 def _sort(path: Path, family: Family) -> Sorted:
     found: Sorted = {component: {} for component in COMPONENTS}
     tensors = open_tensors(path)
+    refuse_adapter(path, tensors)
     refuse_quantized(path, tensors)
     check_index(path, tensors)
     for name, tensor in _unwrapped(tensors).items():
