@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer, processors
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export
 from tests.prompts import ask, texts, tokenized
-from tests.vocabularies import CHATML, REAL, byte_level, known_ids, write_byte_level, write_real
+from tests.smolvlm import PLACED, real_tokens
+from tests.vocabularies import CHATML, REAL, byte_level, gguf_array, known_ids, write_byte_level, write_real
 from vlmexport.artifact.gguf import byte_level as written
 from vlmexport.artifact.gguf import vocabulary
 from vlmexport.artifact.gguf.file import GgufFile
@@ -76,6 +77,27 @@ def test_real_vocabularies(name: str, real_vocabularies: Path, tmp_path: Path) -
     texts = known_ids(real_vocabularies, name)
     asked = tuple((text, False) for text, _ in texts)
     assert vocabulary._ask(made.header, asked, ())[0] == [ids for _, ids in texts]
+
+
+def test_the_vocabulary_of_smolvlm(smollm2_vocabulary: Path, tmp_path: Path) -> None:
+    """SmolLM2's real one with SmolVLM's tokens behind it: the ids of Hugging Face's tokenizers, of a text and of a
+    template with marks of tiles; and the arrays that llama.cpp's converter wrote for SmolLM2."""
+    real = real_tokens(smollm2_vocabulary)
+    real.add_special_tokens([AddedToken(mark, special=True, normalized=False) for mark in PLACED])
+    real.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = opened(tmp_path, 49_280)
+    made, choose = file(tokenizer, 49_280), random.Random(0)
+    assert made.fields["tokenizer.ggml.pre"] == ("str", "smollm")
+    for key in ("tokens", "token_type", "merges"):
+        held = made.fields[f"tokenizer.ggml.{key}"][1]
+        assert held[:49_152] == gguf_array(smollm2_vocabulary.read_bytes(), key)[:49_152]
+    vocabulary.prove(tokenizer, made)
+    plain = [*vocabulary.TEXTS, *("".join(choose.choices(choose.choice(ALPHABETS), k=30)) for _ in range(100))]
+    marked = "<fake_token_around_image><row_1_col_1><image><image>\n\n<global-img><end_of_utterance>\nAssistant:"
+    asked = (*((unicodedata.normalize("NFC", text), False) for text in plain), (f"User: 3 {marked}", True))
+    for (text, special), ids in zip(asked, vocabulary._ask(made.header, asked, ())[0], strict=True):
+        real.encode_special_tokens = not special
+        assert ids == real.encode(text, add_special_tokens=False).ids, text
 
 
 def test_metadata(tmp_path: Path) -> None:
