@@ -274,5 +274,5 @@ def test_what_clients_are_told_of_one_square(saved: Saved, tmp_path: Path) -> No
 
 
 def test_an_mmproj_cannot_hold_it(saved: Saved, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match=r"mmproj of a 'siglip_normed' tower is not known.*--vision onnx"):
+    with pytest.raises(Unsupported, match=r"no mmproj holds a pixel shuffle behind such a SigLIP.*--vision onnx"):
         export(str(saved["whole"][0]), resolve("gguf-f16", environ={}), tmp_path / "bundle")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vlmexport.checkpoint.documents import flag, section, whole
+from vlmexport.checkpoint.documents import section, whole
 from vlmexport.checkpoint.spec import ProjectorSpec, PromptSpec, Spec, VisionSpec
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.families.reading import language, nanovlm, vision
@@ -126,8 +126,6 @@ def spec(published: Published) -> Spec:
 
 def _tower(published: Published) -> VisionSpec:
     config, file = published.config, published.file
-    if flag(config, "vit_cls_flag"):
-        raise Unsupported(f"{file}: vit_cls_flag is true, which is not known", "known: false, a token for each patch")
     names = {"hidden_size": "vit_hidden_dim", "intermediate_size": "vit_inter_dim", "patch_size": "vit_patch_size",
              "image_size": "vit_img_size", "num_attention_heads": "vit_n_heads", "num_hidden_layers": "vit_n_blocks",
              "layer_norm_eps": "vit_ln_eps"}  # fmt: skip

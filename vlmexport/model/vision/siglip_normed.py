@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlmexport.checkpoint.spec import HALF, Colour, VisionSpec
+from vlmexport.errors import Unsupported
 from vlmexport.model import plugins
+from vlmexport.model.protocols import HYBRID, GgufTower
 from vlmexport.model.transformer_tower import TransformerTower
 
 EXAMPLE = "siglip_normed:tiny"
@@ -36,3 +38,12 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
 def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
     """A half, both."""
     return HALF, HALF
+
+
+def gguf(spec: VisionSpec) -> GgufTower:
+    """None.
+
+    Raises:
+        Unsupported: always.
+    """
+    raise Unsupported("no mmproj holds a pixel shuffle behind such a SigLIP: libmtmd cuts pictures another way", HYBRID)
