@@ -12,7 +12,7 @@ from onnx import TensorProto, checker, helper
 from onnxruntime import InferenceSession
 from PIL import Image
 
-from vlmexport.artifact.onnx.build.whole_view import prepend, repairing
+from vlmexport.artifact.onnx.build.whole_view import can_repair, prepend, repairing
 from vlmexport.calibrate.samples import calibration_folder
 from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.processing.image import F32, pixel_values
@@ -91,3 +91,12 @@ def test_a_view_that_is_near_to_none_stays() -> None:
     right = pixel_values(noise, SPEC)[None]
     sent = np.concatenate([right[:, :-1], right[:, :1]], 1)
     np.testing.assert_array_equal(repaired(sent), sent)
+
+
+def test_pictures_that_it_is_not_for() -> None:
+    """Those whose tiles have no bound in number, or that a client resizes once more, or by another filter."""
+    assert can_repair(ImageProcessorSpec.tiles(256, 64))
+    for longest, others in (
+        (256, {"do_resize": False}), (256, {"splits": False}), (200, {}), (64, {}), (256, {"resample": 3})
+    ):  # fmt: skip
+        assert not can_repair(ImageProcessorSpec.tiles(longest, 64, **others))

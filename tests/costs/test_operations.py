@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from vlmexport.checkpoint.spec import ImageProcessorSpec
 from vlmexport.costs.operations import QUESTION, count
 from vlmexport.design import Design, specify
 
@@ -47,3 +50,12 @@ def test_mobileformer_is_as_large_as_its_name_says() -> None:
     found = count(specify(Design("mobileformer:26m", "linear", "llama:tiny")))
     classifier = 7 * 7 * 96 * 576 + (576 + 128) * 1024 + 1024 * 1000
     assert found.vision / 2 + classifier == pytest.approx(26e6, rel=0.03)
+
+
+@pytest.mark.parametrize(("resizes", "views"), [(True, 17), (False, 65)])
+def test_all_views_of_a_picture_count(resizes: bool, views: int) -> None:
+    """Of one that is cut as large as it is, those of 1024x1024 pixels."""
+    known = specify(Design("siglip:tiny", "linear", "llama:tiny"))
+    cuts = ImageProcessorSpec.tiles(512, 128, do_resize=resizes)
+    one, found = count(known), count(replace(known, image_processor=cuts))
+    assert (found.views, found.vision, found.visual_tokens) == (views, views * one.vision, views * one.visual_tokens)

@@ -123,6 +123,20 @@ def test_inspect_tells_of_views(saved: Saved) -> None:
     assert "64 patches → 4 visual tokens, in each of the 17 views of a square picture" in shown
 
 
+@pytest.mark.parametrize("splits", [True, False])
+def test_pictures_that_are_not_resized(splits: bool, saved: Saved, tmp_path: Path) -> None:
+    """Of 300x220 pixels there are 5x4 tiles of 64: as many as it takes."""
+    path, model, made = saved["smolvlm"]
+    shutil.copytree(path, tmp_path, dirs_exist_ok=True)
+    as_it_is = processor("smolvlm", made.tokenizer, do_resize=False, do_image_splitting=splits)
+    as_it_is.save_pretrained(tmp_path)
+    check_stages(tmp_path, model, as_it_is, "two-images")
+    facts = inspection(open_checkpoint(tmp_path))
+    assert facts["views"] == (None if splits else 1)
+    shown = " ".join(str(cell) for cell in table(facts).columns[-1].cells)
+    assert ("4 visual tokens, in each view, as many as a picture takes" in shown) is splits
+
+
 @pytest.mark.parametrize("kind", ["idefics3", "smolvlm"])
 def test_a_fine_tune(kind: str, tmp_path: Path) -> None:
     """bfloat16, an embedding of another size with an added token, and a head that is the embedding."""

@@ -65,6 +65,8 @@ def test_what_libmtmd_does_otherwise_is_said(smolvlm: Checkpoint) -> None:
     assert "twice" in notes(do_image_splitting=False)[0]
     assert "twice" in notes(size=replace(size, longest_edge=SIDE))[0]
     assert "256 pixels at once, the model to 200 first" in notes(size=replace(size, longest_edge=200))[0]
+    assert "256 pixels, the model cuts it as large as it is" in notes(do_resize=False)[0]
+    assert "twice" in notes(do_resize=False, do_image_splitting=False)[0]
     assert "Lanczos" in notes(resample=3)[0]
 
 

@@ -165,6 +165,17 @@ def test_a_longest_edge_that_tiles_do_not_divide(saved: Saved, tmp_path: Path) -
             assert runtime.pixels(image).views == (stock or runtime).pixels(image).views
 
 
+def test_pictures_that_are_not_resized(saved: Saved, tmp_path: Path) -> None:
+    """Stock llama.cpp resizes them; our run makes the views of the model."""
+    folder, made = with_pixels(saved, tmp_path / "model", do_resize=False)
+    assert [note for note in read_manifest(folder).notes if "the model cuts it as large as it is" in note]
+    with closing(opened(folder)) as runtime:
+        check_stages(runtime, saved[1], made, "question")
+        stock, image = runtime.stock([picture(3, (300, 220))]), picture(3, (300, 220))
+        assert stock is not None
+        assert (runtime.pixels(image).views.tiles, stock.pixels(image).views.tiles) == ((4, 5), (3, 4))
+
+
 def test_patches_that_share_a_position(tmp_path: Path) -> None:
     """25 a side: libmtmd has no such positions, so the table in the file has their rows twice."""
     tokens = tokenizer()

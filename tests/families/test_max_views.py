@@ -108,6 +108,7 @@ def test_a_checkpoint_of_older_transformers(smolvlm: Checkpoint, tmp_path: Path)
     found = documents(open_checkpoint(tmp_path).within(1), Onnx(), ())
     assert json.loads(found["preprocessor_config.json"]) == told | {
         "size": {"longest_edge": SIDE},
+        "do_resize": True,
         "do_image_splitting": False,
     }
 
@@ -170,23 +171,39 @@ def test_a_bundle_runs_within_it(bundle: Path) -> None:
             assert len(runtime.tokens(runtime.features(made))) == views * TOKENS
 
 
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
-@pytest.mark.parametrize("size", [(128, 96), (300, 220)])
-def test_transformers_js_makes_as_many_views(
-    size: tuple[int, int], bundle: Path, tiny_smolvlm: Built, transformers_js: Path, tmp_path: Path
-) -> None:
-    picture(3, size).save(tmp_path / "picture.png")
+def in_node(bundle: Path, size: tuple[int, int], kind: str, transformers_js: Path, folder: Path) -> list[int]:
+    """Ids of the prompt that an unmodified transformers.js writes about a picture."""
+    picture(3, size).save(folder / "picture.png")
     script = (
         SCRIPT if SCRIPT.parent == transformers_js else shutil.copy(SCRIPT, transformers_js / "transformers.run.mjs")
     )
-    kind = type(tiny_smolvlm[0]).__name__
-    command = ["node", script, bundle, tmp_path / "picture.png", "What is in it?", 2, kind]
+    command = ["node", script, bundle, folder / "picture.png", "What is in it?", 2, kind]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, cwd=transformers_js)
     assert done.returncode == 0, done.stderr
-    theirs = AutoProcessor.from_pretrained(bundle)
+    found: list[int] = json.loads(done.stdout.strip().splitlines()[-1])["input_ids"]
+    return found
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+@pytest.mark.parametrize(
+    ("size", "changes", "views"),
+    [((128, 96), {}, 5), ((300, 220), {}, 5), ((150, 90), {"do_resize": False}, 7)],
+    ids=["of-its-size", "resized", "as-large-as-it-is"],
+)  # fmt: skip
+def test_transformers_js_makes_as_many_views(
+    size: tuple[int, int], changes: dict[str, Any], views: int, bundle: Path, tiny_smolvlm: Built,
+    transformers_js: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """By the bundle's file: under its budget; or of one that says the picture is not resized."""
+    read = shutil.copytree(bundle, tmp_path / "bundle")
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        told = read_object(read / name)
+        told.get("image_processor", told).update(changes)
+        (read / name).write_text(json.dumps(told))
+    theirs = AutoProcessor.from_pretrained(read)
     expected = asked_of(theirs, (LOOK,), [picture(3, size)])["input_ids"][0].tolist()
-    assert json.loads(done.stdout.strip().splitlines()[-1])["input_ids"] == expected
-    assert expected.count(theirs.tokenizer.convert_tokens_to_ids("<image>")) == 5 * TOKENS
+    assert expected.count(theirs.tokenizer.convert_tokens_to_ids("<image>")) == views * TOKENS
+    assert in_node(read, size, type(tiny_smolvlm[0]).__name__, transformers_js, tmp_path) == expected
 
 
 @torch.inference_mode()

@@ -28,7 +28,7 @@ from vlmexport.families.reading.image_processor import CLASSES, read_image_proce
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.images import read_image
 from vlmexport.processing.prompt import Views
-from vlmexport.processing.tiles import Plan, plan, views
+from vlmexport.processing.tiles import Plan, most, plan, prepared, views
 
 Processor = Idefics3ImageProcessorPil
 SIZES = [
@@ -92,6 +92,24 @@ def test_published_sizes(tmp_path: Path) -> None:
     cuts = check(picture(5, (640, 480)), theirs, read(theirs, tmp_path))
     assert (cuts.first, cuts.rows, cuts.columns) == ((1536, 1152), 3, 4)
     assert len(plan(999, 999, ImageProcessorSpec.tiles(2048, 512)).views) == 17
+
+
+@settings(max_examples=20, deadline=None)
+@given(width=st.integers(1, 300), height=st.integers(1, 300), side=st.integers(30, 70), splits=st.booleans())
+@example(width=1, height=1, side=64, splits=True)
+@example(width=64, height=64, side=64, splits=True)
+@example(width=65, height=64, side=64, splits=True)
+@example(width=1, height=700, side=64, splits=True)
+@example(width=300, height=20, side=64, splits=False)
+def test_a_picture_that_is_cut_as_large_as_it_is(
+    width: int, height: int, side: int, splits: bool, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    theirs = processor(side=side, do_resize=False, do_image_splitting=splits)
+    spec = read(theirs, tmp_path_factory.mktemp("saved"))
+    image = picture(width, (width, height))
+    assert check(image, theirs, spec).first == (width, height)
+    assert (most(spec) is None) is splits
+    np.testing.assert_array_equal(stacked(prepared(image, spec), spec), stacked(image, spec))
 
 
 @settings(max_examples=20, deadline=None)
@@ -167,7 +185,8 @@ def test_a_filter_is_pillows(tmp_path: Path) -> None:
 
 
 def test_a_manifest_holds_it() -> None:
-    for spec in (ImageProcessorSpec.tiles(2048, 512), ImageProcessorSpec.square(56, pads=True)):
+    as_it_is = ImageProcessorSpec.tiles(2048, 512, do_resize=False)
+    for spec in (ImageProcessorSpec.tiles(2048, 512), as_it_is, ImageProcessorSpec.square(56, pads=True)):
         written = ImageProcessor.of(spec).model_dump_json()
         assert ImageProcessor.model_validate_json(written).spec() == spec
 
@@ -192,7 +211,7 @@ def test_defaults_are_those_of_the_classes(name: str) -> None:
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        ({"do_resize": False}, "do_resize False is not known"),
+        ({"do_resize": "false"}, "do_resize .* is neither true nor false"),
         ({"resample": 0}, r"resample 0 is not known: known: 1 \(Lanczos\), 2"),
         ({"size": {"height": 3, "width": 3}}, "size .* names no longest_edge"),
         ({"size": {"longest_edge": 2048, "shortest_edge": 5}}, "size .* names no longest_edge"),

@@ -53,6 +53,7 @@ TILES = ImageProcessorSpec.tiles(256, 64)
     [
         ({"size": {"longest_edge": 128}, "image_mean": None}, ImageProcessorSpec.tiles(128, 64)),
         ({"do_image_splitting": False, "do_pad": True}, ImageProcessorSpec.tiles(256, 64, splits=False)),
+        ({"do_resize": False}, ImageProcessorSpec.tiles(256, 64, do_resize=False)),
     ],
 )
 def test_tiles(document: dict[str, Any], expected: ImageProcessorSpec, tmp_path: Path) -> None:

@@ -36,10 +36,11 @@ class ImageProcessorSpec:
     with ``do_pad`` the picture is padded to a square of its own mean colour first, then resized to ``size``, and with
     ``do_center_crop`` its middle is cut out; with neither it is resized to a square, which distorts it. One of
     ``tiles`` resizes the picture to ``size.longest_edge`` and cuts it into squares of ``max_image_size.longest_edge``,
-    unless ``do_image_splitting`` is off. One of ``canvas`` stretches the picture over ``min_patches`` to
-    ``max_patches`` squares of ``size``, unless ``do_image_splitting`` is off. One of a ``grid`` makes it at most
-    ``size.longest_edge``, or just so large with ``do_enlarge``, cuts it into squares of ``max_image_size.longest_edge``
-    and puts the whole before them with ``add_whole``. ``resample`` is Pillow's number of a filter.
+    unless ``do_image_splitting`` is off; with ``do_resize`` off it cuts the picture as large as it is. One of
+    ``canvas`` stretches the picture over ``min_patches`` to ``max_patches`` squares of ``size``, unless
+    ``do_image_splitting`` is off. One of a ``grid`` makes it at most ``size.longest_edge``, or just so large with
+    ``do_enlarge``, cuts it into squares of ``max_image_size.longest_edge`` and puts the whole before them with
+    ``add_whole``. ``resample`` is Pillow's number of a filter.
     """
 
     mode: Literal["square", "tiles", "canvas", "grid", "anyres", "native"]
@@ -53,6 +54,7 @@ class ImageProcessorSpec:
     image_std: Colour = CLIP_STD
     max_image_size: Size | None = None
     do_image_splitting: bool = False
+    do_resize: bool = True
     min_patches: int = 1
     max_patches: int = 1
     do_enlarge: bool = True

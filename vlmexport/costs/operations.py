@@ -15,6 +15,9 @@ from vlmexport.processing.image import cutting
 QUESTION = 40
 """Text tokens of a prompt: MobileVLM's system sentence and a short question."""
 
+PICTURE = (1024, 1024)
+"""Width and height of a picture that is cut as large as it is, into as many views as it takes."""
+
 
 @dataclass(frozen=True)
 class Operations:
@@ -52,7 +55,8 @@ def count(spec: Spec) -> Operations:
         features = vlm.features(torch.empty(1, 3, side, side, device="meta"))
     with FlopCounterMode(display=False) as projector:
         each = vlm.tokens(features).shape[1]
-    views = cutting(spec.image_processor).most(spec.image_processor)
+    cut = cutting(spec.image_processor)
+    views = cut.most(spec.image_processor) or len(cut.boxes(PICTURE, spec.image_processor))
     visual_tokens = views * each
     positions = visual_tokens + QUESTION
     if spec.language.generates:

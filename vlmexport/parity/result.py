@@ -82,12 +82,12 @@ class ViewsResult(_Model):
     picture. It is told and not judged.
 
     Attributes:
-        most: views of a picture, at most, under the budget; ``without``: and without it.
+        most: views of a picture, at most, under the budget; ``without``: and without it, None where there is no limit.
         stages: logits and answers. What belongs to the float model with all views is called ``reference_``.
     """
 
     most: int
-    without: int
+    without: int | None
     samples: int
     stages: list[StageResult]
 

@@ -79,8 +79,8 @@ class Cutting(Protocol):
     def tiles(self, size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
         """Rows and columns of the views that are tiles of a picture of this width and height; 0 and 0 if none is."""
 
-    def most(self, spec: ImageProcessorSpec) -> int:
-        """How many views a picture has at most, of whatever size."""
+    def most(self, spec: ImageProcessorSpec) -> int | None:
+        """How many views a picture has at most, of whatever size; None where a larger one has more."""
 
     def within(self, spec: ImageProcessorSpec, views: int) -> ImageProcessorSpec:
         """The nearest Spec by which no picture has more than so many views; the same one where none has.

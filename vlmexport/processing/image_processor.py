@@ -60,7 +60,8 @@ def _views(told: dict[str, Any], known: ImageProcessorSpec) -> ImageProcessorSpe
         raise ValueError(f"its tiles have {side} pixels of {longest}")
     return replace(
         known, size=Size(longest_edge=longest), do_image_splitting=bool(told["do_image_splitting"]),
-        do_enlarge=bool(told["do_enlarge"]), resample=int(told["resample"]), do_normalize=bool(told["do_normalize"]),
+        do_resize=bool(told["do_resize"]), do_enlarge=bool(told["do_enlarge"]), resample=int(told["resample"]),
+        do_normalize=bool(told["do_normalize"]),
         image_mean=_colour(told["image_mean"]), image_std=_colour(told["image_std"]),
     )  # fmt: skip
 

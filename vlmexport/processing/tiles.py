@@ -67,7 +67,7 @@ def plan(height: int, width: int, spec: ImageProcessorSpec) -> Plan:
     """How a picture of a size is cut."""
     longest, side = spec.size.longest_edge, spec.side
     assert longest is not None
-    first = _below(_enlarged(width, height, longest))
+    first = _below(_enlarged(width, height, longest)) if spec.do_resize else (width, height)
     if not spec.do_image_splitting:
         return Plan(first, (side, side), side, 0, 0)
     second = _multiples(*first, side)
@@ -82,10 +82,13 @@ def tiles(size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
     return cuts.rows, cuts.columns
 
 
-def most(spec: ImageProcessorSpec) -> int:
-    """How many views a picture has at most: a square one, as many tiles down as across, and the whole."""
+def most(spec: ImageProcessorSpec) -> int | None:
+    """How many views a picture has at most: a square one, as many tiles down as across, and the whole. None where it is
+    cut as large as it is."""
     longest = spec.size.longest_edge
     assert longest is not None
+    if spec.do_image_splitting and not spec.do_resize:
+        return None
     along = ceil(min(_even(longest), LARGEST) / spec.side)  # an edge that is made even may be the longest
     return along**2 + 1 if spec.do_image_splitting and along > 1 else 1
 
@@ -98,17 +101,18 @@ def within(spec: ImageProcessorSpec, views: int) -> ImageProcessorSpec:
     Args:
         views: at least 1.
     """
-    if most(spec) <= views:
+    known, along = most(spec), isqrt(views - 1)
+    if known is not None and known <= views:
         return spec
-    along = isqrt(views - 1)
     if along < 2:
-        return replace(spec, size=Size(longest_edge=spec.side), do_image_splitting=False)
-    return replace(spec, size=Size(longest_edge=along * spec.side // 2 * 2))
+        return replace(spec, size=Size(longest_edge=spec.side), do_resize=True, do_image_splitting=False)
+    return replace(spec, size=Size(longest_edge=along * spec.side // 2 * 2), do_resize=True)
 
 
 def told(spec: ImageProcessorSpec) -> dict[str, Any]:
-    """The longest edge, and whether a picture is cut."""
-    return {"size": {"longest_edge": spec.size.longest_edge}, "do_image_splitting": spec.do_image_splitting}
+    """The longest edge, and whether a picture is brought to it and cut."""
+    longest = {"longest_edge": spec.size.longest_edge}
+    return {"size": longest, "do_resize": spec.do_resize, "do_image_splitting": spec.do_image_splitting}
 
 
 def arrays(image: Image.Image, spec: ImageProcessorSpec) -> dict[str, npt.NDArray[np.float32]]:

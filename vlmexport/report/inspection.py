@@ -95,7 +95,7 @@ def table(facts: dict[str, Any]) -> Table:
     sizes = {
         "vision": f"{vision['image_size']} px, patch {vision['patch_size']}, {_layers(vision)}",
         "projector": f"{spec['projector']['in_tokens']} patches → {facts['visual_tokens']} visual tokens"
-        + (f", in each of the {facts['views']} views of a square picture" if facts["views"] > 1 else ""),
+        + _views(facts["views"]),
         "language": f"{language['num_layers']} layers of {language['hidden_size']}, "
         f"vocabulary {language['vocab_size']}{_classes(language)}",
     }
@@ -113,6 +113,14 @@ def table(facts: dict[str, Any]) -> Table:
     ) + "; ".join(f"{name.upper()}: {answer}" for name, answer in facts["formats"].items())
     found.caption_justify = "left"
     return found
+
+
+def _views(most: int | None) -> str:
+    if most == 1:
+        return ""
+    return (
+        f", in each of the {most} views of a square picture" if most else ", in each view, as many as a picture takes"
+    )
 
 
 def _classes(language: dict[str, Any]) -> str:

@@ -115,7 +115,8 @@ def _core(core: CoreSummary) -> str:
 def of_views(found: ViewsSummary) -> str:
     """What a budget of views costs before anything is quantized: the float model under it and without it."""
     logits, answer = (found.stages.get(stage, {}) for stage in ("logits", "answer"))
-    budget = f"the budget of views (at most {found.most} of a picture, {found.without} without it)"
+    without = "any number" if found.without is None else found.without
+    budget = f"the budget of views (at most {found.most} of a picture, {without} without it)"
     if found.error:
         return f"what {budget} costs by itself could not be measured: {found.error}"
     shown = [f"kld {number(logits['kld'])}", f"agreement {number(logits['agreement'])}"]

@@ -39,6 +39,7 @@ class ImageProcessor(Part):
     image_std: Colour
     max_image_size: Sides | None = None
     do_image_splitting: bool = False
+    do_resize: bool = True
     min_patches: int = 1
     max_patches: int = 1
     do_enlarge: bool = True

@@ -38,7 +38,7 @@ class ViewsSummary(Part):
     """What a budget of views costs the float model by itself."""
 
     most: int
-    without: int
+    without: int | None = None
     samples: int
     stages: Measures
     error: str | None = None

@@ -51,6 +51,10 @@ _AT_ONCE = (
     "stock llama.cpp resizes a picture to {} pixels at once, the model to {} first: the same tiles, of pixels that "
     "differ a little"
 )
+_AS_IT_IS = (
+    "stock llama.cpp resizes a picture to {} pixels, the model cuts it as large as it is: it has another number of "
+    "tiles there"
+)
 _OTHER_FILTER = "stock llama.cpp resizes pictures by Lanczos, this model's processor by another filter: pixels differ"
 
 _CURE = "use the files that were published together"
@@ -79,12 +83,15 @@ def clients(spec: Spec) -> Clients:
 def gguf(spec: Spec) -> Mmproj:
     """libmtmd resizes a picture by Lanczos to one longest edge, and that to multiples of a tile: the two are the same
     where the file says a multiple. It always cuts: where the model does not, the file says the edge of a view, which
-    gives one tile and the whole in place of many."""
+    gives one tile and the whole in place of many. It always resizes, too: where the model does not, the file keeps what
+    the processor's says all the same."""
     pixels, notes = spec.image_processor, []
     longest, side = min(pixels.size.longest_edge or LARGEST, LARGEST), pixels.side
     edge = ceil(longest / side) * side if pixels.do_image_splitting else side
     if edge == side:
         notes.append(_TWICE)
+    elif not pixels.do_resize:
+        notes.append(_AS_IT_IS.format(edge))
     elif edge != pixels.size.longest_edge:
         notes.append(_AT_ONCE.format(edge, pixels.size.longest_edge))
     if pixels.resample != _LANCZOS:

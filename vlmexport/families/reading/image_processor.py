@@ -113,11 +113,11 @@ def _square(name: str, told: dict[str, Any], path: Path) -> ImageProcessorSpec:
 
 def _tiles(told: dict[str, Any], path: Path) -> ImageProcessorSpec:
     """Tiles of a picture, as Idefics3's and SmolVLM's classes cut them."""
-    _refuse(told, path, {1: "Lanczos", 2: "bilinear", 3: "bicubic"})
+    _refuse(told, path, {1: "Lanczos", 2: "bilinear", 3: "bicubic"}, may_keep_size=True)
     return ImageProcessorSpec.tiles(
         _edge(told["size"], "size"), _edge(told["max_image_size"], "max_image_size"), flag(told, "do_image_splitting"),
-        resample=told["resample"], do_normalize=flag(told, "do_normalize"), image_mean=_colour(told["image_mean"]),
-        image_std=_colour(told["image_std"]),
+        resample=told["resample"], do_resize=flag(told, "do_resize"), do_normalize=flag(told, "do_normalize"),
+        image_mean=_colour(told["image_mean"]), image_std=_colour(told["image_std"]),
     )  # fmt: skip
 
 
@@ -134,9 +134,9 @@ def _canvas(told: dict[str, Any], path: Path) -> ImageProcessorSpec:
     )  # fmt: skip
 
 
-def _refuse(told: dict[str, Any], path: Path, filters: Mapping[int, str]) -> None:
+def _refuse(told: dict[str, Any], path: Path, filters: Mapping[int, str], may_keep_size: bool = False) -> None:
     known: dict[str, tuple[Callable[[Any], bool], str]] = {
-        "do_resize": (lambda value: value is True, "true"),
+        "do_resize": (lambda value: value is True or may_keep_size, "true"),
         "do_rescale": (lambda value: value is True, "true"),
         "rescale_factor": (lambda value: isinstance(value, int | float) and abs(value - _FACTOR) <= _NEAR, "1/255"),
         "resample": (

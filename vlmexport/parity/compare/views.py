@@ -75,4 +75,5 @@ def views_result(measured: Measured | None, checkpoint: Checkpoint) -> ViewsResu
     own, known = checkpoint.spec.image_processor, checkpoint.budget.without
     stages = [stage for stage in measured.stages() if stage.mode == "chained" and stage.stage in _STAGES]
     most, without = (cutting(spec).most(spec) for spec in (own, known))
+    assert most is not None
     return ViewsResult(most=most, without=without, samples=measured.samples, stages=stages)

@@ -38,7 +38,7 @@ INPUT = "pixel_values"
 def can_repair(spec: ImageProcessorSpec) -> bool:
     """Whether pictures are cut into tiles, of one that is as long as some of them, by Lanczos."""
     longest = spec.size.longest_edge
-    if spec.mode != "tiles" or longest is None or not spec.do_image_splitting:
+    if spec.mode != "tiles" or longest is None or not (spec.do_resize and spec.do_image_splitting):
         return False
     return spec.resample == Image.Resampling.LANCZOS and longest % spec.side == 0 and longest > spec.side
 
