@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.families.test_idefics3_fine_tunes import padded
+from tests.families.test_idefics3_fine_tunes import tuned as fine_tune
 from tests.gguf_bundles import metadata, random_statistics, tensors, value_types
 from tests.llama_quantize import llama_quantize
 from tests.smolvlm import write_model
@@ -56,6 +58,13 @@ def edit(folder: Path, name: str, **changes: Any) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def named(folder: Path, copy: Path) -> Path:
+    """A copy whose language model's section names its class."""
+    shutil.copytree(folder, copy)
+    edit(copy, "text_config", architectures=["LlamaForCausalLM"])
+    return copy
+
+
 @pytest.fixture(scope="module")
 def theirs(saved: Path, converter: Path) -> dict[str, Path]:
     """What llama.cpp's converter makes of the checkpoint, of each name: ``mmproj`` or ``language`` and a type.
@@ -63,8 +72,7 @@ def theirs(saved: Path, converter: Path) -> dict[str, Path]:
     It does not take a language model whose section names no class, as transformers saves it: here it names one. In
     ``silent`` the tower says no epsilon.
     """
-    told = Path(shutil.copytree(saved, saved.with_name("told")))
-    edit(told, "text_config", architectures=["LlamaForCausalLM"])
+    told = named(saved, saved.with_name("told"))
     silent = Path(shutil.copytree(saved, saved.with_name("silent")))
     edit(silent, "vision_config", layer_norm_eps=None)
     found, orders = {}, []
@@ -72,6 +80,10 @@ def theirs(saved: Path, converter: Path) -> dict[str, Path]:
         for name, source, options in (("mmproj", saved, ["--mmproj"]), ("language", told, [])):
             found[f"{name}-{kind}"] = saved.with_name(f"theirs-{name}-{kind}.gguf")
             orders.append([*options, str(source), "--outtype", kind, "--outfile", str(found[f"{name}-{kind}"])])
+    tuned = named(padded(fine_tune(saved.with_name("tuned"), "idefics3")).folder, saved.with_name("tuned-told"))
+    for name, options in (("mmproj", ["--mmproj"]), ("language", [])):
+        found[f"tuned-{name}"] = saved.with_name(f"theirs-tuned-{name}.gguf")
+        orders.append([*options, str(tuned), "--outtype", "f16", "--outfile", str(found[f"tuned-{name}"])])
     found["silent"] = saved.with_name("theirs-silent.gguf")
     orders.append(["--mmproj", str(silent), "--outtype", "f32", "--outfile", str(found["silent"])])
     done = subprocess.run(
@@ -98,10 +110,19 @@ DIFFERENT = {
 @pytest.mark.parametrize("kind", ["f32", "f16", "q8_0"])
 @pytest.mark.parametrize("part", ["mmproj", "language"])
 def test_it_is_what_llama_cpps_converter_makes(part: str, kind: str, saved: Path, theirs: dict[str, Path]) -> None:
+    check_files(part, written(saved, kind), theirs[f"{part}-{kind}"])
+
+
+@pytest.mark.parametrize("part", ["mmproj", "language"])
+def test_so_it_is_of_a_fine_tune(part: str, saved: Path, theirs: dict[str, Path]) -> None:
+    """Of float16 weights, with tokens that were added and rows up to a multiple."""
+    check_files(part, written(saved.with_name("tuned"), "f16"), theirs[f"tuned-{part}"])
+
+
+def check_files(part: str, folder: Path, other: Path) -> None:
     """The same tensors byte for byte, and the same keys with values of the same types."""
-    folder = written(saved, kind)
     half = read_manifest(folder).seeing if part == "mmproj" else read_manifest(folder).decoding
-    ours, other = folder / half.file(part), theirs[f"{part}-{kind}"]
+    ours = folder / half.file(part)
     found, expected = tensors(ours), tensors(other)
     assert {name: of for name, (of, _) in found.items()} == {name: of for name, (of, _) in expected.items()}
     assert all(np.array_equal(data, expected[name][1]) for name, (_, data) in found.items())
