@@ -233,14 +233,9 @@ def test_the_real_vocabulary(smollm2_vocabulary: Path, tmp_path: Path) -> None:
     assert checkpoint.tokenizer.texts()[49152] == "<image>"
 
 
-def bundle(name: str, saved: Saved, folder: Path) -> Path:
-    return export(str(saved[name][0]), resolve("onnx-fp32", environ={}), folder / "bundle")
-
-
-@pytest.mark.parametrize("name", [pytest.param("v0.2", marks=pytest.mark.slow), "whole"])
-def test_a_bundle_answers_as_the_model(name: str, saved: Saved, tmp_path: Path) -> None:
-    """By nothing but its files. No client opens that of a grid, and none sees something else."""
-    model, image, made_of = saved[name][1], picture(0, (300, 220)), bundle(name, saved, tmp_path)
+def check_bundle(made_of: Path, model: NanoVlm) -> None:
+    """A picture's answer, by nothing but the bundle's files."""
+    image = picture(0, (300, 220))
     with closing(open_runtime(made_of)) as runtime, torch.inference_mode():
         made = runtime.pixels(image)
         tokens = runtime.tokens(runtime.features(made))
@@ -252,10 +247,27 @@ def test_a_bundle_answers_as_the_model(name: str, saved: Saved, tmp_path: Path) 
         same(torch.from_numpy(tokens), visual)
         assert with_image_token(model, prompt) == ids
         assert found == model.answer(ids, visual, 8)
+
+
+@pytest.mark.parametrize("name", [pytest.param("v0.2", marks=pytest.mark.slow), "whole"])
+def test_a_bundle_answers_as_the_model(name: str, saved: Saved, tmp_path: Path) -> None:
+    """No client opens that of a grid, and none sees something else."""
+    path, model = saved[name]
+    bundle = export(str(path), resolve("onnx-fp32", environ={}), tmp_path / "bundle")
+    check_bundle(bundle, model)
     if name == "whole":
-        assert {"processor_config.json", "genai_config.json"}.isdisjoint(file.name for file in made_of.iterdir())
+        assert {"processor_config.json", "genai_config.json"}.isdisjoint(file.name for file in bundle.iterdir())
         with pytest.raises(ValueError, match="nanovlm"):
-            AutoConfig.from_pretrained(made_of)
+            AutoConfig.from_pretrained(bundle)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v0.1", "whole"])
+def test_a_hybrid_answers_as_the_model(name: str, saved: Saved, tmp_path: Path) -> None:
+    """Its decoder in llama.cpp, with the tokens that the config adds and the template around the images."""
+    path, model = saved[name]
+    hybrid = resolve("gguf-f32", {"gguf.vision": "onnx", "onnx.vision": "fp32"}, environ={})
+    check_bundle(export(str(path), hybrid, tmp_path / "bundle"), model)
 
 
 def test_what_clients_are_told_of_one_square(saved: Saved, tmp_path: Path) -> None:
