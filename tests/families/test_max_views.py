@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,10 +21,10 @@ from tests.command import vlmexport
 from tests.families.test_idefics3_bundle import sample
 from tests.gguf_bundles import metadata
 from tests.onnx_bundles import SHORT, picture
-from tests.runtime.test_clients import SCRIPT
 from tests.smolvlm import LOOK, PICTURES, SIDE, TOKENS, asked_of, processor, write_model
 from tests.smolvlm_bundle import Built
 from tests.smolvlm_gguf import opened
+from tests.transformers_js import ask_node
 from vlmexport.artifact.bundle.card import of_views
 from vlmexport.artifact.bundle.contents import source_of
 from vlmexport.artifact.bundle.manifest import read_manifest
@@ -171,20 +170,6 @@ def test_a_bundle_runs_within_it(bundle: Path) -> None:
             assert len(runtime.tokens(runtime.features(made))) == views * TOKENS
 
 
-def in_node(bundle: Path, size: tuple[int, int], kind: str, transformers_js: Path, folder: Path) -> list[int]:
-    """Ids of the prompt that an unmodified transformers.js writes about a picture."""
-    picture(3, size).save(folder / "picture.png")
-    script = (
-        SCRIPT if SCRIPT.parent == transformers_js else shutil.copy(SCRIPT, transformers_js / "transformers.run.mjs")
-    )
-    command = ["node", script, bundle, folder / "picture.png", "What is in it?", 2, kind]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300, cwd=transformers_js)
-    assert done.returncode == 0, done.stderr
-    found: list[int] = json.loads(done.stdout.strip().splitlines()[-1])["input_ids"]
-    return found
-
-
-@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 @pytest.mark.parametrize(
     ("size", "changes", "views"),
     [((128, 96), {}, 5), ((300, 220), {}, 5), ((150, 90), {"do_resize": False}, 7)],
@@ -203,7 +188,10 @@ def test_transformers_js_makes_as_many_views(
     theirs = AutoProcessor.from_pretrained(read)
     expected = asked_of(theirs, (LOOK,), [picture(3, size)])["input_ids"][0].tolist()
     assert expected.count(theirs.tokenizer.convert_tokens_to_ids("<image>")) == views * TOKENS
-    assert in_node(read, size, type(tiny_smolvlm[0]).__name__, transformers_js, tmp_path) == expected
+    picture(3, size).save(tmp_path / "picture.png")
+    asked = [(tmp_path / "picture.png", "What is in it?")]
+    (found,) = ask_node(transformers_js, read, asked, 2, type(tiny_smolvlm[0]).__name__)
+    assert found["input_ids"] == expected
 
 
 @torch.inference_mode()

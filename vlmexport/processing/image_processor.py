@@ -34,7 +34,7 @@ def read_told(bundle: Path, known: ImageProcessorSpec) -> ImageProcessorSpec:
         if crops and pads:
             raise ValueError("it crops and pads")
         side = told["crop_size" if crops else "pad_size" if pads else "size"]
-        if "height" not in side and not crops and not pads:
+        if not crops and not pads and "height" not in side:
             raise ValueError("it neither crops nor pads")
         if side["width"] != side["height"]:
             raise ValueError("its images are not square")
