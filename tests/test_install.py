@@ -1,7 +1,8 @@
-"""``pip install 'vlmexport[run]'`` into an empty environment, which then asks the demo's bundles."""
+"""``pip install 'vlmexport[run]'`` into an empty environment, which then asks bundles."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from tests.mutations.conftest import Right, right, shared  # noqa: F401 - bundles that other tests export, too
+from tests.onnx_bundles import recipe
 from vlmexport import ask
+from vlmexport.calibrate import Statistics
 from vlmexport.demo.heldout import heldout_questions, heldout_scenes
 from vlmexport.demo.paint import paint
-from vlmexport.pipeline import export
-from vlmexport.recipe import resolve
+from vlmexport.pipeline import export_checkpoint
+from vlmexport.source.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -53,22 +56,28 @@ def run(python: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str
 
 
 @pytest.fixture(scope="module")
-def bundles(right: Right, shared: Path) -> list[Path]:  # noqa: F811
-    """The demo for x86, arm64 and llama.cpp."""
-    arm64 = shared / "arm64"
-    settings = {"calibration.samples": 12, "onnx.fallback": "predicted"}
-    export("demo", resolve("onnx-arm64", settings, environ={}), arm64)
-    return [right("int8"), arm64, right("gguf")]
+def bundles(
+    right: Right,  # noqa: F811
+    short: Checkpoint,
+    short_statistics: Statistics,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[Path]:
+    """The demo for x86 and llama.cpp, and a tiny model for arm64."""
+    arm64 = tmp_path_factory.mktemp("install") / "arm64"
+    export_checkpoint(short, recipe("int8", "qnnpack"), arm64, statistics=short_statistics)
+    return [right("int8"), right("gguf"), arm64]
 
 
-def test_it_asks_the_demos_bundles(slim: Path, bundles: list[Path], tmp_path: Path) -> None:
+def test_it_asks_bundles(slim: Path, bundles: list[Path], tmp_path: Path) -> None:
     scene = next(heldout_scenes(1))
     question = heldout_questions(scene, 1)[0].text
     paint(scene).save(tmp_path / "scene.png")
+    flags = ("--image", tmp_path / "scene.png", "--max-new-tokens", "64", "--json")
     for bundle in bundles:
-        done = run(slim, "-m", "vlmexport", "run", bundle, question, "--image", tmp_path / "scene.png")
+        done = run(slim, "-m", "vlmexport", "run", bundle, question, *flags)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == "".join(ask(str(bundle), tmp_path / "scene.png", question, 64)).strip() != ""
+        expected = "".join(ask(str(bundle), tmp_path / "scene.png", question, 64))
+        assert json.loads(done.stdout)["answer"] == expected != ""
 
 
 def test_it_has_what_asking_takes_and_no_more(slim: Path) -> None:
@@ -76,6 +85,10 @@ def test_it_has_what_asking_takes_and_no_more(slim: Path) -> None:
     assert run(slim, "-c", script, *ABSENT).stdout == "[]\n"
     assert run(slim, "-m", "vlmexport", "--version").returncode == 0
     assert "onnx-x86" in run(slim, "-m", "vlmexport", "recipes").stdout
+    script = "import vlmexport; print(vlmexport.__path__[0])"
+    data = Path(run(slim, "-c", script).stdout.strip()) / "_data"
+    held = {path.relative_to(data).as_posix() for path in (data / "recipes").rglob("*")}
+    assert held == {path.relative_to(ROOT).as_posix() for path in (ROOT / "recipes").glob("*.toml")}
 
 
 @pytest.mark.parametrize("command", ["onnx demo", "gguf demo", "check .", "new -o new", "plan demo", "calibrate demo"])
