@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from PIL import Image
 
 from tests.checkpoints import tiny_spec, write_checkpoint
 from vlmexport.artifact.bundle.manifest import read_manifest
-from vlmexport.artifact.onnx.session import open_session
+from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.calibrate import Sample, Statistics, collect
 from vlmexport.model import load
 from vlmexport.pipeline import export_checkpoint
@@ -59,6 +61,19 @@ class ExactSessions(LocalSessions):
 def open_exact(bundle: Path) -> Joined:
     """A bundle on them."""
     return join(OrtHalves(bundle, read_manifest(bundle), sessions=ExactSessions()))
+
+
+def through_the_cache(path: Path, embeds: torch.Tensor, ends: Sequence[int]) -> np.ndarray:
+    """Logits of a decoder's graph, given a prompt in pieces that end there."""
+    session = open_session(path)
+    cache, parts = empty_cache(session), []
+    for start, stop in pairwise((0, *ends)):
+        mask = np.ones((1, stop), np.int64)
+        given = {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask}
+        outputs = run(session, given | rows_to_keep(session, 0) | cache)
+        parts.append(outputs.pop("logits"))
+        cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
+    return np.concatenate(parts, 1)
 
 
 @pytest.fixture(scope="session")

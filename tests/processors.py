@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from vlmexport.errors import MissingDependency
+from vlmexport.runtime.ort.arm64.root import cores, native
+
 SOURCE = Path(__file__).with_name("avx2.c")
 _UNAVAILABLE = 99
 
@@ -32,6 +35,17 @@ def avx2(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         pytest.skip(tried.stderr.strip())
     assert tried.returncode == 0, tried.stderr
     return environment
+
+
+@pytest.fixture(scope="session")
+def emulated() -> None:
+    """Skips where nothing is set up to emulate arm64."""
+    if native():
+        pytest.skip("this machine is arm64: nothing is emulated")
+    try:
+        cores()
+    except MissingDependency as error:
+        pytest.skip(str(error))
 
 
 def run_there(environment: dict[str, str], code: str, *arguments: object) -> str:

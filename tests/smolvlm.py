@@ -23,25 +23,18 @@ from transformers import (
 from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from recipes.tiles.vocabulary import GLOBAL, MARKERS, TEMPLATE
 from tests.vocabularies import CHATML, byte_level, gguf_array
 from vlmexport.processing.messages import Message, Picture
 
 FIRST = ("<fake_token_around_image>", "<image>", "<end_of_utterance>")
 """Tokens that the first SmolVLM of 2.2B added: its places of tiles are spelled."""
 
-PLACED = ("<global-img>", *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)), *FIRST)
+PLACED = (GLOBAL, *MARKERS, *FIRST)
 """Those of all others."""
 
 SIDE, LONGEST, TOKENS = 64, 256, 4
 """Pixels of a tile and of the longest edge, and visual tokens of a view."""
-
-TEMPLATE = (
-    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
-    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
-    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
-    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
-    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
-)
 
 Processor = Idefics3Processor | SmolVLMProcessor
 
@@ -169,6 +162,21 @@ def write_model(folder: Path, kind: str, marks: Sequence[str] = PLACED, **text: 
     """Model and processor as ``save_pretrained`` writes them; more rows of the embedding than tokens, as published."""
     tokens = tokenizer(marks)
     model, made = new_model(kind, tokens, text), processor(kind, tokens)
+    model.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return model, made
+
+
+def write_25_patches(folder: Path) -> tuple[Model, Processor]:
+    """A SmolVLM whose tiles have 25 patches a side, a number whose fractions give two of them one position."""
+    tokens = tokenizer()
+    vision = {
+        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 100, "patch_size": 4,
+    }  # fmt: skip
+    model = new_model("smolvlm", tokens, {}, vision_config=vision, scale_factor=5)
+    made = processor("smolvlm", tokens, size={"longest_edge": 200}, max_image_size={"longest_edge": 100})
+    made.image_seq_len = 25
     model.save_pretrained(folder)
     made.save_pretrained(folder)
     return model, made

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from tests.checkpoints import canonical_state, published, tiny_spec, write_checkpoint
-from tests.onnx_bundles import picture
+from tests.onnx_bundles import picture, through_the_cache
 from tests.prompts import as_inputs, ask
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.artifact.onnx.build import fused_decoder
 from vlmexport.artifact.onnx.passes.clean import save
-from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.model import VLM, load
 from vlmexport.pipeline import export
@@ -45,19 +44,6 @@ def rounded(checkpoint: Checkpoint, held: fused_decoder.Weights) -> VLM:
     return vlm
 
 
-def through_the_cache(path: Path, embeds: torch.Tensor) -> np.ndarray:
-    """Logits of a prompt in three pieces."""
-    session = open_session(path)
-    cache, parts = empty_cache(session), []
-    for start, stop in ((0, 7), (7, 8), (8, len(IDS))):
-        mask = np.ones((1, stop), np.int64)
-        given = {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask}
-        outputs = run(session, given | rows_to_keep(session, 0) | cache)
-        parts.append(outputs.pop("logits"))
-        cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
-    return np.concatenate(parts, 1)
-
-
 @pytest.mark.parametrize(
     ("held", "language"),
     [
@@ -81,7 +67,7 @@ def test_equal_to_pytorch(held: fused_decoder.Weights, language: dict[str, int],
     with torch.inference_mode():
         embeds = vlm.embed(IDS)
         expected = vlm.logits(as_inputs(embeds), 0).numpy()
-    got = through_the_cache(tmp_path / "decoder.onnx", embeds)
+    got = through_the_cache(tmp_path / "decoder.onnx", embeds, (7, 8, len(IDS)))
     assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
 
 
@@ -96,7 +82,7 @@ def test_a_tied_head_is_the_embedding(held: fused_decoder.Weights, tmp_path: Pat
     with torch.inference_mode():
         embeds = vlm.embed(IDS)
         expected = vlm.logits(as_inputs(embeds), 0).numpy()
-    got = through_the_cache(tmp_path / "decoder.onnx", embeds)
+    got = through_the_cache(tmp_path / "decoder.onnx", embeds, (7, 8, len(IDS)))
     assert np.corrcoef(got.ravel(), expected.ravel())[0, 1] > 0.9
 
 

@@ -19,13 +19,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vlmexport.model.language as folder
 from tests.conformance.parts import SCHEMES, measure
 from tests.gguf_bundles import export
-from tests.onnx_bundles import picture
+from tests.onnx_bundles import picture, through_the_cache
 from tests.prompts import as_inputs, ask
 from vlmexport import pipeline
 from vlmexport.artifact.gguf.language import gguf_name, importance_names
 from vlmexport.artifact.onnx.build import fused_decoder
 from vlmexport.artifact.onnx.passes.clean import save
-from vlmexport.artifact.onnx.session import empty_cache, open_session, rows_to_keep, run
 from vlmexport.artifact.onnx.trace import compare, components
 from vlmexport.artifact.onnx.trace.components import Inputs
 from vlmexport.design import Design, create, language_of, specify
@@ -196,23 +195,10 @@ def test_fused_operators(text: str, opened: Opened, tmp_path: Path) -> None:
     with torch.inference_mode():
         embeds = vlm.embed(IDS)
         expected = vlm.logits(as_inputs(embeds), 0).numpy()
-    got = through_the_cache(path, embeds)
+    got = through_the_cache(path, embeds, (7, len(IDS)))
     assert np.linalg.norm(got - expected) < 1e-5 * np.linalg.norm(expected)
     save(fused_decoder.build(checkpoint, fused_decoder.Weights(32, accuracy=0)), path)
-    assert np.corrcoef(through_the_cache(path, embeds).ravel(), expected.ravel())[0, 1] > 0.95
-
-
-def through_the_cache(path: Path, embeds: torch.Tensor) -> np.ndarray:
-    """Logits of a prompt in two pieces."""
-    session = open_session(path)
-    cache, parts = empty_cache(session), []
-    for start, stop in ((0, 7), (7, len(IDS))):
-        mask = np.ones((1, stop), np.int64)
-        given = {"inputs_embeds": embeds[:, start:stop].numpy(), "attention_mask": mask}
-        outputs = run(session, given | rows_to_keep(session, 0) | cache)
-        parts.append(outputs.pop("logits"))
-        cache = {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
-    return np.concatenate(parts, 1)
+    assert np.corrcoef(through_the_cache(path, embeds, (7, len(IDS))).ravel(), expected.ravel())[0, 1] > 0.95
 
 
 @pytest.mark.parametrize("text", EXAMPLES)

@@ -29,6 +29,7 @@ from tests.smolvlm import (
     new_model,
     processor,
     tokenizer,
+    write_25_patches,
     write_model,
 )
 from vlmexport import families
@@ -163,14 +164,7 @@ def test_a_head_of_its_own_counts_though_the_config_says_tied(saved: Saved, tmp_
 @torch.inference_mode()
 def test_positions_of_a_side_that_fractions_do_not_divide(tmp_path: Path) -> None:
     """25 patches a side: transformers gives two of them one position."""
-    tokens = tokenizer()
-    vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 100, "patch_size": 4}  # fmt: skip
-    model = new_model("smolvlm", tokens, {}, vision_config=vision, scale_factor=5)
-    made = processor("smolvlm", tokens, size={"longest_edge": 200}, max_image_size={"longest_edge": 100})
-    made.image_seq_len = 25
-    model.save_pretrained(tmp_path)
-    made.save_pretrained(tmp_path)
+    model, made = write_25_patches(tmp_path)
     assert len(set(encoder.places(25).tolist())) < 25
     check_stages(tmp_path, model, made, "question")
 

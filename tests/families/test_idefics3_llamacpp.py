@@ -26,9 +26,8 @@ from tests.smolvlm import (
     Model,
     Processor,
     asked_of,
-    new_model,
     processor,
-    tokenizer,
+    write_25_patches,
     write_model,
 )
 from tests.smolvlm_gguf import opened, written
@@ -178,14 +177,7 @@ def test_pictures_that_are_not_resized(saved: Saved, tmp_path: Path) -> None:
 
 def test_patches_that_share_a_position(tmp_path: Path) -> None:
     """25 a side: libmtmd has no such positions, so the table in the file has their rows twice."""
-    tokens = tokenizer()
-    vision = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2,
-              "image_size": 100, "patch_size": 4}  # fmt: skip
-    model = new_model("smolvlm", tokens, {}, vision_config=vision, scale_factor=5)
-    made = processor("smolvlm", tokens, size={"longest_edge": 200}, max_image_size={"longest_edge": 100})
-    made.image_seq_len = 25
-    model.save_pretrained(tmp_path / "model")
-    made.save_pretrained(tmp_path / "model")
+    model, made = write_25_patches(tmp_path / "model")
     with closing(opened(written(tmp_path / "model"))) as runtime:
         check_stages(runtime, model, made, "question")
 

@@ -18,7 +18,7 @@ from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.errors import MissingDependency, UsageError, VlmExportError
 from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.joined import Joined, join
-from vlmexport.runtime.ort.arm64.root import CORES, cores, native
+from vlmexport.runtime.ort.arm64.root import CORES, cores
 from vlmexport.runtime.ort.arm64.sessions import Arm64Sessions, open_cores
 from vlmexport.runtime.ort.halves import OrtHalves
 
@@ -27,17 +27,6 @@ from vlmexport.runtime.ort.halves import OrtHalves
 def as_native(monkeypatch: pytest.MonkeyPatch) -> None:
     """The worker runs in this very Python, as it does on an arm64 machine."""
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-
-
-@pytest.fixture(scope="module")
-def emulated() -> None:
-    """Skips where nothing is set up to emulate."""
-    if native():
-        pytest.skip("this machine is arm64: nothing is emulated")
-    try:
-        cores()
-    except MissingDependency as error:
-        pytest.skip(str(error))
 
 
 def opened(bundle: Path, core: str) -> Joined:
