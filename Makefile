@@ -1,6 +1,6 @@
 # make demo   everything once, on the model that ships with the package
 # make test   all tests; `make quick` leaves the slow ones out
-# make thorough  every encoder with every projector and language model, from `new` to `check`; right bundles over 20 seeds (a quarter of an hour)
+# make thorough  every encoder with every projector and language model, from `new` to `check`; towers of timm; right bundles over 20 seeds (a quarter of an hour)
 # make rotating  a part of `make thorough`, which SEED chooses (by default the commit), so that CI goes through all of it in time
 # make parity the demo's bundles against the committed baselines; `make baselines` makes them anew
 # make same-bytes BASE=v1 whether this working copy exports what a commit exported, byte by byte: four minutes a tree
@@ -53,7 +53,8 @@ WORKERS ?= 2
 CALM := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE
 
 PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --durations=20 --durations-min=2
-THOROUGH := tests/conformance/test_combinations.py tests/mutations/test_unmutated.py
+THOROUGH := tests/conformance/test_combinations.py tests/conformance/test_vision.py::test_onnx_in_float_and_int8 \
+    tests/mutations/test_unmutated.py
 SEED ?= $(shell git rev-parse --short=12 HEAD)
 
 test: lint

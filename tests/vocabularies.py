@@ -25,6 +25,8 @@ QWEN35 = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]"
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 REAL = ("qwen2", "llama-bpe", "gpt-2")
 """Real vocabularies, under llama.cpp's names of their pre-tokenizers."""
+REAL_CASES = [pytest.param(name, marks=() if name == "gpt-2" else pytest.mark.slow) for name in REAL]
+"""As a test's parameters; the two large ones are slow."""
 
 _VOCABULARY = "ggml-vocab-"
 _CONVERTER = Path("llama.cpp", "convert_hf_to_gguf.py")

@@ -50,7 +50,7 @@ def run_tower(work: Path, smoke: bool) -> None:
     import stage_tower as stage
 
     plan = (
-        stage.Plan(window_steps=2, whole_steps=1, window_batch=4, whole_batch=2, scenes=20, shard=20, unseen=4)
+        stage.Plan(window_steps=2, whole_steps=1, window_batch=4, whole_batch=2, scenes=8, shard=8, unseen=4)
         if smoke
         else stage.Plan()
     )
@@ -67,7 +67,7 @@ def answer_plan(smoke: bool) -> stage_answer.Plan:
     if not smoke:
         return stage_answer.Plan()
     return stage_answer.Plan(
-        scenes=40, shard=20, validation=4, align_steps=2, rounds=(3, 2), first_steps=1, batch=2, check_every=2
+        scenes=8, shard=8, validation=4, align_steps=2, rounds=(3, 2), first_steps=1, batch=2, check_every=2
     )
 
 
@@ -105,7 +105,7 @@ def run_export(work: Path, smoke: bool) -> None:
 
     out = work / "model" if smoke else ROOT / "vlmexport" / "demo" / "model"
     export(work, out)
-    write_card(out, scenes=10 if smoke else 250)
+    write_card(out, scenes=2 if smoke else 250)
     log(f"exported to {out}")
 
 

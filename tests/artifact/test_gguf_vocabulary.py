@@ -18,7 +18,7 @@ from tests.checkpoints import tiny_spec, write_checkpoint
 from tests.gguf_bundles import export
 from tests.prompts import ask, texts, tokenized
 from tests.smolvlm import PLACED, real_tokens
-from tests.vocabularies import CHATML, REAL, byte_level, gguf_array, known_ids, write_byte_level, write_real
+from tests.vocabularies import CHATML, REAL_CASES, byte_level, gguf_array, known_ids, write_byte_level, write_real
 from vlmexport.artifact.gguf import byte_level as written
 from vlmexport.artifact.gguf import vocabulary
 from vlmexport.artifact.gguf.file import GgufFile
@@ -66,7 +66,7 @@ def test_ids_of_random_texts(name: str, tmp_path: Path) -> None:
         assert ids == tokenizer.encode(text, special), (text, special)
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", REAL_CASES)
 def test_real_vocabularies(name: str, real_vocabularies: Path, tmp_path: Path) -> None:
     """llama.cpp's own test texts give the ids that lie beside them, and the proof holds."""
     write_real(real_vocabularies, name, tmp_path)

@@ -112,7 +112,7 @@ def test_answers_of_a_large_decoder_are_short(
 
 
 def test_layers_behind_the_selected_one_are_not_run(tiny: Checkpoint, few: list[Sample]) -> None:
-    statistics = collect(load(tiny), tiny.prompts, few[:1])
+    statistics = collect(load(tiny), tiny.prompts, few[1:2])
     assert not any(f"vision.encoder.layers.{tiny.spec.vision.used_layers}" in name for name in statistics.layers)
     patch = statistics.layers["vision.embeddings.patch_embedding"]
     assert (patch.columns, patch.count_image) == (3, 336 * 336)
@@ -136,8 +136,8 @@ def test_layers_that_are_never_int8_are_not_looked_at(few: list[Sample], tmp_pat
 
 def test_tower_and_projector_alone_see_the_same(tiny: Checkpoint, few: list[Sample]) -> None:
     components = ("vision", "projector")
-    alone = collect(load(tiny, components=components), tiny.prompts, few)
-    whole = collect(load(tiny), tiny.prompts, few)
+    alone = collect(load(tiny, components=components), tiny.prompts, few[1:2])
+    whole = collect(load(tiny), tiny.prompts, few[1:2])
     assert alone.sha256() == whole.only(components).sha256()
     assert not any(name.startswith("language") for name in alone.layers)
 
@@ -159,7 +159,7 @@ def test_shards_add_up_to_the_whole(tiny: Checkpoint, few: list[Sample], monkeyp
 
 def test_the_hooks_are_gone_afterwards(tiny: Checkpoint, few: list[Sample]) -> None:
     vlm = load(tiny)
-    collect(vlm, tiny.prompts, few[:1])
+    collect(vlm, tiny.prompts, few[1:2])
     assert not any(module._forward_pre_hooks for module in vlm.modules())
 
 

@@ -20,7 +20,7 @@ from vlmexport.errors import MissingDependency, UsageError
 from vlmexport.model import load
 from vlmexport.source.checkpoint import Checkpoint
 
-COUNT = 3 * SHARD
+COUNT = 2 * SHARD
 
 
 def kill_one(log: Path, killed: list[int]) -> None:

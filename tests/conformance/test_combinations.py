@@ -1,7 +1,7 @@
 """Every pair of kinds at least once, from ``new`` to ``check``: ONNX in float and for both targets, GGUF or a hybrid.
 
 Each encoder meets every projector, and the language models take turns along both, so that each meets every encoder and
-every projector too. ``make test`` goes through three combinations that share nothing, ``make rotating`` through those
+every projector too. ``make test`` goes through two combinations that share nothing, ``make rotating`` through those
 that its seed chooses, ``make thorough`` through all.
 """
 
@@ -40,6 +40,7 @@ COMBINATIONS = [
     for column, projector in enumerate(PROJECTORS)
     for row, vision in enumerate(VISIONS)
 ]
+FEW = [COMBINATIONS[0], next(one for one in reversed(COMBINATIONS) if not set(one) & set(COMBINATIONS[0]))]
 PART = 8
 SAMPLES = "20"
 SIZES = ("168", "384", "192", "768")
@@ -68,7 +69,7 @@ def test_each_pair_is_met() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("vision", "projector", "language"), rotating(COMBINATIONS, COMBINATIONS[::33], PART))
+@pytest.mark.parametrize(("vision", "projector", "language"), rotating(COMBINATIONS, FEW, PART))
 def test_from_new_to_check(vision: str, projector: str, language: str, tmp_path: Path) -> None:
     if "timm" in vision or "fastvit" in vision:
         pytest.importorskip("timm", reason="timm is not installed")

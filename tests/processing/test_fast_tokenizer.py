@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, processors
 
-from tests.vocabularies import CHATML, REAL, byte_level, known_ids, write_byte_level, write_real
+from tests.vocabularies import CHATML, REAL_CASES, byte_level, known_ids, write_byte_level, write_real
 from vlmexport.errors import CheckpointError, Unsupported
 from vlmexport.processing.fast_tokenizer import FastTokenizer, open_file
 from vlmexport.processing.tokenizer_files import open_tokenizer
@@ -175,7 +175,7 @@ def test_damage(damage: Any, reason: str, folder: Path, tmp_path: Path) -> None:
         open_tokenizer(tmp_path, ROWS)
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize("name", REAL_CASES)
 def test_real_vocabularies(name: str, real_vocabularies: Path, tmp_path: Path) -> None:
     """Ids of llama.cpp's test texts, which Hugging Face's tokenizers wrote."""
     write_real(real_vocabularies, name, tmp_path)

@@ -28,6 +28,7 @@ from vlmexport.runtime.stages import Features
 from vlmexport.source.checkpoint import Checkpoint, open_checkpoint
 
 
+@pytest.mark.slow
 def test_int8_weights_and_inputs_are_the_bundles(onnx_bundle: Bundles, short: Checkpoint) -> None:
     from qat import FakeQuantization
 

@@ -36,6 +36,7 @@ def test_a_worker_that_hangs(code: str) -> None:
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="no signal stops a process on this system")
 def test_a_real_worker_that_stops(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, "2")
