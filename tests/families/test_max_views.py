@@ -37,7 +37,7 @@ from vlmexport.parity.compare import spread
 from vlmexport.parity.compare.evaluate import run_samples
 from vlmexport.parity.compare.views import views_result
 from vlmexport.parity.summary import views as in_short
-from vlmexport.pipeline import export, export_checkpoint
+from vlmexport.pipeline import export
 from vlmexport.processing.image import pixel_values, process
 from vlmexport.processing.image_processor import read_told
 from vlmexport.processing.prompt import PLACEHOLDER
@@ -290,12 +290,14 @@ def test_workers_open_the_model_under_the_same_budget(
 def test_libmtmd_reads_it_in_the_mmproj(views: int, edge: int, smolvlm: Checkpoint, tmp_path: Path) -> None:
     """By itself it makes as many views of a picture as the model under the budget; where that sees one, two, which is
     said and within a budget of two."""
-    recipe = resolve("gguf-f32", {"max_views": views}, environ={})
-    manifest = export_checkpoint(smolvlm, recipe, tmp_path / "bundle")
-    assert metadata(tmp_path / "bundle" / manifest.seeing.file("mmproj"))["clip.vision.preproc_image_size"] == edge
+    found = vlmexport("gguf", smolvlm.path, "--type", "f32", "--max-views", f"{views}", "--quiet", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    bundle = tmp_path / f"model-gguf-f32-{views}views"
+    manifest = read_manifest(bundle)
+    assert metadata(bundle / manifest.seeing.file("mmproj"))["clip.vision.preproc_image_size"] == edge
     assert any("twice as many visual tokens there" in note for note in manifest.notes) is (views == 4)
-    assert ("twice as many visual tokens there" in (tmp_path / "bundle" / "README.md").read_text()) is (views == 4)
-    with closing(opened(tmp_path / "bundle")) as runtime:
+    assert ("twice as many visual tokens there" in (bundle / "README.md").read_text()) is (views == 4)
+    with closing(opened(bundle)) as runtime:
         for number, size in enumerate((*PICTURES, (333, 500), (1, 1), (500, 9))):
             image = picture(number, size)
             own, stock = (runtime.seeing.preprocess(image, own=own) for own in (True, False))  # type: ignore[attr-defined]
