@@ -28,19 +28,20 @@ def transformers_js() -> Path:
 
 
 def ask_node(
-    folder: Path, bundle: Path, asked: Sequence[tuple[Path, str]], count: int, kind: str = LLAVA
+    folder: Path, bundle: Path, asked: Sequence[tuple[Path, str]], count: int, kind: str = LLAVA, timeout: float = 300
 ) -> list[dict[str, Any]]:
     """Answers of transformers.js in ``folder`` to pairs of picture and question: the rendered prompt, its ids, the
     first pixels and the answer's ids, ``count`` at most.
 
     Args:
         kind: the class that opens the bundle.
+        timeout: seconds for all of them.
     """
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     script = SCRIPT if SCRIPT.parent == folder else shutil.copy(SCRIPT, folder / "transformers.run.mjs")
     lines = [json.dumps({"picture": str(picture), "question": question}) for picture, question in asked]
     command = ["node", str(script), str(bundle), str(count), kind]
-    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, timeout=300, cwd=folder)
+    done = subprocess.run(command, input="\n".join(lines), capture_output=True, text=True, timeout=timeout, cwd=folder)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -357,5 +357,5 @@ def write_documents(folder: Path, side: int) -> None:
 def test_without_a_chat_template(saved: Saved, tmp_path: Path) -> None:
     folder = shutil.copytree(saved["smolvlm"][0], tmp_path / "model")
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(CheckpointError, match="has no chat template"):
+    with pytest.raises(CheckpointError, match="has no chat template: save the processor beside the model"):
         open_checkpoint(folder)

@@ -127,7 +127,8 @@ def read(published: Published, kind: str) -> Spec:
     projector = ProjectorSpec(f"shuffle{side}_linear", encoder.hidden_size, decoder.hidden_size, encoder.num_patches)
     _check_length(published, encoder, side)
     if not published.chat_template:
-        raise CheckpointError(f"{published.path} has no chat template", "copy chat_template.json from where it is")
+        cure = f"save the processor beside the model: processor.save_pretrained({str(published.path)!r})"
+        raise CheckpointError(f"{published.path} has no chat template", cure)
     # transformers writes Llama's default, 2, into every config, and generates by the generation config alone
     named = published.generation.get("eos_token_id") is not None
     stops = stop_ids({} if named else own | outside, published, None)
