@@ -37,11 +37,17 @@ STEPS, BATCH = 24, 512
 PAUSE = 0.1
 """Seconds before a turn: threads wait for more work busily, and would take the next one's time."""
 
+MADE_OF = {
+    "int8": "int8", "int4": "int4", "dynamic int8": "plain", "quantize_static": "plain", "libmtmd F16": "f16",
+    "libmtmd Q8_0": "q8_0", "llama.cpp Q4_0": "f16",
+}  # fmt: skip
+"""Contender → the bundle that its files are from."""
+
 Times = dict[str, list[float]]
 
 
-def make(checkpoint: Path, work: Path, samples: int) -> None:
-    """Every file that is measured, where it is not there yet."""
+def make(checkpoint: Path, work: Path, samples: int, only: Sequence[str]) -> None:
+    """Every file of these contenders, where it is not there yet."""
     tool, model = [sys.executable, "-m", "vlmexport"], str(checkpoint)
     calibrated = ["--samples", str(samples)]
     settings = {"VLMEXPORT_ONNX_FALLBACK": "predicted", "VLMEXPORT_ONNX_ROUNDING": "nearest"}  # as fast as chosen ones
@@ -53,13 +59,13 @@ def make(checkpoint: Path, work: Path, samples: int) -> None:
         "plain": ["onnx", model, "--precision", "fp32"],
     }
     for name, command in jobs.items():
-        if not (work / name).exists():
+        if name in {MADE_OF[one] for one in only} and not (work / name).exists():
             unfused = {"VLMEXPORT_ONNX_FUSE": "false"} if name == "plain" else {}  # what ONNX Runtime's tools expect
             subprocess.run([*tool, *command, "-o", str(work / name)], check=True, env=os.environ | settings | unfused)
-    for name in ("vision_encoder", "decoder_model_merged"):
+    for name in ("vision_encoder", "decoder_model_merged") if "dynamic int8" in only else ():
         if not (work / "dynamic" / f"{name}.onnx").exists():
             quantize_dynamic(work / "plain" / "onnx" / f"{name}.onnx", work / "dynamic" / f"{name}.onnx")
-    if not (work / "static" / "vision_encoder.onnx").exists():
+    if "quantize_static" in only and not (work / "static" / "vision_encoder.onnx").exists():
         tower = work / "plain" / "onnx" / "vision_encoder.onnx"
         quantize_static(tower, work / "static" / "vision_encoder.onnx", (1, 1, 3, 512, 512))
 
@@ -132,7 +138,8 @@ def open_decoder(name: str, work: Path, length: int, threads: int) -> Step:
         return llama_decoder(path, room, threads, BATCH)
     from vlmexport.artifact.onnx.session import open_session
 
-    return onnx_decoder(open_session(work / "int8" / "onnx" / "embed_tokens.onnx", threads), path, room, threads)
+    embedding, *_ = work.glob("*/onnx/embed_tokens.onnx")  # the same in all of them
+    return onnx_decoder(open_session(embedding, threads), path, room, threads)
 
 
 def seconds(call: Callable[[], object], threads: int) -> float:
@@ -144,8 +151,8 @@ def seconds(call: Callable[[], object], threads: int) -> float:
     return clock() - start
 
 
-def see(names: Sequence[str], work: Path, threads: int, rounds: int) -> dict[str, Times]:
-    """Picture → contender → seconds of each view, round after round."""
+def see(names: Sequence[str], work: Path, threads: int, rounds: int, most: int) -> dict[str, Times]:
+    """Picture → contender → seconds of each view, of ``most`` at most, round after round."""
     towers = {name: Tower(name, work, threads) for name in names}
     found: dict[str, Times] = {}
     for title, size in PICTURES.items():
@@ -155,7 +162,7 @@ def see(names: Sequence[str], work: Path, threads: int, rounds: int) -> dict[str
         for tower in towers.values():
             tower.encode(0)
         for _ in range(rounds):
-            for view in range(counts.copy().pop()):
+            for view in range(min(most, *counts)):
                 for name, tower in towers.items():
                     found[title][name].append(seconds(partial(tower.encode, view), threads))
     return found
@@ -181,20 +188,20 @@ def decode(names: Sequence[str], work: Path, threads: int, rounds: int, length: 
     return found
 
 
-def peaks(work: Path, length: int) -> dict[str, dict[str, float]]:
-    """Peak MB of a process that does one thing: a tower one view, all views, and all at once; a decoder its prompt and
-    a few tokens."""
+def peaks(work: Path, length: int, only: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Peak MB of a process that does one thing: a tower one view, ours all views, and ONNX Runtime's all at once; a
+    decoder its prompt and a few tokens."""
     found: dict[str, dict[str, float]] = {}
-    wanted = {name: ["1 view", "17 views"] for name in VISION}
-    for name in VISION[:3]:
-        wanted[name].append("17 at once")
-    for what, names in (("vision", wanted), ("language", {name: ["prompt"] for name in LANGUAGE})):
-        for name, tasks in names.items():
-            for task in tasks:
-                command = [sys.executable, __file__, "--work", str(work), "--json", os.devnull]
-                command += ["--one", what, name, task, str(length)]
-                done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-                found.setdefault(f"{what}: {name}", {})[task] = float(done.stdout)
+    tasks = [("vision", name, "1 view") for name in VISION] + [("vision", VISION[0], "17 views")]
+    tasks += [("vision", name, "17 at once") for name in VISION[:3]] + [
+        ("language", name, "prompt") for name in LANGUAGE
+    ]
+    for what, name, task in tasks:
+        if name in only:
+            command = [sys.executable, __file__, "--work", str(work), "--json", os.devnull]
+            command += ["--one", what, name, task, str(length)]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            found.setdefault(f"{what}: {name}", {})[task] = float(done.stdout)
     return found
 
 
@@ -257,7 +264,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=8, help="to calibrate with")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--views", type=int, default=17, help="of each picture, at most: one takes as long as another")
     parser.add_argument("--parts", nargs="+", default=["vision", "language", "memory"], help="what to measure (anew)")
+    parser.add_argument("--only", nargs="+", choices=MADE_OF, default=list(MADE_OF), help="contenders")
     parser.add_argument("--json", type=Path, required=True, help="figures are added to those it holds")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -266,21 +275,23 @@ def main() -> None:
         what, name, task, count = arguments.one
         print(one(work, what, name, task, int(count)))
         return
-    make(arguments.checkpoint, work, arguments.samples)
+    only: list[str] = arguments.only
+    make(arguments.checkpoint, work, arguments.samples, only)
     found: dict[str, Any] = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
     length = positions(arguments.checkpoint, PICTURES["17 views"])
     for part in arguments.parts:
         if part == "memory":
-            found["memory"] = peaks(work, length)
-            contenders = [("vision", name) for name in VISION] + [("language", name) for name in LANGUAGE]
+            found["memory"] = peaks(work, length, only)
+            contenders = (key.split(": ") for key in found["memory"])
             found["bytes"] = {
                 f"{what}: {name}": sum(file.stat().st_size for file in files(what, name, work))
                 for what, name in contenders
             }
         for threads in arguments.threads if part != "memory" else ():
             key = f"{part} {threads}"
-            found[key] = (see(VISION, work, threads, arguments.rounds) if part == "vision"
-                          else decode(LANGUAGE, work, threads, arguments.rounds, length))  # fmt: skip
+            names = [name for name in (VISION if part == "vision" else LANGUAGE) if name in only]
+            found[key] = (see(names, work, threads, arguments.rounds, arguments.views) if part == "vision"
+                          else decode(names, work, threads, arguments.rounds, length))  # fmt: skip
         arguments.json.write_text(json.dumps(found) + "\n", encoding="utf-8")
     print(f"Prompt: {length} positions\n\n{show(found)}")
 
