@@ -14,17 +14,32 @@ Step = Callable[[np.ndarray, bool], object]
 """Decodes token ids, from an empty cache where it is told to."""
 
 
-def onnx_decoder(embedding: Any, path: Path, positions: int, threads: int) -> Step:
+def open_as_ours(path: Path, threads: int) -> Any:
+    """With vlmexport's options of a session."""
+    from vlmexport.artifact.onnx.session import open_session
+
+    return open_session(path, threads)
+
+
+def open_as_theirs(path: Path, threads: int) -> Any:
+    """With those of ONNX Runtime itself."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_decoder(embedding: Any, decoder: Any, positions: int) -> Step:
     """Of a bundle.
 
     Args:
         embedding: session of ``embed_tokens.onnx``.
+        decoder: that of ``decoder_model_merged*.onnx``.
         positions: of prompt and answer.
     """
-    from vlmexport.artifact.onnx.session import open_session
     from vlmexport.runtime.ort.cache import open_cache
 
-    decoder = open_session(path, threads)
     caches: list[Any] = []
 
     def step(ids: np.ndarray, anew: bool) -> None:

@@ -143,8 +143,8 @@ def _decoder(name: str, work: Path) -> tuple[Step, float]:
     folder = work / folders.get(name, name) / "onnx"
     embedding = open_session(folder / "embed_tokens.onnx", THREADS)
     start = time.perf_counter()
-    step = onnx_decoder(embedding, next(folder.glob("decoder_model_merged_*.onnx")), size, THREADS)
-    return step, time.perf_counter() - start
+    decoder = open_session(next(folder.glob("decoder_model_merged_*.onnx")), THREADS)
+    return onnx_decoder(embedding, decoder, size), time.perf_counter() - start
 
 
 def turns(names: tuple[str, ...], work: Path, repeat: int) -> dict[str, list[Times]]:

@@ -23,23 +23,24 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import contenders
 import numpy as np
-from contenders import Mtmd, Step, llama_decoder, onnx_decoder, quantize_dynamic, quantize_static
 from PIL import Image
 
 PICTURES = {"17 views": (2048, 2048), "13 views": (4032, 3024)}
 """Width and height."""
 
 VISION = ("int8", "dynamic int8", "quantize_static", "libmtmd F16", "libmtmd Q8_0")
-LANGUAGE = ("int4", "int8", "dynamic int8", "llama.cpp Q4_0")
+NAIVE = "int4, attention not tiled"
+LANGUAGE = ("int4", NAIVE, "int8", "dynamic int8", "llama.cpp Q4_0")
 QUESTION = "What is in the picture?"
 STEPS, BATCH = 24, 512
 PAUSE = 0.1
 """Seconds before a turn: threads wait for more work busily, and would take the next one's time."""
 
 MADE_OF = {
-    "int8": "int8", "int4": "int4", "dynamic int8": "plain", "quantize_static": "plain", "libmtmd F16": "f16",
-    "libmtmd Q8_0": "q8_0", "llama.cpp Q4_0": "f16",
+    "int8": "int8", "int4": "int4", NAIVE: "int4", "dynamic int8": "plain", "quantize_static": "plain",
+    "libmtmd F16": "f16", "libmtmd Q8_0": "q8_0", "llama.cpp Q4_0": "f16",
 }  # fmt: skip
 """Contender → the bundle that its files are from."""
 
@@ -64,10 +65,10 @@ def make(checkpoint: Path, work: Path, samples: int, only: Sequence[str]) -> Non
             subprocess.run([*tool, *command, "-o", str(work / name)], check=True, env=os.environ | settings | unfused)
     for name in ("vision_encoder", "decoder_model_merged") if "dynamic int8" in only else ():
         if not (work / "dynamic" / f"{name}.onnx").exists():
-            quantize_dynamic(work / "plain" / "onnx" / f"{name}.onnx", work / "dynamic" / f"{name}.onnx")
+            contenders.quantize_dynamic(work / "plain" / "onnx" / f"{name}.onnx", work / "dynamic" / f"{name}.onnx")
     if "quantize_static" in only and not (work / "static" / "vision_encoder.onnx").exists():
         tower = work / "plain" / "onnx" / "vision_encoder.onnx"
-        quantize_static(tower, work / "static" / "vision_encoder.onnx", (1, 1, 3, 512, 512))
+        contenders.quantize_static(tower, work / "static" / "vision_encoder.onnx", (1, 1, 3, 512, 512))
 
 
 def files(what: str, name: str, work: Path) -> list[Path]:
@@ -76,7 +77,7 @@ def files(what: str, name: str, work: Path) -> list[Path]:
     if name.startswith(("libmtmd", "llama")):
         found = (work / ("q8_0" if name.endswith("Q8_0") else "f16")).glob("*.gguf")
         return [path for path in found if path.name.startswith("mmproj") == (what == "vision")]
-    folder = {"dynamic int8": "dynamic", "quantize_static": "static"}.get(name, f"{name}/onnx")
+    folder = {"dynamic int8": "dynamic", "quantize_static": "static"}.get(name, f"{MADE_OF[name]}/onnx")
     return sorted((work / folder).glob(f"{graph}{'_' * folder.endswith('onnx')}*.onnx*"))
 
 
@@ -86,11 +87,10 @@ class Tower:
     def __init__(self, name: str, work: Path, threads: int) -> None:
         path, *_ = files("vision", name, work)
         (words,) = files("language", "llama.cpp Q4_0", work)
-        self._mtmd = Mtmd(path, words, threads) if name.startswith("libmtmd") else None
+        self._mtmd = contenders.Mtmd(path, words, threads) if name.startswith("libmtmd") else None
         if self._mtmd is None:
-            from vlmexport.artifact.onnx.session import open_session
-
-            self._session = open_session(path, threads)
+            opened = contenders.open_as_ours if name == VISION[0] else contenders.open_as_theirs
+            self._session = opened(path, threads)
             self._pixels = np.random.default_rng(0).uniform(-1, 1, (1, 1, 3, 512, 512)).astype(np.float32)
 
     def show(self, size: tuple[int, int]) -> int:
@@ -130,16 +130,16 @@ def positions(checkpoint: Path, size: tuple[int, int]) -> int:
     return len(found.prompts.prompt(asked(QUESTION), [views]).ids)
 
 
-def open_decoder(name: str, work: Path, length: int, threads: int) -> Step:
+def open_decoder(name: str, work: Path, length: int, threads: int) -> contenders.Step:
     """A contender that decodes, with room for a prompt of so many positions and an answer."""
     path, *_ = files("language", name, work)
     room = length + STEPS + 8
     if name.startswith("llama"):
-        return llama_decoder(path, room, threads, BATCH)
-    from vlmexport.artifact.onnx.session import open_session
-
+        return contenders.llama_decoder(path, room, threads, BATCH)
     embedding, *_ = work.glob("*/onnx/embed_tokens.onnx")  # the same in all of them
-    return onnx_decoder(open_session(embedding, threads), path, room, threads)
+    os.environ["ORT_GQA_DISABLE_FLASH_ATTENTION"] = "1" if name == NAIVE else "0"  # read when a graph is opened
+    decoder = (contenders.open_as_theirs if name == "dynamic int8" else contenders.open_as_ours)(path, threads)
+    return contenders.onnx_decoder(contenders.open_as_ours(embedding, threads), decoder, room)
 
 
 def seconds(call: Callable[[], object], threads: int) -> float:
@@ -174,7 +174,7 @@ def decode(names: Sequence[str], work: Path, threads: int, rounds: int, length: 
     prompt = np.arange(length) % 1000 + 1
     found: dict[str, Times] = {key: {name: [] for name in names} for key in ("prompt", "token")}
 
-    def answer(step: Step) -> None:
+    def answer(step: contenders.Step) -> None:
         for token in range(STEPS):
             step(prompt[token : token + 1], False)
 
