@@ -209,6 +209,9 @@ def test_bundles_that_no_browser_runs(tmp_path: Path, modules: Path, bundle: Pat
     manifest.files[1].bytes = 5 << 30
     with pytest.raises(Unsupported, match=r"holds 5\.4 GB of weights, and WebAssembly addresses 4\.3"):
         refuse_browser(bundle, manifest)
+    manifest.source.spec.image_processor.mode = "grid"
+    with pytest.raises(Unsupported, match=r"a grid of squares of it, and transformers\.js has no class for that"):
+        refuse_browser(bundle, manifest)
 
 
 @pytest.mark.parametrize("name", ["../private.txt", "/etc/passwd", "onnx/../../private.txt"])

@@ -49,7 +49,8 @@ def refuse_browser(bundle: Path, manifest: Manifest) -> None:
     """Refuse a bundle that no browser can run.
 
     Raises:
-        Unsupported: it holds GGUF files, answers with a class, or holds more than a browser can address.
+        Unsupported: it holds GGUF files, answers with a class, cuts pictures as transformers.js does not, or holds more
+            than a browser can address.
     """
     if {manifest.seeing.engine, manifest.decoding.engine} != {ONNXRUNTIME}:
         raise Unsupported(
@@ -60,6 +61,11 @@ def refuse_browser(bundle: Path, manifest: Manifest) -> None:
         raise Unsupported(
             f"{bundle} answers with one of {len(manifest.classes)} classes, and transformers.js generates text",
             "ask it with `vlmexport run`, or run its graphs in a page of your own (docs/onnx.md)",
+        )
+    if manifest.image_processor.mode == "grid":
+        raise Unsupported(
+            f"{bundle} sees a picture and then a grid of squares of it, and transformers.js has no class for that",
+            "ask it with `vlmexport run`",
         )
     size = manifest.size(VISION + DECODER)
     if size >= _ADDRESSABLE:
