@@ -21,6 +21,9 @@ from vlmexport.processing import canvas, grid
 from vlmexport.processing.image import Cutting, cutting
 from vlmexport.processing.tiles import most, plan, told, within
 
+GRID = replace(ImageProcessorSpec.tiles(2048, 512, resample=3), mode="grid", do_enlarge=True, add_whole=True)
+"""nanoVLM's."""
+
 PUBLISHED = ((2048, 512), (1536, 384), (1456, 364), (216, 72))
 """Longest edge and tile of SmolVLM's sizes, of the class, and of the trained model here."""
 
@@ -116,17 +119,32 @@ def test_every_way_of_cutting_has_one() -> None:
         assert [name for name in names if not hasattr(file, name)] == [], file.__name__
 
 
-@given(st.integers(1, 8), st.booleans(), st.booleans(), st.integers(1, 70), st.integers(1, 5000), st.integers(1, 5000))
 @settings(max_examples=200, deadline=None)
-def test_a_grid_has_no_more_views(along: int, enlarge: bool, whole: bool, views: int, width: int, height: int) -> None:
-    known = replace(
-        ImageProcessorSpec.tiles(along * 64, 64, resample=3), mode="grid", do_enlarge=enlarge, add_whole=whole
-    )
+@given(
+    width=st.integers(1, 5000), height=st.integers(1, 5000), side=st.sampled_from([64, 256, 384, 448, 512]),
+    along=st.integers(1, 8), views=st.integers(3, 70), enlarges=st.booleans(), whole=st.booleans(),
+)  # fmt: skip
+@example(width=187, height=187, side=512, along=4, views=10, enlarges=True, whole=True)
+@example(width=187, height=187, side=512, along=3, views=13, enlarges=True, whole=True)
+@example(width=4000, height=1, side=512, along=4, views=5, enlarges=True, whole=True)
+def test_a_grid_has_no_more_views(
+    width: int, height: int, side: int, along: int, views: int, enlarges: bool, whole: bool
+) -> None:
+    """By nanoVLM's arithmetic, which rounds: a square of 187 pixels has 4x3 tiles of 512."""
+    known = replace(GRID, size=Size(longest_edge=along * side), max_image_size=Size(longest_edge=side))
+    known = replace(known, do_enlarge=enlarges, add_whole=whole)
     spec = grid.within(known, views)
-    found = len(grid.boxes((width, height), spec))
-    assert found <= grid.most(spec) <= max(views, 1)
-    assert len(grid.boxes((640, 640), replace(spec, do_enlarge=True))) == grid.most(spec)
-    assert (
-        spec == known
-        or grid.most(replace(spec, size=Size(longest_edge=grid.told(spec)["size"]["longest_edge"] + 64))) > views
-    )
+    assert len(grid.boxes((width, height), spec)) <= grid.most(spec) <= views
+    edges = range(grid.told(spec)["size"]["longest_edge"] + side, along * side + 1, side)
+    assert all(grid.most(replace(spec, size=Size(longest_edge=edge))) > views for edge in edges)
+
+
+def test_a_grid_that_cannot_be_one_view() -> None:
+    """Unless the longest edge is a power of two, which rounds nothing."""
+    known = replace(GRID, size=Size(longest_edge=1152), max_image_size=Size(longest_edge=384))
+    assert len(grid.boxes((187, 187), replace(known, size=Size(longest_edge=384)))) == 3
+    assert len(grid.boxes((187, 187), known)) == grid.most(known) - 3
+    with pytest.raises(UsageError, match="max_views is 2, and some picture always has 3: pass --max-views 3"):
+        grid.within(known, 2)
+    found = [grid.most(grid.within(GRID, views)) for views in (1, 4, 5, 12, 13, 16, 17)]
+    assert found == [1, 1, 5, 5, 13, 13, 17]

@@ -8,7 +8,7 @@ no larger than a tile is one view.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import ceil, isqrt
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlmexport.checkpoint.spec import ImageProcessorSpec, Size
+from vlmexport.errors import UsageError
 from vlmexport.processing.image import Box
 from vlmexport.processing.prompt import Grid
 from vlmexport.processing.square import normalise
@@ -61,11 +62,13 @@ def tiles(size: tuple[int, int], spec: ImageProcessorSpec) -> Grid:
 
 
 def most(spec: ImageProcessorSpec) -> int:
-    """How many views a picture has at most: those of a square one."""
+    """How many views a picture has at most: those of a square one. nanoVLM's own arithmetic rounds, and gives one a row
+    too many now and then, as of 187x187 pixels; where the longest edge is a power of two it never does."""
     longest, side = spec.size.longest_edge, spec.side
     assert longest is not None
     along = longest // side
-    return along**2 + (spec.add_whole and along > 1)
+    squares = along * (along + (longest & (longest - 1) > 0))
+    return squares + (spec.add_whole and squares > 1)
 
 
 def within(spec: ImageProcessorSpec, views: int) -> ImageProcessorSpec:
@@ -74,11 +77,20 @@ def within(spec: ImageProcessorSpec, views: int) -> ImageProcessorSpec:
 
     Args:
         views: at least 1.
+
+    Raises:
+        UsageError: even one tile along is too many.
     """
+    longest, side = spec.size.longest_edge, spec.side
+    assert longest is not None
     if most(spec) <= views:
         return spec
-    along = max(1, isqrt(views - spec.add_whole))
-    return replace(spec, size=Size(longest_edge=along * spec.side))
+    shorter = [replace(spec, size=Size(longest_edge=edge)) for edge in range(side, longest, side)]
+    fits = [one for one in shorter if most(one) <= views]
+    if not fits:
+        least = min(map(most, shorter), default=most(spec))
+        raise UsageError(f"max_views is {views}, and some picture always has {least}", f"pass --max-views {least}")
+    return fits[-1]
 
 
 def told(spec: ImageProcessorSpec) -> dict[str, Any]:
