@@ -15,25 +15,18 @@ from tests.onnx_bundles import Bundles
 from tests.test_cli import assert_one_line_error
 from vlmexport.artifact.bundle.manifest import read_manifest
 from vlmexport.calibrate import heldout_samples
-from vlmexport.errors import MissingDependency
 from vlmexport.parity import ParityResult, check
 from vlmexport.pipeline import export
 from vlmexport.recipe import resolve
 from vlmexport.report.terminal import parity
-from vlmexport.runtime.ort.arm64.root import CORES, cores, native
+from vlmexport.runtime.ort.arm64.root import CORES, native
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if native():
-        pytest.skip("this machine is arm64: nothing is emulated")
-    try:
-        cores()
-    except MissingDependency as error:
-        pytest.skip(str(error))
-    recipe = resolve("onnx-arm64", {"calibration.samples": 16}, {})
+def bundle(emulated: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    recipe = resolve("onnx-arm64", {"calibration.samples": 12, "onnx.fallback": "predicted"}, {})
     return export("demo", recipe, tmp_path_factory.mktemp("arm64") / "demo-arm64")
 
 
