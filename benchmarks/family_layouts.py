@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests import checkpoints, fast_vlm, layouts, nano_vlm, smolvlm
+from tests import checkpoints, fast_vlm, internvl, layouts, nano_vlm, smolvlm
 from vlmexport.design import Design, create
 
 
@@ -93,6 +93,11 @@ def _nano(generation: str) -> Callable[[Path], Tiny]:
     return write
 
 
+def _internvl(folder: Path) -> Tiny:
+    internvl.write_model(folder / "hf", "qwen3")
+    return Tiny(folder / "hf", theirs=folder / "hf")
+
+
 def _design(vision: str, projector: str, side: int) -> Callable[[Path], Tiny]:
     def write(folder: Path) -> Tiny:
         create(Design(vision, projector, "llama:tiny", image_size=side), folder / "design")
@@ -112,6 +117,7 @@ LAYOUTS = (
     Layout("smolvlm", "SmolVLM2", _tiles("smolvlm")),
     Layout("nanovlm", "nanoVLM 222M: one square", _nano("v0.1")),
     Layout("nanovlm", "nanoVLM: a grid of squares", _nano("whole")),
+    Layout("internvl", "InternVL, transformers' layout", _internvl),
     Layout("design", "design: CLIP, LDPNetV2, Llama", _design("clip:tiny", "ldpnetv2", 168)),
     Layout("design", "design: EfficientNet, Q-Former, Llama", _design("timm:test_efficientnet", "qformer16x64", 128)),
 )
@@ -149,6 +155,8 @@ REFUSED: tuple[tuple[str, str, Change], ...] = (
     ("SmolVLM2", "another scale factor", _set("scale_factor", value=2)),
     ("nanoVLM 222M: one square", "a class token", _set("vit_cls_flag", value=True)),
     ("nanoVLM: a grid of squares", "squares without marks", _set("max_img_size", value=320)),
+    ("InternVL, transformers' layout", "the tower of 6B", _set("vision_config", "use_qk_norm", value=True)),
+    ("InternVL, transformers' layout", "another language model", _set("text_config", "model_type", value="phi3")),
 )  # fmt: skip
 """Layout, what was changed in its config, how."""
 

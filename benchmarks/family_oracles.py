@@ -57,7 +57,7 @@ def beside_transformers(tiny: Tiny) -> Figures:
     tokens = ours.tokens(features)
     prompt = ours.prompt(asked(QUESTION), [processed.views])
     image_id = theirs.config.image_token_id
-    ids = _expanded(prompt, image_id)
+    ids, own = _expanded(prompt, image_id), spec.template if spec.layout == "internvl-chat" else None
     with torch.inference_mode():
         given = torch.from_numpy(pixels).reshape(expected_pixels.shape)
         found = theirs.model.get_image_features(given, return_dict=True)
@@ -69,8 +69,8 @@ def beside_transformers(tiny: Tiny) -> Figures:
     return {
         "pixels": float((given - expected_pixels).abs().max()),
         "features": _relative(features.rows[None], _features(found, theirs.config).numpy()),
-        "tokens": _relative(tokens[None], torch.as_tensor(np.stack(found.pooler_output)).numpy()),
-        "prompt ids": ids == _prompt_ids(tiny.theirs, prompt, seen, image_id),
+        "tokens": _relative(tokens, np.stack(found.pooler_output).reshape(tokens.shape)),
+        "prompt ids": ids == _prompt_ids(tiny.theirs, prompt, seen, image_id, own),
         "logits": _relative(ours.logits(prompt, [tokens], len(ids)), logits.numpy()),
         "greedy ids": _ids(ours, prompt, tokens) == greedy,
     }
@@ -101,8 +101,11 @@ def beside_parts(tiny: Tiny) -> Figures:
 
 
 def _features(found: Any, config: Any) -> torch.Tensor:
-    """Of FastVLM [1, width, rows, columns] is made rows, and of Idefics3 [views, patches, width]; of CLIP the layer is
-    taken, without the class token."""
+    """Of FastVLM [1, width, rows, columns] is made rows, and of Idefics3 [views, patches, width]; of InternVL and of
+    CLIP the class token is left out, of CLIP the layer is taken."""
+    if config.model_type == "internvl":
+        patches: torch.Tensor = found.last_hidden_state[:, 1:].flatten(0, 1)[None]
+        return patches
     if found.hidden_states is None and found.last_hidden_state.ndim == 3:
         rows: torch.Tensor = found.last_hidden_state.flatten(0, 1)[None]
         return rows
@@ -117,18 +120,22 @@ def _image_processor(folder: Path, spec: Spec) -> Any:
     """By Pillow, as the published code resizes; torchvision rounds otherwise by one level."""
     if spec.image_processor.mode == "tiles":
         return AutoImageProcessor.from_pretrained(folder, backend="pil")
+    if spec.image_processor.mode == "canvas":
+        return AutoImageProcessor.from_pretrained(folder, backend="pil", crop_to_patches=True)
     saved = folder / "processor_config.json"
     if saved.exists():
         return CLIPImageProcessorPil(**json.loads(saved.read_text(encoding="utf-8"))["image_processor"])
     return CLIPImageProcessorPil.from_pretrained(folder)
 
 
-def _prompt_ids(folder: Path, prompt: Prompt, image: Image.Image, image_id: int) -> list[int]:
-    """Of transformers' processor and its template; of its Llama tokenizer, text by text, as LLaVA's code does."""
+def _prompt_ids(folder: Path, prompt: Prompt, image: Image.Image, image_id: int, template: str | None) -> list[int]:
+    """Of transformers' processor and its template, or another one; of its Llama tokenizer, text by text, as LLaVA's
+    code does."""
     if (folder / "processor_config.json").exists():
         processor = AutoProcessor.from_pretrained(folder)
         content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-        text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        asked_so = [{"role": "user", "content": content}]
+        text = processor.apply_chat_template(asked_so, chat_template=template, add_generation_prompt=True)
         return [int(i) for i in processor(text=text, images=image)["input_ids"][0]]
     tokenizer = LlamaTokenizer.from_pretrained(folder)
     before, after = (tokenizer(one, add_special_tokens=False).input_ids for one in prompt.text.split("<image>"))
@@ -196,7 +203,7 @@ def _transformers_js(
     if done.returncode:
         return {
             "status": "fails",
-            "reason": next(line for line in done.stderr.splitlines() if "Error" in line).replace(f"{bundle}/", ""),
+            "reason": next(line for line in done.stderr.splitlines() if "Error: " in line).replace(f"{bundle}/", ""),
         }
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return _judged({

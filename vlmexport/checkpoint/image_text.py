@@ -17,6 +17,8 @@ class ImageText:
         end: behind the last view.
         begin: before the first view of each image where a prompt has several; ``{image}`` in it is its number, from 0.
         whole_first: whether the whole picture stands before its tiles, else behind them.
+        start: before the first view.
+        token: what the tokenizer calls a visual token, which the chat template writes once for an image.
     """
 
     tile: str
@@ -26,3 +28,10 @@ class ImageText:
     end: str
     begin: str = ""
     whole_first: bool = False
+    start: str = ""
+    token: str = "<image>"
+
+
+def token_of(image_text: ImageText | None) -> str:
+    """What a tokenizer calls a visual token."""
+    return image_text.token if image_text else ImageText.token

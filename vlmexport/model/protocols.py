@@ -42,6 +42,9 @@ class GgufTower:
     rows: dict[str, list[int]] = field(default_factory=dict)
     """GGUF name → which rows of the published table a table in the file has, in its order."""
 
+    kernels: frozenset[str] = frozenset()
+    """GGUF names of the kernels that are F16 in a file of F16, and F32 in any other."""
+
 
 @dataclass(frozen=True)
 class GgufProjector:

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Protocol
 
-from vlmexport.checkpoint.image_text import ImageText
+from vlmexport.checkpoint.image_text import ImageText, token_of
 from vlmexport.checkpoint.spec import Spec
 from vlmexport.errors import CheckpointError, UsageError
 from vlmexport.processing.chat_template import ChatTemplate, Rendered
 from vlmexport.processing.messages import Messages, Picture
 from vlmexport.processing.prompt import Prompt, Views, joined, located
-from vlmexport.processing.tokenizer import IMAGE_MARKER, Parts, Tokenizer
+from vlmexport.processing.tokenizer import Parts, Tokenizer
 
 
 class Chunks(Protocol):
@@ -64,9 +64,12 @@ class PromptBuilder:
     @cached_property
     def _image_token(self) -> int:
         """The id that stands for a visual token in a text."""
-        _, ids = self._tokenizer.chunks([(), ((IMAGE_MARKER, True),)])
+        assert self._image_text is not None
+        _, ids = self._tokenizer.chunks([(), ((self._image_text.token, True),)])
         if len(ids) != 1:
-            raise CheckpointError(f"the tokenizer has no token {IMAGE_MARKER}", "use the published tokenizer files")
+            raise CheckpointError(
+                f"the tokenizer has no token {self._image_text.token}", "use the published tokenizer files"
+            )
         return ids[0]
 
 
@@ -80,7 +83,7 @@ class CheckpointPrompts(PromptBuilder):
     def __init__(self, spec: Spec, tokenizer: Tokenizer, where: str) -> None:
         texts = tokenizer.texts()
         bos = "" if spec.bos_token_id is None else texts.get(spec.bos_token_id, "")
-        template = ChatTemplate(spec.template, IMAGE_MARKER, where, bos, texts.get(spec.eos_token_id, ""))
+        template = ChatTemplate(spec.template, token_of(spec.image_text), where, bos, texts.get(spec.eos_token_id, ""))
         super().__init__(template, tokenizer, spec.max_images, spec.image_text)
         self.tokenizer, self._spec = tokenizer, spec
 
@@ -108,7 +111,7 @@ def _whole(rendered: Rendered, image_text: ImageText, images: Sequence[Views]) -
 def written(image_text: ImageText, views: Views) -> str:
     """What stands for an image in a prompt, an image token for each visual token."""
     rows, columns = views.tiles
-    tokens = [IMAGE_MARKER * (height * width) for height, width in views.grids]
+    tokens = [image_text.token * (height * width) for height, width in views.grids]
     wholes = len(tokens) - rows * columns
     first = wholes if image_text.whole_first else 0
     text = ""
@@ -119,4 +122,4 @@ def written(image_text: ImageText, views: Views) -> str:
     if wholes:
         whole = (image_text.whole if rows else image_text.alone) + tokens[first - 1]
         text = whole + text if image_text.whole_first else text + whole
-    return text + image_text.end
+    return image_text.start + text + image_text.end

@@ -45,6 +45,7 @@ def open_tokenizer(
     prompt: PromptSpec | None = None,
     image_token: int | None = None,
     extra: ExtraTokens | None = None,
+    marker: str = IMAGE_MARKER,
 ) -> Tokenizer:
     """The tokenizer of a checkpoint folder: ``tokenizer.model``, else ``tokenizer.json``: Llama's as SentencePiece, any
     other byte-pair encoding by ``tokenizers``; else ``vocab.json`` with ``merges.txt``.
@@ -52,8 +53,9 @@ def open_tokenizer(
     Args:
         rows: of the embedding. Added tokens beyond them cannot be used and are left out.
         prompt: its image marks count as tokens of a text although they are special.
-        image_token: the id of ``<image>`` where the config gives one.
+        image_token: the id of a visual token where the config gives one.
         extra: tokens that its files do not have; a ``tokenizer.json`` alone takes them.
+        marker: the text of a visual token.
 
     Raises:
         CheckpointError: there is none, it is damaged, it contradicts itself, or it has more pieces than rows.
@@ -62,10 +64,10 @@ def open_tokenizer(
     added, special = _added(folder)
     if image_token is not None:
         if not isinstance(image_token, int) or not 0 <= image_token < rows:
-            raise CheckpointError(f"{folder}: {IMAGE_MARKER} is {image_token}, the embedding has {rows} rows", _CURE)
-        if added.setdefault(IMAGE_MARKER, image_token) != image_token:
+            raise CheckpointError(f"{folder}: {marker} is {image_token}, the embedding has {rows} rows", _CURE)
+        if added.setdefault(marker, image_token) != image_token:
             raise CheckpointError(
-                f"{folder}: {IMAGE_MARKER} is {image_token} in config.json, {added[IMAGE_MARKER]} for the tokenizer",
+                f"{folder}: {marker} is {image_token} in config.json, {added[marker]} for the tokenizer",
                 _CURE,
             )
     added = {text: i for text, i in added.items() if i < rows}
@@ -76,7 +78,7 @@ def open_tokenizer(
                 f"{folder}: the prompt needs {mark} (mm_use_im_start_end), the tokenizer has no usable token of it",
                 "copy added_tokens.json and tokenizer_config.json from where the model was trained",
             )
-    hidden = frozenset((special | {IMAGE_MARKER}) - marks)
+    hidden = frozenset((special | {marker}) - marks)
     if (folder / "tokenizer.model").is_file():
         found: Tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", added, hidden)
     elif (folder / "tokenizer.json").is_file():

@@ -13,6 +13,7 @@ from vlmexport.checkpoint.adapters import refuse_adapter
 from vlmexport.checkpoint.documents import read_config
 from vlmexport.checkpoint.hashes import hash_file
 from vlmexport.checkpoint.hub import name_of
+from vlmexport.checkpoint.image_text import token_of
 from vlmexport.checkpoint.quantized import refuse_quantized
 from vlmexport.checkpoint.shards import check_index
 from vlmexport.checkpoint.snapshots import repository
@@ -107,9 +108,9 @@ class Checkpoint:
             CheckpointError: it is missing or damaged, or has more pieces than the embedding has rows.
             Unsupported: a kind of tokenizer that is not known.
         """
-        spec, rows = self.spec, self.spec.language.vocab_size
+        spec, rows, marker = self.spec, self.spec.language.vocab_size, token_of(self.spec.image_text)
         extra = ExtraTokens(spec.extra_tokens, spec.image_token)
-        return open_tokenizer(self.tokenizer_folder, rows, spec.prompt, spec.image_token_id, extra)
+        return open_tokenizer(self.tokenizer_folder, rows, spec.prompt, spec.image_token_id, extra, marker)
 
     @cached_property
     def prompts(self) -> CheckpointPrompts:

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import re
 
-from vlmexport.processing.tokenizer import IMAGE_MARKER
-
 _OPEN, _CLOSE = "<__media", "__>"
 _AS_PARTS = (
     f"{{%- set client = namespace(messages=[], marker='{_OPEN}{_CLOSE}') -%}}"
@@ -40,18 +38,29 @@ _AS_PARTS = (
     "{%- set messages = client.messages -%}"
 )
 _TAG = re.compile(r"(\{[{%#].*?[#%}]\})", re.DOTALL)
-_LITERAL = re.compile(rf"'{IMAGE_MARKER}'|\"{IMAGE_MARKER}\"")
+_LITERAL = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 
 
-def media_template(source: str) -> str:
-    """The template with its messages in parts, and the client's marker where it writes ``<image>``; as it is where that
-    is written otherwise than as a whole literal or as text.
+def media_template(source: str, token: str) -> str:
+    """The template with its messages in parts, and the client's marker where it writes an image's token; as it is where
+    that is written otherwise than in a literal or as text.
 
     Args:
-        source: a template of a processor that puts images in place of ``<image>``.
+        source: a template of a processor that puts images in place of that token.
     """
     pieces = _TAG.split(source)
-    pieces[::2] = [text.replace(IMAGE_MARKER, "{{ client.marker }}") for text in pieces[::2]]
-    pieces[1::2] = [_LITERAL.sub("client.marker", tag) for tag in pieces[1::2]]
+    pieces[::2] = [text.replace(token, "{{ client.marker }}") for text in pieces[::2]]
+    pieces[1::2] = [_LITERAL.sub(lambda found: _marked(found[0], token), tag) for tag in pieces[1::2]]
     body = "".join(pieces)
-    return source if IMAGE_MARKER in body else _AS_PARTS + body
+    return source if token in body else _AS_PARTS + body
+
+
+def _marked(literal: str, token: str) -> str:
+    """A literal of Jinja with the client's marker in place of the token."""
+    if token not in literal:
+        return literal
+    quote = literal[0]
+    texts = [f"{quote}{text}{quote}" if text else "" for text in literal[1:-1].split(token)]
+    parts = [part for text in texts for part in (text, "client.marker")][:-1]
+    found = " + ".join(filter(None, parts))
+    return f"({found})" if "+" in found else found

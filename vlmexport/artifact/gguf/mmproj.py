@@ -111,9 +111,11 @@ def entries(checkpoint: Checkpoint, type_name: str) -> list[Entry]:
     for name, tensor in checkpoint.tensors["vision"].items():
         target = tower_name(name, spec.vision)
         if target is not None:
-            kind = "f32" if target in held.f32 else _type(tensor.shape, type_name)
-            source = _values(tensor)[held.rows[target]] if target in held.rows else tensor
-            found.append(Entry(target, tensor.shape, kind, source))
+            shape = tuple(size for size in tensor.shape if size != 1) if len(tensor.shape) == 3 else tensor.shape
+            exact = target in held.f32 or (target in held.kernels and type_name != "f16")
+            kind = "f32" if exact else _type(shape, type_name)
+            source = _values(tensor).reshape(shape)[held.rows[target]] if target in held.rows else tensor
+            found.append(Entry(target, shape, kind, source))
     for name, tensor in checkpoint.tensors["projector"].items():
         if name not in projector.tensors:
             raise Unsupported(f"libmtmd's {projector.projector_type} has no tensor {name}", HYBRID)

@@ -52,7 +52,7 @@ def fields(tokenizer: Tokenizer, spec: Spec, rows: int) -> dict[str, Field]:
 def _template(spec: Spec, end: str) -> str:
     if not spec.chat_template:
         return chat_template(spec.prompt, end)
-    return media_template(spec.chat_template) if spec.image_text else spec.chat_template
+    return media_template(spec.chat_template, spec.image_text.token) if spec.image_text else spec.chat_template
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer, spec: Spec, rows: int) -> dict[str, Field]:

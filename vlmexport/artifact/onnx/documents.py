@@ -72,10 +72,11 @@ def _own(checkpoint: Checkpoint, clients: Clients) -> dict[str, dict[str, Any]]:
     nested = found.get(_PROCESSOR, {}).get("image_processor")
     if _PREPROCESSOR in clients.copied and not found[_PREPROCESSOR] and isinstance(nested, dict):
         found[_PREPROCESSOR] = {**nested, "processor_class": found[_PROCESSOR].get("processor_class")}
+    told = {**clients.pixels, **checkpoint.pixels}
     if found.get(_PREPROCESSOR):
-        found[_PREPROCESSOR] |= checkpoint.pixels
+        found[_PREPROCESSOR] |= told
     if isinstance(nested, dict):
-        nested |= checkpoint.pixels
+        nested |= told
     if found.get(_TOKENIZER):
         found[_TOKENIZER] = {"chat_template": checkpoint.spec.template, **found[_TOKENIZER]}
     return {name: document for name, document in found.items() if document}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, processors
 from tokenizers.models import BPE
 
+from vlmexport.checkpoint.image_text import token_of
 from vlmexport.errors import Unsupported
 from vlmexport.processing.fast_tokenizer import FastTokenizer
 from vlmexport.processing.sentencepiece_tokenizer import Piece, SentencePieceTokenizer, parse_model
@@ -20,15 +21,15 @@ _BPE = 2
 
 
 def image_token_id(checkpoint: Checkpoint) -> int:
-    """The id of ``<image>``: the tokenizer's own where it has one, else the next free one."""
-    tokenizer = checkpoint.tokenizer
-    if IMAGE_MARKER in tokenizer.added:
-        return tokenizer.added[IMAGE_MARKER]
+    """The id of a visual token: the tokenizer's own where it has one, else the next free one."""
+    tokenizer, marker = checkpoint.tokenizer, token_of(checkpoint.spec.image_text)
+    if marker in tokenizer.added:
+        return tokenizer.added[marker]
     return max(checkpoint.spec.language.vocab_size, len(tokenizer))
 
 
 def content(checkpoint: Checkpoint) -> str:
-    """The content of ``tokenizer.json``: the checkpoint's own file, with ``<image>`` where it lacks that; or what
+    """The content of ``tokenizer.json``: the checkpoint's own file, with a visual token where it lacks that; or what
     ``build`` makes of SentencePiece.
 
     Raises:
@@ -36,7 +37,7 @@ def content(checkpoint: Checkpoint) -> str:
     """
     tokenizer = checkpoint.tokenizer
     if isinstance(tokenizer, FastTokenizer):
-        return tokenizer.with_token(IMAGE_MARKER, image_token_id(checkpoint))
+        return tokenizer.with_token(token_of(checkpoint.spec.image_text), image_token_id(checkpoint))
     if isinstance(tokenizer, SentencePieceTokenizer):
         return build(tokenizer, image_token_id(checkpoint)).to_str(pretty=True) + "\n"
     raise Unsupported(f"{tokenizer.path} cannot be held by tokenizer.json", "export to GGUF")

@@ -23,13 +23,15 @@ class Clients:
 
     ``copied``: documents of the checkpoint that go into the bundle as they are; those that it lacks are made as for
     LLaVA, where a client needs them. ``made``: file name → the document that takes the place of the one that is made,
-    an empty one of a file that is left out. ``changes``: file name → keys that are put over its document. ``genai``:
-    what onnxruntime-genai calls a chain of such graphs; None where it has none of this kind.
+    an empty one of a file that is left out. ``changes``: file name → keys that are put over its document. ``pixels``:
+    keys that are put over those of the image processor, in whichever document it stands. ``genai``: what
+    onnxruntime-genai calls a chain of such graphs; None where it has none of this kind.
     """
 
     copied: tuple[str, ...] = ()
     made: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pixels: Mapping[str, Any] = field(default_factory=dict)
     genai: str | None = "phi3v"
 
 

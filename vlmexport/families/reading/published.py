@@ -85,6 +85,17 @@ class Published:
             int(i) for i, one in entries if isinstance(one, dict) and i.isdecimal() and one.get("content") == text
         )
 
+    def added_token(self, text: str) -> int | None:
+        """The id of a token that the tokenizer's files add to its vocabulary; None where none of them names it."""
+        folder = self.tokenizer or self.path
+        listed = read_object(folder / "tokenizer_config.json").get("added_tokens_decoder")
+        entries = list(listed.items()) if isinstance(listed, dict) else []
+        added = read_object(folder / "tokenizer.json").get("added_tokens")
+        entries += [(str(one.get("id")), one) for one in added or () if isinstance(one, dict)]
+        entries += [(str(i), {"content": one}) for one, i in read_object(folder / "added_tokens.json").items()]
+        found = (i for i, one in entries if isinstance(one, dict) and one.get("content") == text and i.isdecimal())
+        return next(map(int, found), None)
+
     @cached_property
     def chat_template(self) -> str:
         """The checkpoint's own template, from whichever file holds it; empty where none does.

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlmexport.checkpoint.spec import ProjectorSpec
-from vlmexport.errors import Unsupported
-from vlmexport.model.protocols import HYBRID, GgufProjector
+from vlmexport.model.protocols import GgufProjector
 from vlmexport.model.squares import halved, joined
 
 if TYPE_CHECKING:
@@ -54,5 +53,6 @@ def shapes(spec: ProjectorSpec) -> dict[str, tuple[int, ...]]:
 
 
 def gguf(spec: ProjectorSpec) -> GgufProjector:
-    """libmtmd has it for InternVL's own tower alone."""
-    raise Unsupported("libmtmd has pixel_shuffle for InternVL's own tower alone", HYBRID)
+    """libmtmd's ``internvl``, for which it cuts pictures into tiles, of other grids than the model."""
+    names = {f"{layer}.{part}": f"mm.model.mlp.{layer}.{part}" for layer in (0, 1, 3) for part in ("weight", "bias")}
+    return GgufProjector("internvl", names, fields={"clip.vision.projector.scale_factor": ("u32", 2)}, mode="canvas")

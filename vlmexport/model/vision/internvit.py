@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vlmexport.checkpoint.spec import Colour, VisionSpec
 from vlmexport.errors import Unsupported
+from vlmexport.families.reading.internvl import COLOURS
 from vlmexport.model import plugins
+from vlmexport.model.protocols import HYBRID, GgufTower
 
 if TYPE_CHECKING:
     import torch
@@ -25,8 +27,6 @@ _VARIANTS = {
 }
 """That of InternVL2 to 3.5 up to 8B, and one for tests."""
 
-IMAGENET: tuple[Colour, Colour] = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
 
 def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
     """A size of ``_VARIANTS``."""
@@ -35,7 +35,7 @@ def preset(kind: str, variant: str, image_size: int | None) -> VisionSpec:
 
 def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
     """ImageNet's."""
-    return IMAGENET
+    return COLOURS
 
 
 def layers(spec: VisionSpec) -> str:
@@ -82,3 +82,34 @@ def features(module: nn.Module, pixel_values: torch.Tensor, spec: VisionSpec) ->
     for layer in tower.encoder.layer[: spec.used_layers]:
         hidden = layer(hidden)
     return cast("torch.Tensor", hidden[:, 1:])
+
+
+_POSITIONS, _CLASS = "v.position_embd.weight", "v.class_embd"
+_OUTSIDE = {
+    "embeddings.cls_token": _CLASS, "embeddings.position_embeddings": _POSITIONS,
+    "embeddings.patch_embeddings.projection.weight": "v.patch_embd.weight",
+    "embeddings.patch_embeddings.projection.bias": "v.patch_embd.bias",
+}  # fmt: skip
+_INSIDE = {
+    "attention.q_proj": "attn_q", "attention.k_proj": "attn_k", "attention.v_proj": "attn_v",
+    "attention.projection_layer": "attn_out", "layernorm_before": "ln1", "layernorm_after": "ln2", "mlp.fc1": "ffn_up",
+    "mlp.fc2": "ffn_down",
+}  # fmt: skip
+
+
+def gguf(spec: VisionSpec) -> GgufTower:
+    """As libmtmd's, which puts the class token behind the patches and gives every row of the table to the row beside
+    the one that it belongs to: here the first row of the table, the class token's, is the last.
+
+    Raises:
+        Unsupported: not every layer is in use.
+    """
+    if spec.used_layers != spec.num_layers or spec.select_feature != "patch":
+        raise Unsupported(f"libmtmd cannot stop at hidden state {spec.used_layers}", HYBRID)
+    scales = {
+        f"encoder.layer.{layer}.lambda_{number}": f"v.blk.{layer}.ls{number}.weight"
+        for layer in range(spec.num_layers) for number in (1, 2)
+    }  # fmt: skip
+    rows = {_POSITIONS: [*range(1, spec.grid**2 + 1), 0]}
+    kernels = frozenset({"v.patch_embd.weight"})
+    return GgufTower(("internvl",), _OUTSIDE | scales, _INSIDE, frozenset({_POSITIONS}), rows=rows, kernels=kernels)

@@ -11,13 +11,13 @@ import numpy as np
 
 from vlmexport.artifact.bundle.manifest import Manifest
 from vlmexport.checkpoint.documents import read_bounded
+from vlmexport.checkpoint.image_text import token_of
 from vlmexport.errors import CheckpointError
 from vlmexport.processing.chat_template import ChatTemplate
 from vlmexport.processing.fast_tokenizer import open_file
 from vlmexport.processing.messages import Messages
 from vlmexport.processing.prompt import Prompt, Views
 from vlmexport.processing.prompt_builder import PromptBuilder
-from vlmexport.processing.tokenizer import IMAGE_MARKER
 from vlmexport.runtime.int8_kernels import Int8Kernels
 from vlmexport.runtime.ort.graphs import Graphs, machine_notes
 from vlmexport.runtime.ort.int8_kernels import find_kernels
@@ -41,7 +41,7 @@ class OrtDecoder:
         self.stop_token_ids = manifest.stop_token_ids
         self.classes = manifest.classes
         self.context = manifest.source.spec.language.max_positions
-        template = _template(bundle / _TOKENIZER_CONFIG)
+        template = _template(bundle / _TOKENIZER_CONFIG, token_of(manifest.image_text))
         self._tokenizer = open_file(bundle / manifest.decoding.file("tokenizer"))
         self._prompts = PromptBuilder(template, self._tokenizer, manifest.max_images, manifest.image_text)
 
@@ -107,10 +107,10 @@ class OrtDecoder:
         return np.concatenate([self._embed(part) if isinstance(part, tuple) else part[None] for part in parts], 1)
 
 
-def _template(path: Path) -> ChatTemplate:
+def _template(path: Path, marker: str) -> ChatTemplate:
     try:
         config = json.loads(read_bounded(path))
         source, bos, eos = (config.get(key) for key in ("chat_template", "bos_token", "eos_token"))
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error})", "export the bundle again") from error
-    return ChatTemplate(source, IMAGE_MARKER, path.name, str(bos or ""), str(eos or ""))
+    return ChatTemplate(source, marker, path.name, str(bos or ""), str(eos or ""))

@@ -80,16 +80,19 @@ class Pictures:
             return self._mtmd.mtmd_input_chunk_copy(found.views[0])
 
     def _cut(self, chunks: list[Any]) -> Cut:
-        """Every tile has a text before it, which begins with a line break where a row does that is not the first."""
+        """Every tile has a text before it, which begins with a line break where a row does that is not the first; where
+        tiles have none, they are told as one row, for libmtmd does not say how they lie."""
         first: list[int] = []
         views = []
         for before, chunk in zip([None, *chunks], chunks, strict=False):
             if self._mtmd.mtmd_input_chunk_get_type(chunk) == self._mtmd.MTMD_INPUT_CHUNK_TYPE_IMAGE:
                 views.append(chunk)
                 first += self._ids(before)[:1] if before is not None else []
-        if len(first) < len(views) or len(views) == 1:
-            return Cut(tuple(views), (0, 0))
         tiles = len(views) - 1
+        if len(first) < len(views):
+            return Cut(tuple(views), (min(tiles, 1), tiles))
+        if not tiles:
+            return Cut(tuple(views), (0, 0))
         rows = 1 + sum(token != first[0] for token in first[1:tiles])
         return Cut(tuple(views), (rows, tiles // rows))
 

@@ -6,7 +6,8 @@ the node is computed, so inputs can be read and overwritten there:
 - ``inp_raw`` f32 [1, 3, height, width] is what its preprocessing made of the image, and where pixels go in;
 - ``positions`` and ``patches`` i32 are the two index inputs that stock libmtmd fills wrongly (llama.cpp #25814);
 - the rows taken by ``patches`` are the features: read there, or overwritten so that given features reach the projector;
-  in towers without a class token, whose graph has no such input, that is what the last norm gives.
+  in towers without a class token, whose graph has no such input, that is what the last norm gives; in InternVL's, whose
+  class token is the last row, a copy without that row.
 
 A picture that it cuts into several views becomes as many chunks, between chunks of text that say where they lie.
 """
@@ -39,6 +40,7 @@ class _Pass:
     features: F32 | None = None
     repair: bool = False
     entered: bool = False
+    class_token: str = _CLASS_TOKEN
     class_row: int | None = None
     features_name: str = ""
     found: F32 | None = None
@@ -52,16 +54,22 @@ class _Pass:
             if source.name == "inp_raw" and not self.entered:
                 self.entered = True
                 wanted |= self._enter(source)
-            elif source.name.startswith(_CLASS_TOKEN) and node.op == "CONCAT":
+            elif source.name.startswith(_CLASS_TOKEN) and node.op == "REPEAT":
+                self.class_token = node.name
+            elif source.name.startswith(self.class_token) and node.op == "CONCAT":
                 self.class_row = 0 if i == 0 else node.shape[-2] - 1
             elif source.name == "positions":
                 self._positions(source)
-            elif source.name in ("patches", _LAST_NORM):
+            elif source.name in ("patches", _LAST_NORM) or self._cuts_class_off(node, source):
                 if source.name == "patches":
                     self._patches(source)
                 self.features_name = node.name
                 wanted = True
         return wanted
+
+    def _cuts_class_off(self, node: Node, source: Node) -> bool:
+        """Whether a node is a copy of all rows but the class token's, which is the last."""
+        return (node.op, source.op) == ("CONT", "VIEW") and node.shape[-2] == self.class_row
 
     def show(self, node: Node) -> bool:
         """After a node that ``ask`` wanted. False: leave the rest out."""
