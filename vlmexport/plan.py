@@ -22,11 +22,11 @@ _GB = 10**9
 GGUF_PEAK = 0.25 * _GB
 """Peak of a GGUF export: it holds a few blocks of rows, whatever the model."""
 
-_LIBRARIES = 1.0 * _GB
+_LIBRARIES = 1.12 * _GB
 """torch, transformers and the ONNX packages, once something was traced."""
 
-_IN_FLIGHT = 0.5 * _GB
-"""Weights that are read, converted and written at a time."""
+_IN_FLIGHT, _IN_FLIGHT_COPIES = 0.38 * _GB, 2
+"""Weights that are read, converted and written at a time, at most; of a small model, copies of its float32 weights."""
 
 _SKETCH_COPIES = 3
 """A traced sketch lives in torch, in its graph, and in the session that it is compared in."""
@@ -105,7 +105,8 @@ def choose(
 
 
 def plan(checkpoint: Checkpoint, recipes: Iterable[Recipe]) -> list[Plan]:
-    """Plan exports. GGUF files will be of exactly these sizes, ONNX within 2 %; the peak is a rough figure for Linux.
+    """Plan exports. GGUF files will be of exactly these sizes, ONNX within 2 %; the peak is a figure for Linux, of a
+    first export: where its trace or its statistics are kept from another one, it takes less.
 
     Raises:
         UsageError: an unknown GGUF type.
@@ -147,7 +148,7 @@ def _gguf(checkpoint: Checkpoint, recipe: Recipe) -> tuple[tuple[Part, ...], flo
     else:
         parts.append(Part("vision_encoder", total.pop("vision_encoder"), stands_for))
         parts.append(Part("projector", total.pop("projector"), 0))
-        peak = _LIBRARIES + _IN_FLIGHT + _SKETCH_COPIES * _sketch(checkpoint, recipe)
+        peak = _working(checkpoint) + _SKETCH_COPIES * _sketch(checkpoint, recipe)
     parts += [Part(LABELS[role], size, 0) for role, size in total.items()]
     return tuple(parts), peak
 
@@ -161,7 +162,13 @@ def _onnx(checkpoint: Checkpoint, recipe: Recipe, settings: Callable[[], int]) -
     }  # fmt: skip
     parts = [Part(name, size, stands_for.get(name, 0)) for name, size in graphs.items()]
     parts.append(Part("tokenizer and settings", settings(), 0))
-    return tuple(parts), _LIBRARIES + _IN_FLIGHT + _SKETCH_COPIES * _sketch(checkpoint, recipe) + graphs["embed_tokens"]
+    return tuple(parts), _working(checkpoint) + _SKETCH_COPIES * _sketch(checkpoint, recipe) + graphs["embed_tokens"]
+
+
+def _working(checkpoint: Checkpoint) -> float:
+    """What any export takes that traces or calibrates."""
+    float_weights = 4.0 * sum(checkpoint.parameters(component) for component in COMPONENTS)
+    return _LIBRARIES + min(_IN_FLIGHT, _IN_FLIGHT_COPIES * float_weights)
 
 
 def _sketch(checkpoint: Checkpoint, recipe: Recipe) -> int:
@@ -178,7 +185,7 @@ def _calibration(checkpoint: Checkpoint, components: tuple[str, ...]) -> float:
     """The float model in memory, as far as half of what is free reaches; else mapped, and so counted as it is."""
     from vlmexport.model.weights import available_memory
 
-    budget, total = available_memory() / 2, _LIBRARIES + _IN_FLIGHT
+    budget, total = available_memory() / 2, _working(checkpoint)
     for component in components:
         resident = 4.0 * checkpoint.parameters(component)
         stays = resident <= budget

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +146,18 @@ def test_calibration_on_conversations(conversations: Path, model: Path) -> None:
     ]
     assert found.samples == tuple(sample.id for sample in samples)
     assert layer.count_image == sum(prompt.num_visual for prompt in prompts)
+
+
+def test_a_gguf_export_takes_what_is_planned(tmp_path: Path) -> None:
+    """No more, and no torch: the trained model with its 9 patches a side."""
+    trained = Path(__file__).parents[2] / "models" / "tiles"
+    (planned,) = told("plan", trained, "--recipe", "gguf-f16")
+    script = (
+        "import sys; from pathlib import Path; from vlmexport.pipeline import export\n"
+        "from vlmexport.recipe import resolve; from vlmexport.workers.memory import peak_bytes\n"
+        f"export({str(trained)!r}, resolve('gguf-f16', environ={{}}), Path({str(tmp_path / 'bundle')!r}))\n"
+        "assert 'torch' not in sys.modules; print(peak_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < planned["peak_memory_bytes"]

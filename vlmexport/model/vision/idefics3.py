@@ -55,8 +55,8 @@ def colours(spec: VisionSpec) -> tuple[Colour, Colour]:
     return HALF, HALF
 
 
-_IN_ORDER = (8, 14, 26, 27, 32)
-"""Patches along a side of the published sizes, and of two small ones: torch need not be asked for ``places``."""
+_IN_ORDER = (8, 9, 14, 26, 27, 32)
+"""Patches along a side of the published sizes, and of three small ones: torch need not be asked for ``places``."""
 
 _GGUF = {"embeddings.patch_embedding": "v.patch_embd", "post_layernorm": "v.post_ln"}
 _POSITIONS = "v.position_embd.weight"
