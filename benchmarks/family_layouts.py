@@ -98,6 +98,11 @@ def _internvl(folder: Path) -> Tiny:
     return Tiny(folder / "hf", theirs=folder / "hf")
 
 
+def _internvl_chat(folder: Path) -> Tiny:
+    model, processor = internvl.write_model(folder / "hf", "qwen2")
+    return Tiny(internvl.write_own(folder / "own", model, processor), theirs=folder / "hf")
+
+
 def _design(vision: str, projector: str, side: int) -> Callable[[Path], Tiny]:
     def write(folder: Path) -> Tiny:
         create(Design(vision, projector, "llama:tiny", image_size=side), folder / "design")
@@ -118,6 +123,7 @@ LAYOUTS = (
     Layout("nanovlm", "nanoVLM 222M: one square", _nano("v0.1")),
     Layout("nanovlm", "nanoVLM: a grid of squares", _nano("whole")),
     Layout("internvl", "InternVL, transformers' layout", _internvl),
+    Layout("internvl_chat", "InternVL, OpenGVLab's layout", _internvl_chat),
     Layout("design", "design: CLIP, LDPNetV2, Llama", _design("clip:tiny", "ldpnetv2", 168)),
     Layout("design", "design: EfficientNet, Q-Former, Llama", _design("timm:test_efficientnet", "qformer16x64", 128)),
 )
@@ -156,6 +162,10 @@ REFUSED: tuple[tuple[str, str, Change], ...] = (
     ("nanoVLM 222M: one square", "a class token", _set("vit_cls_flag", value=True)),
     ("nanoVLM: a grid of squares", "squares without marks", _set("max_img_size", value=320)),
     ("InternVL, transformers' layout", "the tower of 6B", _set("vision_config", "use_qk_norm", value=True)),
+    ("InternVL, OpenGVLab's layout", "another language model",
+     _set("llm_config", "architectures", value=["Phi3ForCausalLM"])),
+    ("InternVL, OpenGVLab's layout", "another conversation", _set("template", value="internlm-chat")),
+    ("InternVL, OpenGVLab's layout", "the tower of 6B", _set("vision_config", "norm_type", value="rms_norm")),
     ("InternVL, transformers' layout", "another language model", _set("text_config", "model_type", value="phi3")),
 )  # fmt: skip
 """Layout, what was changed in its config, how."""
