@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from recipes.tiles.scenes import SEEDS, ask, make_scene, paint
+from tiles_formats import data
+
 from vlmexport.measures.stage_result import StageResult
 from vlmexport.parity import check
 from vlmexport.parity.result import ParityResult
@@ -26,20 +27,6 @@ from vlmexport.recipe import resolve
 MODEL = str(Path(__file__).parents[1] / "models" / "tiles")
 BUDGETS = {"1": 1, "5": 5, "all": None}
 """Name of a row → views of a picture, at most."""
-
-
-def data(work: Path, scenes: int) -> Path:
-    """The questions as `check --data` reads them."""
-    folder = work / f"heldout-{scenes}"
-    if not (folder / "questions.jsonl").exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for seed in SEEDS["heldout"][:scenes]:
-            scene, name = make_scene(seed), f"{seed}.png"
-            paint(scene).save(folder / name, compress_level=1)
-            lines += [json.dumps({"image": name, "question": one.text, "answer": one.answer}) for one in ask(scene)]
-        (folder / "questions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 def measure(name: str, work: Path, scenes: int) -> dict[str, Any]:
