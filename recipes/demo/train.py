@@ -67,7 +67,15 @@ def answer_plan(smoke: bool) -> stage_answer.Plan:
     if not smoke:
         return stage_answer.Plan()
     return stage_answer.Plan(
-        scenes=8, shard=8, validation=4, align_steps=2, rounds=(3, 2), first_steps=1, batch=2, check_every=2
+        scenes=8,
+        shard=8,
+        validation=4,
+        align_steps=2,
+        align_batch=4,
+        rounds=(3, 2),
+        first_steps=1,
+        batch=2,
+        check_every=2,
     )
 
 

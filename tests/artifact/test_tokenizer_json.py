@@ -73,4 +73,4 @@ def test_unigram_is_refused(tiny: Checkpoint, tmp_path: Path) -> None:
     )  # fmt: skip
     (tmp_path / "tokenizer.model").write_bytes(model.getvalue())
     with pytest.raises(Unsupported, match="no BPE"):
-        content(replace(tiny, path=tmp_path))
+        content(replace(tiny, path=tmp_path, tokenizer_folder=tmp_path))

@@ -67,7 +67,8 @@ def test_all_that_it_said(kind: str, tmp_path: Path) -> None:
     assert (found.image_processor.side, found.image_processor.do_pad) == (found.source.spec.vision.image_size, True)
     assert list(found.image_processor.image_mean) == old["source"]["spec"]["vision"]["image_mean"]
     assert found.source.configuration["language"] == old["source"]["spec"]["language"]
-    changed = {"onnx": without(old["recipe"]["onnx"], "simplify"), "max_views": None}
+    onnx, gates = without(old["recipe"]["onnx"], "simplify"), {**old["recipe"]["gates"], "features_local_nmse": None}
+    changed = {"onnx": onnx, "gates": gates, "max_views": None}
     assert found.recipe.model_dump(mode="json") == old["recipe"] | changed
     assert (found.tensors, found.notes, found.tools) == (old["tensors"], old["notes"], old["tools"])
     told = {role: without(report, "onnxsim") for role, report in old["details"].get("report", {}).items()}

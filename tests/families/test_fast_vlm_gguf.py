@@ -130,5 +130,5 @@ def test_a_budget_is_kept_and_runs(
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_an_mmproj_is_refused_and_a_hybrid_offered(layout: str, fast_vlm_root: Path, tmp_path: Path) -> None:
     done = vlmexport("gguf", fast_vlm_root / layout, "--type", "f16", cwd=tmp_path)
-    assert_one_line_error(done, 3, "'fastvit' tower", "hybrid", "--vision onnx")
+    assert_one_line_error(done, 3, "no mmproj holds a 'fastvit' vision encoder", "hybrid", "--vision onnx")
     assert not list(tmp_path.iterdir())

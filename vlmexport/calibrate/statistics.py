@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -260,8 +261,9 @@ class Statistics:
 
     def save(self, path: Path) -> None:
         """Write to a safetensors file."""
-        told = {"samples": "\n".join(self.samples), "tiles": str(self.views.tiles), "whole": str(self.views.whole)}
-        save_file(self._arrays(), path, metadata=told)
+        told = {"names": self.samples, "tiles": self.views.tiles, "whole": self.views.whole}
+        # one key: safetensors writes several in an order that differs from run to run
+        save_file(self._arrays(), path, metadata={"samples": json.dumps(told)})
 
     def _arrays(self) -> dict[str, npt.NDArray[Any]]:
         arrays: dict[str, npt.NDArray[Any]] = {}
@@ -291,6 +293,5 @@ class Statistics:
                     Histogram(exponent, get["histogram"]), get["abs_max"], get["sum_sq_image"], get["sum_sq_text"],
                     get["sum"], image, text, get["rows"], get["keys"],
                 )  # fmt: skip
-            told = file.metadata() or {}
-        views = ViewCount(int(told.get("tiles", 0)), int(told.get("whole", 0)))
-        return cls(layers, tuple(told["samples"].split("\n")) if told.get("samples") else (), views)
+            told = json.loads(file.metadata()["samples"])
+        return cls(layers, tuple(told["names"]), ViewCount(told["tiles"], told["whole"]))
