@@ -25,6 +25,7 @@ def test_gptq_measures_hessians(short: Checkpoint, tmp_path: Path) -> None:
     assert found.statistics is None
 
 
+@pytest.mark.slow
 def test_int8_is_decided_for_every_part(short: Checkpoint, short_statistics: Statistics, tmp_path: Path) -> None:
     """About the very graphs that are written, and before they are."""
     chosen = recipe("int8", fallback="predicted")

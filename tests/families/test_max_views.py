@@ -160,6 +160,7 @@ def bundle(tiny_smolvlm: Built, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return export(str(tiny_smolvlm[2].parent / "model"), recipe, tmp_path_factory.mktemp("five") / "bundle")
 
 
+@pytest.mark.slow
 def test_a_bundle_runs_within_it(bundle: Path) -> None:
     manifest = read_manifest(bundle)
     assert (manifest.recipe.max_views, manifest.image_processor.size.longest_edge) == (5, 2 * SIDE)

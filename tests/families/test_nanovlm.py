@@ -249,7 +249,8 @@ def check_bundle(made_of: Path, model: NanoVlm) -> None:
         assert found == model.answer(ids, visual, 8)
 
 
-@pytest.mark.parametrize("name", [pytest.param("v0.2", marks=pytest.mark.slow), "whole"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v0.2", "whole"])
 def test_a_bundle_answers_as_the_model(name: str, saved: Saved, tmp_path: Path) -> None:
     """No client opens that of a grid, and none sees something else."""
     path, model = saved[name]

@@ -132,6 +132,7 @@ def test_one_file_adds_a_family(tmp_path: Path) -> None:
     assert {stage.stage for stage in result.stages} == {"pixels", "features", "tokens", "logits", "answer"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("made_up")
 @pytest.mark.parametrize("made_up", [FILE + BUNDLES], indirect=True)
 def test_its_file_says_what_its_bundles_carry(tmp_path: Path) -> None:

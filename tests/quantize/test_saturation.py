@@ -153,6 +153,7 @@ def ratio(got: F32, want: F32) -> float:
     return decibels(float(np.square(want).mean()), float(np.square(got - want).mean()))
 
 
+@pytest.mark.slow
 def test_bounds_of_a_bundle_are_held_and_listed(onnx_bundle: Bundles) -> None:
     bundle, bounded = onnx_bundle("int8"), 0
     manifest = read_manifest(bundle)

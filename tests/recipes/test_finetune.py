@@ -220,6 +220,7 @@ def test_a_smaller_checkpoint_exports(smaller: Checkpoint, tmp_path: Path) -> No
         assert (found - expected).norm() < 2e-3 * expected.norm(), name
 
 
+@pytest.mark.slow
 def test_a_teacher_is_imitated(tiny_folder: Path, captions: Path, tmp_path: Path) -> None:
     from losses import distillation
     from training import Trainer

@@ -192,6 +192,7 @@ def test_the_shipped_model_answers_by_generate() -> None:
     assert sum(file.stat().st_size for file in MODEL.iterdir()) < 20_000_000
 
 
+@pytest.mark.slow
 def test_training_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path) -> None:
     from recipes.tiles import answer, see
     from recipes.tiles.model import new_model
