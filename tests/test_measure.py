@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.onnx_bundles import recipe
 from vlmexport.artifact.onnx.float_graphs import FloatGraphs
 from vlmexport.calibrate import Statistics

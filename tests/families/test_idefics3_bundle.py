@@ -37,6 +37,7 @@ def test_a_bundle_passes_its_check(tiny_smolvlm: Built) -> None:
     assert result.passed, result.stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["two-images", "between", "turns", "no-image"])
 def test_a_conversation_is_answered_as_transformers_does(name: str, tiny_smolvlm: Built) -> None:
     """By nothing but the bundle's files; the vision graph takes any number of views."""

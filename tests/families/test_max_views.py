@@ -206,6 +206,7 @@ def answered(model: Any, given: Any, answer: list[int] | None = None) -> tuple[l
     return answer, model(input_ids=ids, **pixels).logits[:, length - 1 :].numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_answers")
 def test_what_a_budget_costs_by_itself_is_what_transformers_own_model_loses(bundle: Path, tiny_smolvlm: Built) -> None:
     """Fed by its own processor, with the published size and with the bundle's."""
@@ -247,6 +248,7 @@ def test_a_check_is_against_the_float_model_under_the_same_budget(bundle: Path, 
     assert check(bundle, samples=samples, replay=recording).views == result.views
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_answers")
 def test_a_prompt_with_all_views_that_is_too_long(bundle: Path, tiny_smolvlm: Built) -> None:
     """The budget is what makes it fit, so its cost cannot be told; the check goes on."""
@@ -260,6 +262,7 @@ def test_a_prompt_with_all_views_that_is_too_long(bundle: Path, tiny_smolvlm: Bu
     assert not found.measured.errors
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_answers")
 def test_workers_open_the_model_under_the_same_budget(
     bundle: Path, tiny_smolvlm: Built, monkeypatch: pytest.MonkeyPatch
