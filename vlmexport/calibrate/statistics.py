@@ -293,5 +293,5 @@ class Statistics:
                     Histogram(exponent, get["histogram"]), get["abs_max"], get["sum_sq_image"], get["sum_sq_text"],
                     get["sum"], image, text, get["rows"], get["keys"],
                 )  # fmt: skip
-            told = json.loads(file.metadata()["samples"])
+            told = json.loads((file.metadata() or {})["samples"])
         return cls(layers, tuple(told["names"]), ViewCount(told["tiles"], told["whole"]))
